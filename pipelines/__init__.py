@@ -1,0 +1,1 @@
+"""Shards on disk in, batches on a device out."""

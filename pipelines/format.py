@@ -1,0 +1,217 @@
+"""The data set on disk: one contract for the writer and for every reader.
+
+    ROOT/train/<name>-train-000000.tar ...    tars only in the split folders
+    ROOT/index/<name>-train-000000.idx ...    DALI index v1.2 of each tar
+    ROOT/manifest.json                        written last: a folder with a manifest is finished
+    ROOT/_info.json, wids-<split>.json        what timm and wids look for
+    ROOT/synsets.txt                          wnid <TAB> names, in label order
+    ROOT/stats.json, stats.npz, mean.png      once `alexprep stats` has run
+
+A tar is USTAR without pax headers: regular files, uid and gid 0, no owner names, mode 0644, one
+fixed mtime, names of at most 100 ASCII bytes. A sample is three members that stand together in this
+order: KEY.jpg (baseline, 4:2:0, no EXIF, no ICC, three components), KEY.cls (the label in ASCII
+digits, zero-padded to one width for the data set) and KEY.json (wnid, width, height and sha256 of
+the source file, and what was mended). KEY has no dot and is unique in the data set.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple, Self, cast
+
+from pipelines.errors import DataError
+
+VERSION = 1
+MANIFEST = "manifest.json"
+BLOCK = 512
+MTIME = (
+    1_349_049_600  # 2012-10-01, the month the ILSVRC2012 results came out; any constant would do
+)
+MEMBERS = ("jpg", "cls", "json")
+FIXES = ("cmyk", "png", "gray", "exif")
+
+
+class Member(NamedTuple):
+    """Where one file of a sample lies: byte offset of its data in the tar, and its length."""
+
+    offset: int
+    size: int
+
+
+class Sample(NamedTuple):
+    """The three files of one sample in a tar."""
+
+    key: str
+    jpg: Member
+    cls: Member
+    json: Member
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shard:
+    """One tar: its path under ROOT, and what `alexprep verify` compares."""
+
+    name: str
+    samples: int
+    bytes: int
+    sha256: str
+    md5: str
+
+    @property
+    def index(self) -> str:
+        """Path of the DALI index under ROOT."""
+        return f"index/{PurePosixPath(self.name).stem}.idx"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Split:
+    """The shards of a split in order, and how many samples each label has."""
+
+    shards: tuple[Shard, ...]
+    counts: tuple[int, ...]
+
+    @property
+    def samples(self) -> int:
+        return sum(shard.samples for shard in self.shards)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Left:
+    """A source file that is not in the data set, and why."""
+
+    path: str
+    sha256: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Manifest:
+    """What a data set holds and how it was made."""
+
+    version: int = VERSION
+    name: str
+    alexprep: str
+    codec: Mapping[str, str]
+    config: Mapping[str, Any]
+    source: Mapping[str, Any]
+    classes: tuple[tuple[str, str], ...]
+    cls_width: int
+    size: int
+    largest_jpg: int
+    fixes: Mapping[str, int]
+    left_out: tuple[Left, ...]
+    splits: Mapping[str, Split]
+
+    @classmethod
+    def load(cls, root: Path) -> Self:
+        """Read ROOT/manifest.json; DataError if it is missing, damaged or of another version."""
+        return cls.from_json(_read_json(root), root)
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any], root: Path) -> Self:
+        if raw.get("version") != VERSION:
+            raise DataError(
+                f"{root / MANIFEST} has format version {raw.get('version')}; this alexprep reads "
+                f"{VERSION}. Make the data set again with `alexprep shard`."
+            )
+        fields: dict[str, Any] = dict(raw)
+        try:
+            fields["splits"] = {
+                name: Split(
+                    shards=tuple(Shard(**shard) for shard in split["shards"]),
+                    counts=tuple(split["counts"]),
+                )
+                for name, split in fields["splits"].items()
+            }
+            fields["classes"] = tuple((wnid, names) for wnid, names in fields["classes"])
+            fields["left_out"] = tuple(Left(**entry) for entry in fields["left_out"])
+            return cls(**fields)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DataError(
+                f"{root / MANIFEST} is not a manifest of alexprep ({error}). "
+                "Make the data set again with `alexprep shard`."
+            ) from error
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
+
+    def split(self, name: str, root: Path) -> Split:
+        """The split called `name`; DataError naming the ones there are."""
+        if name not in self.splits:
+            raise DataError(
+                f"{root} has no split {name!r}; it has {', '.join(sorted(self.splits))}."
+            )
+        return self.splits[name]
+
+
+def _read_json(root: Path) -> dict[str, Any]:
+    path = root / MANIFEST
+    if not root.is_dir():
+        raise DataError(
+            f"{root} is not a folder. Make a data set with `alexprep shard SOURCE {root}`."
+        )
+    if not path.is_file():
+        raise DataError(
+            f"{root} has no {MANIFEST}, so it is not a finished data set. "
+            f"Make or finish it with `alexprep shard SOURCE {root}`."
+        )
+    try:
+        raw: Any = json.loads(path.read_text())
+    except (ValueError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is not JSON ({error}). Run `alexprep shard` again.") from error
+    if not isinstance(raw, dict):
+        raise DataError(f"{path} is not a manifest of alexprep. Run `alexprep shard` again.")
+    return cast(dict[str, Any], raw)
+
+
+def cls_width(classes: int) -> int:
+    """Digits of a label: 4 up to 9,999 classes, 8 above (ImageNet Fall 2009 has 10,184)."""
+    return 4 if classes <= 9_999 else 8
+
+
+def shard_name(name: str, split: str, number: int) -> str:
+    """Path of a tar under ROOT."""
+    return f"{split}/{name}-{split}-{number:06d}.tar"
+
+
+def padded(size: int) -> int:
+    """Bytes that a file of `size` bytes takes in a tar, without its header."""
+    return -(-size // BLOCK) * BLOCK
+
+
+def format_index(samples: Iterable[Sample]) -> str:
+    """The text of a DALI index, version 1.2 (DALI tools/wds2idx.py)."""
+    lines = [
+        " ".join(
+            f"{kind} {member.offset} {member.size} {sample.key}.{kind}"
+            for kind, member in zip(MEMBERS, sample[1:], strict=True)
+        )
+        for sample in samples
+    ]
+    return "\n".join([f"v1.2 {len(lines)}", *lines]) + "\n"
+
+
+def parse_index(text: str, path: Path) -> list[Sample]:
+    """Samples of a DALI index that `format_index` wrote; DataError names the line at fault."""
+    head, *lines = text.splitlines() or [""]
+    if head != f"v1.2 {len(lines)}":
+        raise DataError(
+            f"{path} begins with {head[:40]!r} and has {len(lines)} samples; expected "
+            f"'v1.2 {len(lines)}'. Run `alexprep verify` and `alexprep shard` again."
+        )
+    samples: list[Sample] = []
+    for number, line in enumerate(lines, start=2):
+        word = line.split(" ")
+        if len(word) != 4 * len(MEMBERS) or tuple(word[::4]) != MEMBERS:
+            raise DataError(
+                f"{path}, line {number}: expected jpg, cls and json, got {line[:80]!r}."
+            )
+        try:
+            jpg, cls, jsn = (
+                Member(int(word[i + 1]), int(word[i + 2])) for i in range(0, len(word), 4)
+            )
+        except ValueError as error:
+            raise DataError(f"{path}, line {number}: {error}.") from error
+        samples.append(Sample(word[3].removesuffix(".jpg"), jpg, cls, jsn))
+    return samples
