@@ -1,0 +1,60 @@
+# make demo    the whole way on images it draws itself: shard, stats, train, eval
+# make test    the tests          make check   format, lint, types, imports
+# Both set-ups land in .venv, ask nothing, and do nothing when they have been done.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+APT := apt-get install --yes --no-install-recommends
+
+.PHONY: demo test check headers clean
+
+demo: .venv/.installed
+	$(BIN)/alexprep demo
+
+test: .venv/.dev
+	$(BIN)/python -m pytest --quiet
+
+check: .venv/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+# pillow-simd is compiled on installation: it wants the headers of libjpeg, zlib and Python.
+headers:
+	@missing=""; \
+	$(PYTHON) -c 'import ensurepip' 2>/dev/null || missing="$$missing python3-venv"; \
+	test -f "$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h" \
+	    || missing="$$missing python3-dev"; \
+	printf '#include <stdio.h>\n#include <jpeglib.h>\n' | $(CC) -E - >/dev/null 2>&1 \
+	    || missing="$$missing libjpeg-dev"; \
+	printf '#include <zlib.h>\n' | $(CC) -E - >/dev/null 2>&1 || missing="$$missing zlib1g-dev"; \
+	test -z "$$missing" && exit 0; \
+	if ! command -v apt-get >/dev/null; then sudo=none; \
+	elif [ "$$(id -u)" = 0 ]; then sudo=; \
+	elif sudo -n true 2>/dev/null; then sudo="sudo -n"; \
+	else sudo=none; fi; \
+	if [ "$$sudo" = none ]; then \
+	    echo "missing:$$missing. Type: sudo apt-get install --yes$$missing" >&2; exit 1; fi; \
+	echo "installing:$$missing"; \
+	export DEBIAN_FRONTEND=noninteractive; \
+	$$sudo apt-get update -qq && $$sudo $(APT) -qq $$missing >/dev/null
+
+.venv/bin/python:
+	@$(MAKE) --no-print-directory headers
+	$(PYTHON) -m venv .venv
+
+.venv/.installed: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP) --editable .
+	touch $@
+
+# timm asks for torchvision and torchvision for Pillow, which would overwrite pillow-simd:
+# both come without what they ask for, to read our shards in tests/test_readers.py.
+.venv/.dev: .venv/.installed
+	$(PIP) --editable '.[dev]'
+	$(PIP) --no-deps timm torchvision
+	touch $@
+
+clean:
+	rm -rf .venv
