@@ -1,0 +1,188 @@
+"""The measured colours of a split on disk: mean image, covariance and principal colour axes.
+
+    ROOT/stats.npz     float64 arrays under the names of the fields of `ImageStats`
+    ROOT/mean.png      the mean image, rounded, to look at
+    ROOT/stats.json    written last: the numbers with the unit in the key, the sha256 of stats.npz
+                       and of every shard the statistics were taken from
+
+All values are RGB in 0..255 as the decoder gives them; nothing is divided by 255. A split other
+than train has its name in its file names (stats-validation.json), so that it replaces nothing.
+The three files appear whole: stats.json names the stats.npz it belongs to, so a run that ended
+between two renames leaves statistics that are refused, never a wrong pair.
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, cast
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipelines.errors import DataError
+from pipelines.format import Manifest
+
+Floats = NDArray[np.float64]
+
+VERSION = 1
+SHAPES = {  # None: the height and width of the images
+    "mean_image_HWC": None,
+    "mean": (3,),
+    "sd": (3,),
+    "covariance": (3, 3),
+    "eigenvalues": (3,),
+    "stdevs": (3,),
+    "eigenvectors": (3, 3),
+}
+UNITS = {
+    "mean": "mean_0_255",
+    "sd": "sd_0_255",
+    "covariance": "covariance_0_255_squared",
+    "eigenvalues": "eigenvalues_0_255_squared",
+    "stdevs": "stdevs_0_255",
+    "eigenvectors": "eigenvectors_RGB_in_columns",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class ImageStats:
+    """Statistics over every pixel of a split; RGB, 0..255 units, float64.
+
+    mean_image_HWC: mean of each pixel over the images, (height, width, 3)
+    mean, sd: of each channel over all pixels, (3,); sd divides by the number of pixels
+    covariance: of the channels over all pixels, (3, 3), divided by the number of pixels
+    eigenvalues: of the covariance, largest first, (3,); in squared grey levels
+    stdevs: their square roots, (3,); in grey levels, what PCA lighting multiplies
+    eigenvectors: (3, 3), COLUMN i is the unit axis of eigenvalue i; the component of largest
+        magnitude is positive (the first of equals)
+    shards: name under ROOT -> sha256 of the tars the statistics were taken from
+    """
+
+    split: str
+    images: int
+    height: int
+    width: int
+    mean_image_HWC: Floats  # noqa: N815 - the shape belongs to the name
+    mean: Floats
+    sd: Floats
+    covariance: Floats
+    eigenvalues: Floats
+    stdevs: Floats
+    eigenvectors: Floats
+    shards: Mapping[str, str]
+
+    @classmethod
+    def load(cls, root: Path, manifest: Manifest, split: str = "train") -> Self:
+        """Statistics of `split`; DataError if missing, damaged or taken from other shards."""
+        path = stats_paths(root, split).json
+        raw = _read_json(path, root, split)
+        expected = {shard.name: shard.sha256 for shard in manifest.split(split, root).shards}
+        if raw.get("shards") != expected:
+            raise DataError(
+                f"{path} was taken from other shards than those in {root}. {_renew(root, split)}"
+            )
+        try:
+            arrays = _read_arrays(root, split, raw)
+            return cls(
+                split=split,
+                images=raw["images"],
+                height=raw["height"],
+                width=raw["width"],
+                shards=raw["shards"],
+                **arrays,
+            )
+        except (KeyError, TypeError, ValueError, BadZipFile, EOFError) as error:
+            raise DataError(f"{path} is damaged ({error}). {_renew(root, split)}") from error
+
+    def save(self, root: Path) -> None:
+        """Write stats.npz, mean.png and, last, stats.json beside the manifest in `root`."""
+        paths = stats_paths(root, self.split)
+        npz, png = io.BytesIO(), io.BytesIO()
+        np.savez(npz, **{name: getattr(self, name) for name in SHAPES})
+        mean = np.rint(self.mean_image_HWC).astype(np.uint8)
+        Image.fromarray(mean).save(png, "PNG")
+        _appear(paths.npz, npz.getvalue())
+        _appear(paths.png, png.getvalue())
+        _appear(paths.json, self.to_json(hashlib.sha256(npz.getvalue()).hexdigest()).encode())
+
+    def to_json(self, npz_sha256: str) -> str:
+        """The text of stats.json; floats are written so that reading gives the same bits."""
+        numbers = {key: getattr(self, name).tolist() for name, key in UNITS.items()}
+        head = {
+            "version": VERSION,
+            "split": self.split,
+            "images": self.images,
+            "height": self.height,
+            "width": self.width,
+            "npz_sha256": npz_sha256,
+        }
+        return json.dumps({**head, **numbers, "shards": dict(self.shards)}, indent=1) + "\n"
+
+
+@dataclass(frozen=True, slots=True)
+class StatsPaths:
+    """Where the statistics of one split lie."""
+
+    json: Path
+    npz: Path
+    png: Path
+
+
+def stats_paths(root: Path, split: str) -> StatsPaths:
+    """File names of a split's statistics; those of train have no suffix."""
+    suffix = "" if split == "train" else f"-{split}"
+    return StatsPaths(
+        root / f"stats{suffix}.json", root / f"stats{suffix}.npz", root / f"mean{suffix}.png"
+    )
+
+
+def _renew(root: Path, split: str) -> str:
+    option = "" if split == "train" else f" --split {split}"
+    return f"Run `alexprep stats {root}{option}`."
+
+
+def _read_json(path: Path, root: Path, split: str) -> dict[str, Any]:
+    if not path.is_file():
+        raise DataError(f"{root} has no {path.name}. {_renew(root, split)}")
+    try:
+        raw: Any = json.loads(path.read_text())
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON ({error}). {_renew(root, split)}") from error
+    fields = cast(dict[str, Any], raw) if isinstance(raw, dict) else {}
+    if fields.get("version") != VERSION:
+        raise DataError(
+            f"{path} has version {fields.get('version')}; this alexprep reads {VERSION}. "
+            f"{_renew(root, split)}"
+        )
+    return fields
+
+
+def _read_arrays(root: Path, split: str, raw: Mapping[str, Any]) -> dict[str, Floats]:
+    path = stats_paths(root, split).npz
+    if not path.is_file():
+        raise DataError(f"{root} has no {path.name}. {_renew(root, split)}")
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != raw["npz_sha256"]:
+        raise ValueError(f"{path.name} is not the file it was written with")
+    arrays: dict[str, Floats] = {}
+    with np.load(io.BytesIO(data), allow_pickle=False) as file:
+        for name, shape in SHAPES.items():
+            array: Floats = file[name]
+            wanted = shape or (raw["height"], raw["width"], 3)
+            if array.shape != wanted or array.dtype != np.float64:
+                raise ValueError(
+                    f"{name} in {path.name} is {array.dtype} {array.shape}, not float64 {wanted}"
+                )
+            arrays[name] = array
+    return arrays
+
+
+def _appear(path: Path, data: bytes) -> None:
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_bytes(data)
+    partial.replace(path)
