@@ -1,0 +1,87 @@
+# pyright: basic
+"""The same tasks on a Dask cluster (extra `cluster`)."""
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import Any, TypeVar, cast
+
+from alexprep.errors import PrepareError
+
+try:
+    from distributed import Client, Future, TimeoutError, wait
+    from distributed.scheduler import KilledWorker
+except ImportError as error:
+    raise PrepareError(
+        "--scheduler needs Dask, which is not installed. Install it with "
+        "`pip install 'alexprep[cluster]'`."
+    ) from error
+
+T = TypeVar("T")
+R = TypeVar("R")
+SECONDS_TO_CONNECT = 15
+SECONDS_BETWEEN_LOOKS = 1
+SECONDS_WITHOUT_WORKERS = 20
+TASKS_AHEAD = 2
+
+
+def completed_on_cluster(
+    function: Callable[[T], R], tasks: Iterable[T], scheduler: str
+) -> Iterator[tuple[int, R]]:
+    """Yield (index of the task, result) as the workers of `scheduler` finish them.
+
+    A task whose worker dies is done by another one. PrepareError when the scheduler does not
+    answer, no worker is left for 20 s, or one task has killed several workers. Source and target
+    must be reachable from every worker under the same path.
+    """
+    try:
+        client = Client(scheduler, timeout=SECONDS_TO_CONNECT)
+    except (OSError, TimeoutError, ValueError) as error:
+        raise PrepareError(
+            f"No Dask scheduler answers at {scheduler} ({error or 'timed out'}). Start one with "
+            "`dask scheduler`, workers with `dask worker ADDRESS`, and give its address."
+        ) from error
+    running: dict[Future, int] = {}
+    waiting = enumerate(tasks)
+    with client:
+        try:
+            while True:
+                room = max(1, _threads(client)) * TASKS_AHEAD - len(running)
+                for index, task in islice(waiting, max(0, room)):
+                    running[client.submit(function, task, pure=False)] = index
+                if not running:
+                    return
+                for future in _finished(client, running):
+                    yield running.pop(future), _result(future)
+        finally:
+            client.cancel(list(running))
+
+
+def _threads(client: Client) -> int:
+    return sum(cast(dict[str, int], client.nthreads()).values())
+
+
+def _finished(client: Client, running: dict[Future, int]) -> list[Future]:
+    """Wait until something is done; PrepareError if there is nobody left to do it."""
+    idle = 0
+    while idle < SECONDS_WITHOUT_WORKERS:
+        try:
+            ready: Any = wait(
+                list(running), timeout=SECONDS_BETWEEN_LOOKS, return_when="FIRST_COMPLETED"
+            )
+            return list(ready.done)
+        except TimeoutError:
+            idle = 0 if _threads(client) else idle + SECONDS_BETWEEN_LOOKS
+    raise PrepareError(
+        f"The Dask cluster has had no worker for {SECONDS_WITHOUT_WORKERS} seconds. Start workers "
+        "and run the same command again: finished work is kept."
+    )
+
+
+def _result(future: Future) -> Any:
+    try:
+        return future.result()
+    except KilledWorker as error:
+        raise PrepareError(
+            f"Several Dask workers died over one task ({error}). See the workers' logs; if memory "
+            "ran out, start them with fewer threads."
+        ) from error

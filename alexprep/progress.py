@@ -1,0 +1,96 @@
+"""How far the work has come: a bar on a terminal, a plain line now and then anywhere else."""
+
+import sys
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, TaskID, TextColumn
+from rich.progress import Progress as RichProgress
+
+SECONDS_BETWEEN_LINES = 5.0
+
+
+class Progress:
+    """Counts what is done against a total, on stderr; enter it to start the clock.
+
+    `advance` may be called at any pace. `seconds` and `rate` (units a second) hold after the end.
+    """
+
+    def __init__(self, label: str, total: int, unit: str = "images") -> None:
+        self.label, self.total, self.unit = label, total, unit
+        self.done = self.bytes = self.errors = 0
+        self._started = self._ended = 0.0
+        self._last_line = 0.0
+        self._bar: RichProgress | None = None
+        self._task = TaskID(0)
+
+    @property
+    def seconds(self) -> float:
+        return (self._ended or time.perf_counter()) - self._started
+
+    @property
+    def rate(self) -> float:
+        """Units a second since the start."""
+        return self.done / max(self.seconds, 1e-9)
+
+    def __enter__(self) -> Self:
+        self._started = self._last_line = time.perf_counter()
+        if sys.stderr.isatty():
+            self._bar = RichProgress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.fields[text]}"),
+                console=Console(stderr=True),
+            )
+            self._bar.start()
+            self._task = self._bar.add_task(self.label, total=self.total, text=self.text())
+        return self
+
+    def advance(self, count: int, bytes: int = 0, errors: int = 0) -> None:
+        """Count `count` units as done, `bytes` as read or written and `errors` as gone wrong."""
+        self.done += count
+        self.bytes += bytes
+        self.errors += errors
+        now = time.perf_counter()
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self.done, text=self.text())
+        elif now - self._last_line >= SECONDS_BETWEEN_LINES:
+            self._last_line = now
+            self._line()
+
+    def text(self) -> str:
+        """Units done, units and megabytes a second, time left and errors."""
+        parts = [f"{self.done:,}/{self.total:,} {self.unit}", f"{self.rate:,.0f} {self.unit}/s"]
+        if self.bytes:
+            parts.append(f"{self.bytes / 1e6 / max(self.seconds, 1e-9):,.1f} MB/s")
+        if 0 < self.done < self.total:
+            parts.append(f"{clock((self.total - self.done) / self.rate)} left")
+        if self.errors:
+            parts.append(f"{self.errors:,} error" + "s" * (self.errors != 1))
+        return ", ".join(parts)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._ended = time.perf_counter()
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self.done, text=self.text())
+            self._bar.stop()
+        else:
+            self._line()
+
+    def _line(self) -> None:
+        sys.stderr.write(f"{self.label}: {self.text()}\n")
+        sys.stderr.flush()
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 1:05 or 2:03:04."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,146 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from alexprep.errors import PrepareError
+from alexprep.progress import Progress, clock
+from alexprep.tasks import available_cores, completed
+
+
+def square(number):
+    return number * number
+
+
+def fail_at_three(number):
+    if number == 3:
+        raise PrepareError("three is unreadable")
+    return number
+
+
+def die_at_three(number):
+    if number == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return os.getpid()
+
+
+def slowly(folder):
+    (folder / str(os.getpid())).touch()
+    time.sleep(30)
+
+
+def slowly_but_for_the_first(task):
+    number, folder = task
+    if number:
+        slowly(folder)
+
+
+def unpicklable(_number):
+    return lambda: None
+
+
+def alive(pid):
+    """Whether a process runs (one that ended and waits to be reaped does not)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_until(condition, seconds=10):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_every_task_is_done_once_and_named_by_its_place(workers):
+    assert dict(completed(square, range(9), workers=workers)) == {n: n * n for n in range(9)}
+
+
+def test_tasks_are_taken_one_at_a_time_and_not_listed_beforehand():
+    taken = []
+    results = completed(square, (taken.append(n) or n for n in range(100)), workers=2)
+    with closing(results):
+        next(results)
+    assert len(taken) <= 4
+
+
+def test_no_tasks_is_no_work():
+    assert list(completed(square, [], workers=4)) == []
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_a_task_raises_is_raised_here(workers):
+    with pytest.raises(PrepareError, match="three is unreadable"):
+        list(completed(fail_at_three, range(9), workers=workers))
+
+
+def test_a_worker_that_dies_is_an_error_within_seconds_and_not_a_wait():
+    began, pids = time.monotonic(), set()
+    with pytest.raises(PrepareError, match="ended with signal SIGKILL"):
+        pids.update(pid for _, pid in completed(die_at_three, range(9), workers=2))
+    assert time.monotonic() - began < 10
+    assert not any(alive(pid) for pid in pids)
+
+
+def test_a_result_that_cannot_be_sent_is_an_error():
+    with pytest.raises(TypeError, match="unpicklable"):
+        list(completed(unpicklable, range(3), workers=2))
+
+
+def test_workers_are_gone_when_the_caller_stops_early(tmp_path):
+    tasks = [(number, tmp_path) for number in range(9)]
+    with closing(completed(slowly_but_for_the_first, tasks, workers=2)) as results:
+        assert next(results) == (0, None)
+        wait_until(lambda: list(tmp_path.iterdir()))
+    assert not any(alive(int(path.name)) for path in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGINT])
+def test_workers_do_not_outlive_their_parent(tmp_path, blow):
+    code = (
+        "import pathlib, test_tasks\n"
+        "from alexprep.tasks import completed\n"
+        f"list(completed(test_tasks.slowly, [pathlib.Path({str(tmp_path)!r})] * 2, workers=2))"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=Path(__file__).parent, stderr=subprocess.PIPE, text=True
+    )
+    wait_until(lambda: len(list(tmp_path.iterdir())) == 2)
+    parent.send_signal(blow)
+    _, said = parent.communicate(timeout=10)
+    wait_until(lambda: not any(alive(int(path.name)) for path in tmp_path.iterdir()))
+    assert said.count("Traceback") == (blow == signal.SIGINT)
+
+
+def test_a_pool_of_nobody_is_refused():
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        completed(square, [1], workers=0)
+
+
+def test_there_is_a_core_to_work_on():
+    assert 1 <= available_cores() <= os.cpu_count()
+
+
+def test_progress_says_rates_time_left_and_errors_in_plain_lines(capsys):
+    with Progress("shard", 200) as progress:
+        progress.advance(50, bytes=5_000_000, errors=1)
+        time.sleep(0.01)
+        said = progress.text()
+    assert said.startswith("50/200 images, ")
+    assert all(word in said for word in (" images/s", " MB/s", " left", "1 error"))
+    assert capsys.readouterr().err.startswith("shard: 50/200 images, ")
+    assert progress.rate == pytest.approx(50 / progress.seconds)
+    assert progress.seconds >= 0.01
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(5, "0:05"), (65.2, "1:05"), (7384, "2:03:04")])
+def test_durations_read_as_on_a_clock(seconds, text):
+    assert clock(seconds) == text
