@@ -1,0 +1,80 @@
+"""What a measurement was taken on: hardware, versions and the commit."""
+
+import os
+import platform
+import shutil
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from PIL import features
+
+PACKAGES = (
+    "alexprep",
+    "torch",
+    "nvidia-dali-cuda130",
+    "pillow-simd",
+    "numpy",
+    "webdataset",
+    "dask",
+)
+
+
+def machine() -> dict[str, str | int | list[str]]:
+    """Processor, cores this process may use, memory, GPUs, versions and the commit of the code."""
+    return {
+        "cpu": _cpu(),
+        "cores": cores(),
+        "memory_gib": round(_memory_bytes() / 2**30),
+        "gpus": _gpus(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "libjpeg_turbo": features.version("libjpeg_turbo") or "no",
+        **{name: _version(name) for name in PACKAGES},
+        "commit": commit(),
+    }
+
+
+def cores() -> int:
+    """Cores this process may run on, which a container may have made fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def commit() -> str:
+    """Commit of the folder the code runs from, with -dirty for changed files; "" outside of git."""
+    here = Path(__file__).parent
+    git = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    return _output(git)
+
+
+def _cpu() -> str:
+    listing = Path("/proc/cpuinfo")
+    if listing.is_file():
+        for line in listing.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _memory_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _gpus() -> list[str]:
+    wanted = "--query-gpu=name,driver_version,memory.total"
+    return _output(["nvidia-smi", wanted, "--format=csv,noheader"]).splitlines()
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "no"
+
+
+def _output(command: list[str]) -> str:
+    """What the command prints, or nothing where it is not installed or fails."""
+    if not shutil.which(command[0]):
+        return ""
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    return done.stdout.strip() if done.returncode == 0 else ""

@@ -1,0 +1,95 @@
+import json
+import time
+
+import pytest
+
+from alexprep.bench import BenchConfig, Result, Row, interleaved, result, row, rows, save, table
+from alexprep.bench_all import readme, run_bench
+
+FOUND = [
+    Row(name="decode", unit="images/s", median=1000, p5=900, p95=1100, n=5),
+    Row(
+        name="stats",
+        unit="images/s",
+        median=910,
+        p5=850,
+        p95=990,
+        n=5,
+        floor="decode",
+        ratio=0.91,
+        target=">= 0.85",
+    ),
+]
+
+
+def test_a_case_that_sleeps_twice_as_long_has_half_the_rate():
+    def sleep(seconds):
+        time.sleep(seconds)
+        return 10
+
+    rates = interleaved({"one": lambda: sleep(0.02), "two": lambda: sleep(0.04)}, rounds=3)
+    assert {name: len(values) for name, values in rates.items()} == {"one": 3, "two": 3}
+    one, two = rows(rates, floor="one", targets={"two": ">= 0.4"})
+    assert (one.ratio, one.floor) == (None, "")
+    assert two.ratio == pytest.approx(0.5, rel=0.2)
+    assert (two.floor, two.target) == ("one", ">= 0.4")
+
+
+def test_each_round_begins_with_another_case_after_one_uncounted_turn():
+    turns = []
+    cases = {name: lambda name=name: turns.append(name) or 1 for name in "abc"}
+    interleaved(cases, rounds=3)
+    assert "".join(turns) == "abc" + "abc" + "bca" + "cab"
+
+
+def test_the_ratio_is_taken_within_a_round():
+    # The machine is ten times slower in the second round; the ratio of the two is not.
+    first, second = rows({"base": [100, 10, 100], "half": [50, 5, 50]}, floor="base")
+    assert (first.median, second.ratio) == (100, 0.5)
+
+
+def test_median_and_spread_are_those_of_known_values():
+    found = row("x", list(range(101)), "MB")
+    assert (found.median, found.p5, found.p95, found.n) == (50, 5, 95, 101)
+    alone = row("x", [7.0], "MB")
+    assert (alone.median, alone.p5, alone.p95, alone.n) == (7, 7, 7, 1)
+
+
+def test_a_table_has_one_line_a_row_and_says_what_was_promised():
+    head, rule, decode, stats = table(FOUND).splitlines()
+    assert head.count("|") == rule.count("|") == decode.count("|") == stats.count("|")
+    assert "1,000" in decode
+    assert "0.91 of decode" in stats
+    assert ">= 0.85" in stats
+
+
+def test_a_result_read_back_is_the_result_written_and_replaces_the_one_before(tmp_path):
+    found = result("stats", BenchConfig(data=tmp_path), FOUND, notes=["flat"])
+    paths = {save(found, tmp_path) for _ in range(2)}
+    assert len(paths) == 1
+    read = Result.load(paths.pop())
+    assert (read.part, read.rows, read.notes) == ("stats", tuple(FOUND), ("flat",))
+    assert read.machine == json.loads(json.dumps(found.machine))
+    assert read.machine["cores"] >= 1
+    assert read.machine["cpu"]
+
+
+def test_the_readme_has_every_result_with_its_hardware(tmp_path):
+    found = result("stats", BenchConfig(), FOUND, notes=["All of it would take an hour."])
+    save(found, tmp_path)
+    text = readme(tmp_path)
+    assert "## stats" in text
+    assert found.machine["cpu"] in text
+    assert table(FOUND) in text
+    assert "All of it would take an hour." in text
+
+
+def test_a_part_there_is_none_of_is_answered_with_those_there_are():
+    with pytest.raises(ValueError, match=r"shard, stats, load, step and all, not 'trian'"):
+        list(run_bench("trian", BenchConfig()))
+
+
+@pytest.mark.parametrize("wrong", [{"rounds": 0}, {"images": 0}, {"workers": -1}])
+def test_a_measurement_of_nothing_is_refused(wrong):
+    with pytest.raises(ValueError, match="BenchConfig"):
+        BenchConfig(**wrong)
