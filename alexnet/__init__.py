@@ -1,1 +1,20 @@
-"""The network of Krizhevsky et al. 2012, its split over two GPUs, and the loop that trains it."""
+"""The network of Krizhevsky et al. 2012, its split over two GPUs, and the loop that trains it.
+
+`from alexnet import build` gives the network of a config: see alexnet.networks for the configs.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from alexnet.building import build
+
+__all__ = ["build"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import torch with the first use of `build`: `--help` must not wait 1.4 s for it."""
+    if name != "build":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from alexnet.building import build  # noqa: PLC0415
+
+    return build

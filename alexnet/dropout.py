@@ -1,0 +1,78 @@
+"""Dropout whose masks are a function of seed, layer, column, unit and image, not of a generator.
+
+So the one-device form, two columns and any number of replicas drop the same units of the same
+images, a resumed run drops what an unstopped one would have, and CPU and GPU agree.
+"""
+
+import torch
+from torch import Tensor, nn
+
+# The two multipliers and the shift of MurmurHash3's 64-bit finaliser, as signed integers.
+_FIRST = 0xFF51AFD7ED558CCD - 2**64
+_SECOND = 0xC4CEB9FE1A85EC53 - 2**64
+# Keeps the 31 bits that a logical shift by 33 would leave: torch's shift repeats the sign.
+_LOW = (1 << 31) - 1
+# An odd constant (2**64 divided by the golden ratio) spreads consecutive numbers over all bits.
+_SPREAD = 0x9E3779B97F4A7C15 - 2**64
+
+
+def mix(x: Tensor) -> Tensor:
+    """A bijection of int64 after which every bit depends on all the bits of x."""
+    x = (x ^ ((x >> 33) & _LOW)) * _FIRST
+    x = (x ^ ((x >> 33) & _LOW)) * _SECOND
+    return x ^ ((x >> 33) & _LOW)
+
+
+def kept(images: Tensor, units: Tensor, probability: float) -> Tensor:
+    """Bool (N, F): which unit of which image is kept, each with `probability`.
+
+    Args:
+        images: int64 (N,), one number an image of the whole run.
+        units: int64 (F,), keys as `unit_keys` makes them.
+        probability: of being kept.
+    """
+    threshold = round((1.0 - probability) * 2**64) - 2**63
+    return mix(mix(images * _SPREAD)[:, None] ^ units) >= threshold
+
+
+def unit_keys(seed: int, layer: int, columns: range, each: int, device: torch.device) -> Tensor:
+    """int64 (columns * each,): a key for every unit of a layer, a column after the other."""
+    place = torch.arange(each, device=device)
+    column = torch.arange(columns.start, columns.stop, device=device)[:, None]
+    start = mix(torch.tensor([seed], device=device) * _SPREAD + layer)
+    return mix(mix(start + column * _SPREAD) + place * _SPREAD).flatten()
+
+
+class Dropout(nn.Module):
+    """Silences units with a probability; which ones is set by `set_position` before each step.
+
+    Kind "mask" leaves kept units as they are and scales by 1 - p in use (2012); "inverted" divides
+    kept units by 1 - p in training (PyTorch).
+    """
+
+    position: Tensor
+
+    def __init__(self, probability: float, kind: str, *, seed: int, columns: range) -> None:
+        super().__init__()
+        self.keep = 1.0 - probability
+        self.inverted = kind == "inverted"
+        self.seed = seed
+        self.columns = columns
+        # A tensor, so that compiled code and CUDA graphs read it anew each step.
+        self.register_buffer("position", torch.zeros((), dtype=torch.int64), persistent=False)
+
+    def set_position(self, position: int) -> None:
+        """The number, in the whole run, of the first image of the next batch."""
+        self.position.fill_(position)
+
+    def forward(self, x: Tensor, layer: int) -> Tensor:
+        """Drop of x (N, F, ...), the output of layer number `layer`, its columns side by side."""
+        if self.keep == 1.0:
+            return x
+        if not self.training:
+            return x if self.inverted else x * self.keep
+        images = self.position + torch.arange(len(x), device=x.device)
+        each = x[0].numel() // len(self.columns)
+        units = unit_keys(self.seed, layer, self.columns, each, x.device)
+        mask = kept(images, units, self.keep).view(x.shape).to(x.dtype)
+        return x * (mask / self.keep if self.inverted else mask)

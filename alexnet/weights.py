@@ -1,0 +1,38 @@
+"""Weights: how they start, and how they map from one form of the network to another."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from alexnet.spec import Layer, ModelConfig, Size, sizes
+
+State = dict[str, Tensor]
+
+
+def initial_state(config: ModelConfig, *, seed: int) -> State:
+    """The start of the one-device form, float32: a function of config and seed alone.
+
+    Weights are normal with the row's sd, biases constant; None gives PyTorch's default, uniform
+    within 1 / sqrt(terms of one output).
+    """
+    state: State = {}
+    for index, (row, size) in enumerate(zip(config.layers, sizes(config), strict=True)):
+        # A generator a layer: a layer more or less leaves the start of the others as it was.
+        chance = torch.Generator().manual_seed(seed * 64 + index)
+        state[f"{row.name}.weight"], state[f"{row.name}.bias"] = _start(row, size, chance)
+    return state
+
+
+def _start(row: Layer, size: Size, chance: torch.Generator) -> tuple[Tensor, Tensor]:
+    weight, bias = torch.empty(size.weight), torch.empty(row.out)
+    reach = 1 / math.sqrt(math.prod(size.weight[1:]))
+    if row.sd is None:
+        weight.uniform_(-reach, reach, generator=chance)
+    else:
+        weight.normal_(0.0, row.sd, generator=chance)
+    if row.bias is None:
+        bias.uniform_(-reach, reach, generator=chance)
+    else:
+        bias.fill_(row.bias)
+    return weight, bias
