@@ -58,8 +58,8 @@ class ImageStats:
     covariance: of the channels over all pixels, (3, 3), divided by the number of pixels
     eigenvalues: of the covariance, largest first, (3,); in squared grey levels
     stdevs: their square roots, (3,); in grey levels, what PCA lighting multiplies
-    eigenvectors: (3, 3), COLUMN i is the unit axis of eigenvalue i; the component of largest
-        magnitude is positive (the first of equals)
+    eigenvectors: (3, 3), COLUMN i is the unit axis of eigenvalue i; it points where its first
+        component that is not zero is positive (red, in photographs)
     shards: name under ROOT -> sha256 of the tars the statistics were taken from
     """
 
