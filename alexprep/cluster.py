@@ -1,7 +1,7 @@
 # pyright: basic
 """The same tasks on a Dask cluster (extra `cluster`)."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from itertools import islice
 from typing import Any, TypeVar, cast
 
@@ -26,7 +26,7 @@ TASKS_AHEAD = 2
 
 def completed_on_cluster(
     function: Callable[[T], R], tasks: Iterable[T], scheduler: str
-) -> Iterator[tuple[int, R]]:
+) -> Generator[tuple[int, R], None, None]:
     """Yield (index of the task, result) as the workers of `scheduler` finish them.
 
     A task whose worker dies is done by another one. PrepareError when the scheduler does not

@@ -8,7 +8,7 @@ waits for the next one; so a worker that dies is seen at once by its closed pipe
 import os
 import signal
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing import get_context, parent_process, resource_tracker
@@ -35,7 +35,7 @@ def completed(
     *,
     workers: int,
     scheduler: str | None = None,
-) -> Iterator[tuple[int, R]]:
+) -> Generator[tuple[int, R], None, None]:
     """Yield (index of the task, result) as tasks finish, in whatever order they do.
 
     One worker is this very process. More are spawned, at most one a task; `function` and the tasks
@@ -115,7 +115,7 @@ class _Worker(Generic[T, R]):
 
 def _in_processes(
     function: Callable[[T], R], tasks: Iterable[T], workers: int
-) -> Iterator[tuple[int, R]]:
+) -> Generator[tuple[int, R], None, None]:
     waiting = enumerate(tasks)
     crew: dict[Connection, _Worker[T, R]] = {}
     try:

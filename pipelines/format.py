@@ -16,7 +16,7 @@ the source file, and what was mended). KEY has no dot and is unique in the data 
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, Self, cast
 
@@ -29,7 +29,10 @@ MTIME = (
     1_349_049_600  # 2012-10-01, the month the ILSVRC2012 results came out; any constant would do
 )
 MEMBERS = ("jpg", "cls", "json")
-FIXES = ("cmyk", "png", "gray", "exif")
+FIXES = (
+    *("cmyk", "gray", "exif", "progressive", "16bit", "palette", "alpha", "damaged"),
+    *("png", "gif", "bmp", "tiff", "webp", "ppm"),
+)
 
 
 class Member(NamedTuple):
@@ -87,7 +90,10 @@ class Left:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
-    """What a data set holds and how it was made."""
+    """What a data set holds and how it was made.
+
+    `fixes` counts the samples mended in each way; `mended` names them where they are few.
+    """
 
     version: int = VERSION
     name: str
@@ -102,6 +108,7 @@ class Manifest:
     fixes: Mapping[str, int]
     left_out: tuple[Left, ...]
     splits: Mapping[str, Split]
+    mended: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
 
     @classmethod
     def load(cls, root: Path) -> Self:
@@ -125,6 +132,7 @@ class Manifest:
                 for name, split in fields["splits"].items()
             }
             fields["classes"] = tuple((wnid, names) for wnid, names in fields["classes"])
+            fields["mended"] = {fix: tuple(keys) for fix, keys in fields["mended"].items()}
             fields["left_out"] = tuple(Left(**entry) for entry in fields["left_out"])
             return cls(**fields)
         except (KeyError, TypeError, ValueError, AttributeError) as error:

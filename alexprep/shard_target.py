@@ -1,0 +1,234 @@
+"""Where a data set is written: a folder, or an fsspec URL. Nothing is seen there until it is whole.
+
+In a folder a file is written under STATE, synced, renamed to its name, and the folder synced. On
+other storage it is written to a temporary file here and handed over in one fsspec transaction: an
+object store shows an object when its upload is complete, other storage renames.
+"""
+
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import fsspec  # pyright: ignore[reportMissingTypeStubs]
+
+from alexprep.errors import PrepareError
+
+STATE = ".alexprep"
+CHUNK = 2**20
+
+
+class Target(Protocol):
+    """What the writers ask of a place; names are paths under its root."""
+
+    url: str
+
+    def locked(self) -> Any:
+        """Hold the target for one run at a time."""
+        ...
+
+    def staging(self) -> Any:
+        """Enter a local folder for files that are not whole; it is emptied on leaving."""
+        ...
+
+    def publish(self, staged: Path, name: str) -> None:
+        """Make a finished file visible under its name."""
+        ...
+
+    def read(self, name: str) -> bytes | None:
+        """The content, or None where there is no such file."""
+        ...
+
+    def size(self, name: str) -> int | None: ...
+
+    def sha256(self, name: str) -> str | None:
+        """The hash of the content; None where reading it all back would cost a download."""
+        ...
+
+    def listing(self, folder: str = "") -> list[str]:
+        """Names directly in a folder; empty where there is none."""
+        ...
+
+    def remove(self, name: str) -> None:
+        """Remove a file or folder, if it is there."""
+        ...
+
+
+def open_target(url: str) -> Target:
+    """A folder for a path or file:// URL, else what fsspec has for the URL."""
+    if "://" not in url or url.startswith("file://"):
+        return LocalTarget(Path(url.removeprefix("file://")))
+    return RemoteTarget(url)
+
+
+def write_bytes(target: Target, name: str, data: bytes) -> None:
+    """Publish a small file."""
+    with target.staging() as folder:
+        staged = folder / Path(name).name
+        staged.write_bytes(data)
+        target.publish(staged, name)
+
+
+class LocalTarget:
+    """A folder of this machine, or one that all machines of a cluster mount."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.url = root, str(root)
+
+    @contextmanager
+    def locked(self) -> Generator[None]:
+        """Refuse a second run; the lock goes with the process, however it ends.
+
+        Leaves no trace where the run left none.
+        """
+        path = self.root / STATE / "lock"
+        self._make(path.parent)
+        with path.open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise PrepareError(
+                    f"Another run is writing to {self.root}. Wait for it or stop it."
+                ) from None
+            for leftover in path.parent.glob("partial-*"):
+                shutil.rmtree(leftover)
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+                if not self.listing(STATE):
+                    self.remove(STATE)
+
+    @contextmanager
+    def staging(self) -> Generator[Path]:
+        parent = self.root / STATE
+        self._make(parent)
+        folder = Path(tempfile.mkdtemp(prefix="partial-", dir=parent))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def publish(self, staged: Path, name: str) -> None:
+        path = self.root / name
+        self._make(path.parent)
+        with staged.open("rb") as file:
+            os.fsync(file.fileno())
+        staged.replace(path)
+        _sync_folder(path.parent)
+
+    def read(self, name: str) -> bytes | None:
+        path = self.root / name
+        return path.read_bytes() if path.is_file() else None
+
+    def size(self, name: str) -> int | None:
+        path = self.root / name
+        return path.stat().st_size if path.is_file() else None
+
+    def sha256(self, name: str) -> str | None:
+        with (self.root / name).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def listing(self, folder: str = "") -> list[str]:
+        path = self.root / folder
+        return sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
+
+    def remove(self, name: str) -> None:
+        path = self.root / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+    def _make(self, folder: Path) -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise PrepareError(
+                f"Cannot make the folder {folder}: a file of that name is in the way. "
+                "Remove it or give another target."
+            ) from None
+        except OSError as error:
+            raise PrepareError(
+                f"Cannot make the folder {folder}: {error.strerror}. Give a target you may write."
+            ) from None
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class RemoteTarget:
+    """An fsspec URL, such as s3://bucket/folder or memory://folder."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+        try:
+            found: Any = fsspec.core.url_to_fs(self.url)  # pyright: ignore
+            self.fs, self.root = found[0], str(found[1])
+        except (ImportError, ValueError) as error:
+            raise PrepareError(f"Cannot write to {url}: {error}") from None
+
+    @contextmanager
+    def locked(self) -> Generator[None]:
+        # Object stores have no lock that ends with its holder; two runs of the same plan write the
+        # same bytes, and another plan is refused.
+        yield
+
+    @contextmanager
+    def staging(self) -> Generator[Path]:
+        with tempfile.TemporaryDirectory(prefix="alexprep-") as folder:
+            yield Path(folder)
+
+    def publish(self, staged: Path, name: str) -> None:
+        path = self._path(name)
+        self.fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+        try:
+            with self.fs.open(path, "wb", autocommit=False) as out, staged.open("rb") as source:
+                shutil.copyfileobj(source, out, CHUNK)
+            out.commit()
+        except OSError as error:
+            raise PrepareError(
+                f"Cannot write {self.url}/{name}: {error}. Finished shards are kept: "
+                "run the same command again."
+            ) from error
+
+    def read(self, name: str) -> bytes | None:
+        try:
+            return self.fs.cat_file(self._path(name))
+        except FileNotFoundError:
+            return None
+
+    def size(self, name: str) -> int | None:
+        self.fs.invalidate_cache()
+        try:
+            return int(self.fs.info(self._path(name))["size"])
+        except FileNotFoundError:
+            return None
+
+    def sha256(self, name: str) -> str | None:
+        return None
+
+    def listing(self, folder: str = "") -> list[str]:
+        self.fs.invalidate_cache()
+        try:
+            found = self.fs.ls(self._path(folder), detail=False)
+        except FileNotFoundError:
+            return []
+        return sorted(str(path).rstrip("/").rpartition("/")[2] for path in found)
+
+    def remove(self, name: str) -> None:
+        if self.fs.exists(self._path(name)):
+            self.fs.rm(self._path(name), recursive=True)
+
+    def _path(self, name: str) -> str:
+        return f"{self.root}/{name}".rstrip("/")

@@ -1,0 +1,64 @@
+"""The 1000 classes of ILSVRC2012: label, devkit id, wnid and names.
+
+Labels are in ASCII order of wnid. The devkit counts differently: its ILSVRC2012_ID is 1-based and
+in no such order, so validation labels go id -> wnid -> label.
+"""
+
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import NamedTuple
+
+from alexprep.errors import PrepareError
+
+SYNSETS_FILE = "synsets.txt"
+
+
+class Synset(NamedTuple):
+    """One class; `id` is the devkit's ILSVRC2012_ID, 1..1000."""
+
+    label: int
+    id: int
+    wnid: str
+    names: str
+
+
+@cache
+def ilsvrc2012() -> tuple[Synset, ...]:
+    """The 1000 classes in label order."""
+    text = files("alexprep").joinpath("data/ilsvrc2012_synsets.tsv").read_text("utf-8")
+    rows = (line.split("\t") for line in text.splitlines()[1:])
+    return tuple(Synset(int(label), int(ident), wnid, names) for label, ident, wnid, names in rows)
+
+
+@cache
+def names_by_wnid() -> dict[str, str]:
+    """What people call the 1000 classes."""
+    return {synset.wnid: synset.names for synset in ilsvrc2012()}
+
+
+@cache
+def wnid_by_id() -> dict[int, str]:
+    """The wnid of a devkit id, 1..1000."""
+    return {synset.id: synset.wnid for synset in ilsvrc2012()}
+
+
+def named(wnids: list[str], source: Path) -> tuple[tuple[str, str], ...]:
+    """(wnid, names) of the classes in ASCII order: from SOURCE/synsets.txt, ILSVRC, or the folder.
+
+    A line of synsets.txt is a class folder, a tab or a space, and what people call it.
+    """
+    known = dict(names_by_wnid())
+    path = source / SYNSETS_FILE
+    if path.is_file():
+        known |= _read_names(path)
+    return tuple((wnid, known.get(wnid, wnid)) for wnid in sorted(wnids))
+
+
+def _read_names(path: Path) -> dict[str, str]:
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise PrepareError(f"{path} is not UTF-8 text ({error}). Save it as UTF-8.") from None
+    rows = (line.split(maxsplit=1) if "\t" not in line else line.split("\t", 1) for line in lines)
+    return {row[0].strip(): row[-1].strip() for row in rows if row}
