@@ -1,0 +1,200 @@
+"""The augmentation of Krizhevsky et al. 2012 as data: the spec, and all draws made with it.
+
+Drawn first, applied later: `draw` turns (seed, epoch, position) into arrays, and every backend
+applies them by the same formula. For a pixel x in 0..255 of the mirrored crop
+
+    out = (x - mean + shift) / (divide * sd)
+
+with `mean` one of four (see AugmentSpec.mean), `shift` the PCA lighting of that image and channel.
+Shapes: N images, C = 3 channels (RGB), H = W = crop.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.errors import DataError
+from pipelines.imagestats import ImageStats
+from pipelines.philox import below, normals, philox
+
+Mean = Literal["image", "image_at_crop", "channel", "none"]
+LightingScale = Literal["stdev", "eigenvalue", "fb_resnet"]
+Triple = tuple[float, float, float]
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AugmentSpec:
+    """Random crop, mirror and PCA lighting of section 4.1; the defaults are the released code's.
+
+    Attributes:
+        source: pixels a side of the stored images.
+        crop: pixels a side of what the network sees (the code 224; others 227).
+        mirror: mirror half of the training images.
+        mean: what is subtracted. "image": the centre crop of the mean image, wherever the crop
+            came from (the code). "image_at_crop": the mean image at the crop's own place, mirrored
+            with it (Caffe). "channel": the mean colour. "none". Or three values in grey levels.
+        lighting: sd of the random multipliers of the colour axes; 0 turns lighting off.
+        lighting_scale: what they multiply along each axis. "stdev": square root of the eigenvalue
+            (the code: about 12, 4 and 2 grey levels). "eigenvalue": the eigenvalue in squared grey
+            levels (the paper's sentence, read literally: about +-1300). "fb_resnet": the eigenvalue
+            of pixels in 0..1 (fb.resnet.torch: about 5.5, 0.5 and 0.1 grey levels).
+        divide: training images are divided by it; 1.1 is the code's, 1 is off.
+        lighting_epochs: from this epoch on (0 is the first) neither lighting nor division, as the
+            code did for the last quarter; None: never off.
+        chunk: how many images in a row share one crop and mirror draw; the code's is 32.
+        sd: grey levels that one unit of output stands for. None: the output stays in 0..255 units,
+            as in 2012. "channel": the measured sd of each channel. Or three values: with
+            mean=(123.675, 116.28, 103.53) and sd=(58.395, 57.12, 57.375) the output is what most
+            networks published for ImageNet expect.
+    """
+
+    source: int = 256
+    crop: int = 224
+    mirror: bool = True
+    mean: Mean | Triple = "image"
+    lighting: float = 0.1
+    lighting_scale: LightingScale = "stdev"
+    divide: float = 1.1
+    lighting_epochs: int | None = None
+    chunk: int = 1
+    sd: Literal["channel"] | Triple | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.crop <= self.source:
+            raise ValueError(
+                f"AugmentSpec.crop must be in 1..source ({self.source}), got {self.crop}."
+            )
+        if isinstance(self.mean, str) and self.mean not in Mean.__args__:
+            raise ValueError(f"AugmentSpec.mean must be one of {Mean.__args__}, got {self.mean!r}.")
+        if self.lighting_scale not in LightingScale.__args__:
+            raise ValueError(
+                f"AugmentSpec.lighting_scale must be one of {LightingScale.__args__}, "
+                f"got {self.lighting_scale!r}."
+            )
+        if self.lighting < 0 or self.divide <= 0:
+            raise ValueError(
+                "AugmentSpec wants lighting >= 0 and divide > 0, "
+                f"got lighting={self.lighting} and divide={self.divide}."
+            )
+        if self.chunk < 1 or (self.lighting_epochs is not None and self.lighting_epochs < 0):
+            raise ValueError(
+                "AugmentSpec wants chunk >= 1 and lighting_epochs >= 0, "
+                f"got chunk={self.chunk} and lighting_epochs={self.lighting_epochs}."
+            )
+        for name in ("mean", "sd"):
+            value = getattr(self, name)
+            if not (value is None or isinstance(value, str)) and len(value) != 3:
+                raise ValueError(f"AugmentSpec.{name} wants three values (RGB), got {value}.")
+
+    @property
+    def needs_stats(self) -> bool:
+        """Whether the measured colours of the split are used at all."""
+        named = self.mean in ("image", "image_at_crop", "channel") or self.sd == "channel"
+        return named or self.lighting > 0
+
+    @property
+    def leaves_bytes(self) -> bool:
+        """Whether training and evaluation only move pixels, so that uint8 can be given out."""
+        return self.mean == "none" and self.lighting == 0 and self.divide == 1 and self.sd is None
+
+    def lit(self, epoch: int) -> bool:
+        """Whether lighting and division are on in this epoch."""
+        return self.lighting_epochs is None or epoch < self.lighting_epochs
+
+
+class Draws(NamedTuple):
+    """All chance of N images: where the crop begins, whether it is mirrored, the colour shift."""
+
+    y: Integers  # (N,)
+    x: Integers  # (N,)
+    mirror: NDArray[np.bool_]  # (N,)
+    alpha: Floats  # (N, 3): multipliers of the colour axes, their sd already in
+    divide: float  # one for all: an epoch has it or not
+
+
+class Colours(NamedTuple):
+    """What the formula takes from the statistics of the split, in grey levels."""
+
+    mean: Floats  # (3,); zeros where a mean image is used
+    image_HWC: Floats | None  # noqa: N815 - (source, source, 3)
+    axes: Floats  # (3, 3): shift = axes @ alpha
+    sd: Floats  # (3,)
+
+
+# Separate streams of the one generator, in the last counter word.
+PLACE, LIGHT = np.uint64(0), np.uint64(1)
+
+
+def draw(spec: AugmentSpec, seed: int, epoch: int, positions: Integers) -> Draws:
+    """Crop, mirror and lighting of the images at `positions` (N,) of an epoch's order."""
+    at = positions.astype(np.uint64)
+    when = np.uint64(epoch)
+
+    def words(position: NDArray[np.uint64], stream: np.uint64) -> tuple[NDArray[np.uint64], ...]:
+        low, high = position & np.uint64(0xFFFFFFFF), position >> np.uint64(32)
+        return philox(seed, (low, high, np.full_like(low, when), np.full_like(low, stream)))
+
+    place = words(at // np.uint64(spec.chunk), PLACE)
+    alpha = np.zeros((len(at), 3))
+    if spec.lighting and spec.lit(epoch):
+        alpha = normals(words(at, LIGHT))[:, :3] * spec.lighting
+    room = spec.source - spec.crop + 1
+    flips = below(2, place[2]).astype(np.bool_)
+    return Draws(
+        y=below(room, place[0]),
+        x=below(room, place[1]),
+        mirror=flips if spec.mirror else np.zeros_like(flips),
+        alpha=alpha,
+        divide=spec.divide if spec.lit(epoch) else 1.0,
+    )
+
+
+def centre(spec: AugmentSpec, count: int) -> Draws:
+    """The draws of evaluation: `count` centre crops, nothing mirrored, lit or divided."""
+    middle = np.full(count, (spec.source - spec.crop) // 2)
+    none = np.zeros(count, np.bool_)
+    return Draws(y=middle, x=middle, mirror=none, alpha=np.zeros((count, 3)), divide=1.0)
+
+
+def ten_views(spec: AugmentSpec) -> list[tuple[int, int, bool]]:
+    """(y, x, mirrored) of the ten evaluation crops: four corners and centre, then their mirrors."""
+    far = spec.source - spec.crop
+    corners = [(0, 0), (0, far), (far, 0), (far, far), (far // 2, far // 2)]
+    return [(y, x, mirrored) for mirrored in (False, True) for y, x in corners]
+
+
+def colours(spec: AugmentSpec, stats: ImageStats | None) -> Colours:
+    """The names in `spec` as numbers; DataError if the statistics are of images of another size."""
+    mean, sd, axes, image = np.zeros(3), np.ones(3), np.zeros((3, 3)), None
+    if not isinstance(spec.mean, str):
+        mean = np.asarray(spec.mean, np.float64)
+    if not (spec.sd is None or isinstance(spec.sd, str)):
+        sd = np.asarray(spec.sd, np.float64)
+    if stats is None or not spec.needs_stats:
+        return Colours(mean, None, axes, sd)
+    if (stats.height, stats.width) != (spec.source, spec.source):
+        raise DataError(
+            f"The statistics are of {stats.height}x{stats.width} images, AugmentSpec.source is "
+            f"{spec.source}. Set source to the side of the stored images."
+        )
+    if spec.mean == "channel":
+        mean = stats.mean
+    elif spec.mean in ("image", "image_at_crop"):
+        image = stats.mean_image_HWC
+    if spec.sd == "channel":
+        sd = stats.sd
+    scale = {
+        "stdev": stats.stdevs,
+        "eigenvalue": stats.eigenvalues,
+        "fb_resnet": stats.eigenvalues / 255,
+    }[spec.lighting_scale]
+    return Colours(mean, image, stats.eigenvectors * scale, sd)
+
+
+def shift(draws: Draws, axes: Floats) -> Floats:
+    """The colour shift of each image, (N, 3) RGB in grey levels: columns of axes times alpha."""
+    return draws.alpha @ axes.T

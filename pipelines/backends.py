@@ -1,0 +1,52 @@
+"""Which backend works here, and its stream of images."""
+
+from collections.abc import Generator, Iterator
+
+import torch
+from torch import Tensor
+
+from pipelines.config import LoaderConfig
+from pipelines.errors import DataError
+from pipelines.plan import Plan
+from pipelines.readahead import RawBatch, Reader
+from pipelines.torch_cpu import Recipe, torch_batches
+
+
+def choose_backend(config: LoaderConfig) -> str:
+    """Name of the backend and the reason, as one phrase; DataError if it cannot work here."""
+    if config.device.startswith("cuda") and not torch.cuda.is_available():
+        raise DataError(
+            f"LoaderConfig.device is {config.device!r}, but torch {torch.__version__} sees no GPU. "
+            "Use device='cpu', or see `alexprep doctor`."
+        )
+    if config.backend == "torch":
+        return "torch: asked for"
+    try:
+        import nvidia.dali  # noqa: PLC0415 - optional, and slow to import
+    except ImportError as error:
+        if config.backend == "dali":
+            raise DataError(
+                f"DALI cannot be imported ({error}). Install nvidia-dali-cuda130, or use "
+                "LoaderConfig(backend='torch')."
+            ) from error
+        return f"torch: DALI cannot be imported ({error})"
+    why = "asked for" if config.backend == "dali" else "the fastest that is installed"
+    return f"dali {nvidia.dali.__version__}: {why}"
+
+
+def backend_stream(
+    raw: Iterator[RawBatch], reader: Reader, recipe: Recipe, plan: Plan, config: LoaderConfig
+) -> Generator[tuple[RawBatch, Tensor]]:
+    """Images of raw batches by the backend of `choose_backend`; closing ends its threads."""
+    if choose_backend(config).startswith("torch"):
+        return torch_batches(raw, reader, recipe, threads=config.threads)
+    from pipelines.dali import DaliOptions, dali_batches  # noqa: PLC0415 - optional, slow to import
+
+    options = DaliOptions(
+        device=torch.device(config.device),
+        threads=config.threads,
+        batch=-(-plan.batch // plan.world),
+        prefetch=config.prefetch,
+        decode=config.decode,
+    )
+    return dali_batches(raw, reader, recipe, options)

@@ -1,0 +1,87 @@
+"""How batches are made."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from pipelines.finish import VIEWS
+from pipelines.plan import Order
+from pipelines.shards import Check
+
+BackendName = Literal["auto", "dali", "torch"]
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "uint8": torch.uint8}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoaderConfig:
+    """How batches are made; what the pictures look like is AugmentSpec's.
+
+    Attributes:
+        batch: images of one step over ALL ranks; rank r gets every world-th of them from r on, so
+            that another number of ranks makes the same steps. Where it does not divide the split,
+            the last two batches share the rest.
+        seed: 0..2**64-1, of the order and of all draws.
+        rank: of this process among those that share the steps (not of processes that must see the
+            same images, such as the two columns of one network).
+        world: how many share them.
+        device: where the images are wanted, "cpu" or "cuda:N".
+        backend: "dali", "torch", or "auto": DALI if it is installed, else torch.
+        decode: for DALI on a GPU: "mixed" decodes there, "cpu" here; "auto" is "mixed".
+        threads: that decode.
+        readers: threads that read shards ahead of decoding.
+        prefetch: batches made before they are asked for.
+        dtype: "float32", "float16", or "uint8" (crop and mirror only, see AugmentSpec).
+        channels_last: memory format of the images; their shape is NCHW either way.
+        pin_memory: give out page-locked CPU tensors, for the caller's own copies to a GPU.
+        order: "global": all samples mixed. "window": `window` shards at a time, in random order,
+            for disks slow to seek. "shards": one shard after the other, for streamed storage.
+        window: shards that are mixed together.
+        check: "size" compares lengths, tar headers and JPEG frames with manifest and index as they
+            are read; "sha256" also hashes each shard when it is first used.
+        views: of evaluation: 1 is the centre crop, 10 the corners, centre and their mirrors.
+    """
+
+    batch: int = 128
+    seed: int = 0
+    rank: int = 0
+    world: int = 1
+    device: str = "cpu"
+    backend: BackendName = "auto"
+    decode: Literal["auto", "cpu", "mixed"] = "auto"
+    threads: int = 2
+    readers: int = 2
+    prefetch: int = 2
+    dtype: Literal["float32", "float16", "uint8"] = "float32"
+    channels_last: bool = False
+    pin_memory: bool = False
+    order: Order = "global"
+    window: int = 16
+    check: Check = "size"
+    views: Literal[1, 10] = 1
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "world", "threads", "readers", "prefetch", "window"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"LoaderConfig.{name} must be at least 1, got {getattr(self, name)}."
+                )
+        if not 0 <= self.rank < self.world:
+            raise ValueError(
+                f"LoaderConfig.rank must be in 0..world-1, got {self.rank} of {self.world}."
+            )
+        if not 0 <= self.seed < 2**64:
+            raise ValueError(f"LoaderConfig.seed must be in 0..2**64-1, got {self.seed}.")
+        choices = {
+            "backend": ("auto", "dali", "torch"),
+            "dtype": tuple(DTYPES),
+            "order": ("global", "window", "shards"),
+            "decode": ("auto", "cpu", "mixed"),
+            "check": ("size", "sha256"),
+            "views": (1, VIEWS),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"LoaderConfig.{name} must be one of {allowed}, got {getattr(self, name)!r}."
+                )

@@ -1,0 +1,85 @@
+"""The last step of every backend, on any device: mean images, ten views, dtype.
+
+Images come in as `(x - mean + shift) / (divide * sd)` per channel; what is left is what a kernel
+with one mean a channel cannot do.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipelines.augment import AugmentSpec, Colours, Draws, ten_views
+
+VIEWS = 10
+
+
+def tensor(values: NDArray[np.float64]) -> Tensor:
+    """The same values in float32, in memory of their own."""
+    return torch.as_tensor(values.astype(np.float32))
+
+
+class Finish:
+    """Subtracts mean images in place and converts; holds the mean on the device of the images.
+
+    Args:
+        spec: what is subtracted, and from which crop.
+        colours: the numbers of `spec`.
+        dtype: of the images given out.
+        channels_last: memory format of the images given out.
+    """
+
+    def __init__(
+        self, spec: AugmentSpec, colours: Colours, dtype: torch.dtype, *, channels_last: bool
+    ) -> None:
+        self.spec = spec
+        self.dtype = dtype
+        self.channels_last = channels_last
+        sd = tensor(colours.sd)[:, None, None]
+        self.image_CHW = None
+        if colours.image_HWC is not None:
+            image = tensor(colours.image_HWC).permute(2, 0, 1)
+            memory = torch.channels_last if channels_last else torch.contiguous_format
+            self.image_CHW = (image / sd)[None].contiguous(memory_format=memory)[0]
+
+    def crops(self, images_NCHW: Tensor, draws: Draws) -> Tensor:
+        """Subtract the mean image from crops; float32 comes back in the memory it came in."""
+        mean = self._on(images_NCHW)
+        if mean is None:
+            return images_NCHW.to(self.dtype)
+        size = self.spec.crop
+        if self.spec.mean == "image":
+            at = (self.spec.source - size) // 2
+            images_NCHW.sub_(mean[:, at : at + size, at : at + size] / draws.divide)
+        else:
+            mean = mean / draws.divide
+            for image, y, x, mirrored in zip(
+                images_NCHW, draws.y, draws.x, draws.mirror, strict=True
+            ):
+                there = mean[:, y : y + size, x : x + size]
+                image.sub_(there.flip(2) if mirrored else there)
+        return images_NCHW.to(self.dtype)
+
+    def views(self, images_NCHW: Tensor) -> Tensor:
+        """The ten crops of whole images, (N, 10, C, crop, crop)."""
+        size, mean = self.spec.crop, self._on(images_NCHW)
+        count, channels = images_NCHW.shape[:2]
+        if mean is not None and self.spec.mean == "image_at_crop":
+            images_NCHW = images_NCHW.sub_(mean)
+            mean = None
+        if mean is not None:
+            at = (self.spec.source - size) // 2
+            mean = mean[:, at : at + size, at : at + size]
+        out = torch.empty(
+            (count, VIEWS, channels, size, size), dtype=self.dtype, device=images_NCHW.device
+        )
+        for number, (y, x, mirrored) in enumerate(ten_views(self.spec)):
+            crop = images_NCHW[:, :, y : y + size, x : x + size]
+            crop = crop.flip(3) if mirrored else crop
+            out[:, number] = crop if mean is None else crop - mean
+        return out
+
+    def _on(self, images: Tensor) -> Tensor | None:
+        if self.image_CHW is not None and self.image_CHW.device != images.device:
+            self.image_CHW = self.image_CHW.to(images.device)
+        return self.image_CHW

@@ -1,0 +1,241 @@
+"""Batches of (images, labels) from shards, in an order that is known beforehand.
+
+    with open_loader("imagenet", "train", LoaderConfig(batch=128, device="cuda:0")) as loader:
+        for epoch in range(90):
+            for images, labels in loader:  # float32 (N, 3, 224, 224), int64 (N,)
+                ...
+
+The order and all draws are functions of (seed, epoch, position): `state_dict` is a position, and a
+loader with other threads, another backend or another number of ranks continues the same sequence.
+"""
+
+import hashlib
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from pipelines.augment import AugmentSpec, colours
+from pipelines.backends import backend_stream, choose_backend
+from pipelines.config import DTYPES, LoaderConfig
+from pipelines.errors import DataError
+from pipelines.finish import Finish
+from pipelines.format import Manifest
+from pipelines.imagestats import ImageStats
+from pipelines.plan import Plan
+from pipelines.readahead import RawBatch, read_ahead
+from pipelines.shards import SplitReader
+from pipelines.torch_cpu import Recipe
+
+
+class Loader:
+    """An endless sequence of epochs; see `open_loader`. Not safe to share between threads.
+
+    Attributes:
+        classes: (wnid, names) of each label.
+        samples: images of the split, over all ranks.
+        backend: which one is used, and why.
+        epoch: of the next batch.
+        step: of the next batch, within its epoch.
+    """
+
+    def __init__(
+        self, reader: SplitReader, plan: Plan, recipe: Recipe, config: LoaderConfig
+    ) -> None:
+        self.classes = reader.manifest.classes
+        self.samples = len(reader)
+        self.backend = choose_backend(config)
+        self.epoch = 0
+        self.step = 0
+        self._reader = reader
+        self._plan = plan
+        self._recipe = recipe
+        self._config = config
+        self._data = hashlib.sha256(
+            "".join(shard.sha256 for shard in reader.split.shards).encode()
+        ).hexdigest()
+        self._stream: Generator[tuple[RawBatch, Tensor]] | None = None
+        self._closed = False
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch."""
+        return self._plan.steps
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The rest of this epoch: (images, labels), both on the configured device.
+
+        images: (N, 3, crop, crop), or (N, 10, 3, crop, crop) with ten views; RGB by the formula of
+        pipelines.augment; N may differ by a few at the end of an epoch. labels: int64, (N,).
+        DataError, naming shard, key and offset, when it is the turn of a batch that cannot be made.
+        """
+        epoch = self.epoch
+        while self.epoch == epoch and len(self):
+            yield self._next()
+
+    @property
+    def keys(self) -> list[str]:
+        """Keys of this rank's samples in evaluation order."""
+        keys = self._reader.keys()
+        order = self._plan.order_of(0)
+        steps = range(len(self))
+        return [keys[place] for step in steps for place in order[self._plan.positions(step)]]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the sequence stands, by what was given out, not by what was read ahead; JSON."""
+        return {"version": 1, "epoch": self.epoch, "step": self.step, **self._identity()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue after the last batch of `state`; DataError if it is of another sequence."""
+        here = {"version": 1, **self._identity()}
+        for name, value in here.items():
+            if state.get(name) != value and not (name == "batch" and state.get("step") == 0):
+                raise DataError(
+                    f"This loader cannot continue the saved sequence: {name} was "
+                    f"{state.get(name)!r} and is {value!r}."
+                )
+        self._stop()
+        self.epoch, self.step = int(state["epoch"]), int(state["step"])
+
+    def close(self) -> None:
+        """End all threads; a closed loader gives out nothing more. Closing twice is no error."""
+        self._stop()
+        self._reader.close()
+        self._closed = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _identity(self) -> dict[str, Any]:
+        """What the sequence depends on; world only where ranks read their own shards."""
+        plan = self._plan
+        own = {"world": plan.world} if plan.order == "shards" else {}
+        window = {"window": plan.window} if plan.order == "window" else {}
+        return {
+            "seed": plan.seed,
+            "batch": plan.batch,
+            "order": plan.order,
+            **window,
+            **own,
+            "samples": self.samples,
+            "data": self._data,
+        }
+
+    def _next(self) -> tuple[Tensor, Tensor]:
+        if self._closed:
+            raise DataError("The loader was closed; open another with open_loader.")
+        if self._stream is None:
+            self._stream = self._open_stream()
+        try:
+            raw, images = next(self._stream)
+        except BaseException:
+            self._stop()
+            raise
+        last = raw.task.step + 1 == len(self)
+        self.epoch, self.step = (
+            (raw.task.epoch + 1, 0) if last else (raw.task.epoch, raw.task.step + 1)
+        )
+        return self._placed(images), self._placed(torch.as_tensor(raw.labels))
+
+    def _placed(self, tensor: Tensor) -> Tensor:
+        if self._config.pin_memory and tensor.device.type == "cpu":
+            tensor = tensor.pin_memory()
+        return tensor.to(self._config.device, non_blocking=True)
+
+    def _open_stream(self) -> Generator[tuple[RawBatch, Tensor]]:
+        config = self._config
+        raw = read_ahead(
+            self._reader,
+            self._plan.tasks(self.epoch, self.step),
+            threads=config.readers,
+            depth=config.readers + 1,
+        )
+        return _closing(raw, backend_stream(raw, self._reader, self._recipe, self._plan, config))
+
+    def _stop(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+
+def open_loader(
+    root: Path | str,
+    split: str = "train",
+    config: LoaderConfig | None = None,
+    augment: AugmentSpec | None = None,
+    *,
+    train: bool | None = None,
+    stats: ImageStats | None = None,
+) -> Loader:
+    """Open a split of a finished data set.
+
+    Args:
+        root: the folder with manifest.json.
+        split: "train", "validation", or what else the manifest names.
+        config: how batches are made.
+        augment: what is done to the pictures. None: the defaults at the data set's size.
+        train: random crops in random order, or centre crops or ten views in the split's own order.
+            None: train if the split is called so.
+        stats: measured colours; None: those of the train split under root, if `augment` needs them.
+
+    Raises:
+        DataError: for a data set that is not there, not finished, damaged or without statistics.
+    """
+    root, config = Path(root), config or LoaderConfig()
+    manifest = Manifest.load(root)
+    spec = augment or AugmentSpec(source=manifest.size, crop=manifest.size * 7 // 8)
+    train = split == "train" if train is None else train
+    _check(root, manifest, config, spec)
+    if stats is None and spec.needs_stats:
+        stats = ImageStats.load(root, manifest)
+    reader = SplitReader(root, manifest, split, config.check)
+    plan = Plan(
+        lengths=reader.lengths,
+        spec=spec,
+        train=train,
+        seed=config.seed,
+        batch=config.batch,
+        rank=config.rank,
+        world=config.world,
+        order=config.order,
+        window=config.window,
+    )
+    if train and plan.smallest < 1:
+        raise DataError(
+            f"{split} of {root} has {len(reader)} images: with batch={config.batch} a rank of "
+            f"{config.world} would get none in the last step. Use a larger batch or fewer ranks."
+        )
+    numbers = colours(spec, stats)
+    finish = Finish(spec, numbers, DTYPES[config.dtype], channels_last=config.channels_last)
+    recipe = Recipe(spec, numbers, 1 if train else config.views, finish)
+    return Loader(reader, plan, recipe, config)
+
+
+def _closing(
+    raw: Generator[RawBatch], images: Generator[tuple[RawBatch, Tensor]]
+) -> Generator[tuple[RawBatch, Tensor]]:
+    """`images`, with both generators closed at the end, the consumer's side first."""
+    try:
+        yield from images
+    finally:
+        with suppress(RuntimeError):
+            images.close()
+        raw.close()
+
+
+def _check(root: Path, manifest: Manifest, config: LoaderConfig, spec: AugmentSpec) -> None:
+    if spec.source != manifest.size:
+        raise DataError(
+            f"{root} holds images of {manifest.size} pixels, AugmentSpec.source is {spec.source}. "
+            f"Use AugmentSpec(source={manifest.size}, ...)."
+        )
+    if config.dtype == "uint8" and not spec.leaves_bytes:
+        raise ValueError(
+            "LoaderConfig.dtype 'uint8' gives out pixels as they are: it wants "
+            "AugmentSpec(mean='none', lighting=0, divide=1, sd=None)."
+        )

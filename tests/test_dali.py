@@ -1,0 +1,164 @@
+"""DALI on the CPU, torch and plain NumPy make the same pictures of real and drawn photographs."""
+
+import io
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipelines import AugmentSpec, LoaderConfig, open_loader
+from pipelines.augment import draw
+from pipelines.order import global_order
+from tests.datasets import Item, drawn_items, measured, write_dataset
+from tests.drawing import jpeg
+
+BACKENDS = ("dali", "torch")
+SPECS = {
+    "code": AugmentSpec(),
+    "crop_227": AugmentSpec(crop=227, mean="channel"),
+    "caffe": AugmentSpec(crop=227, mean="image_at_crop", lighting=0, divide=1),
+    "whole": AugmentSpec(crop=256, mean="none", lighting_scale="fb_resnet"),
+    "eigenvalue": AugmentSpec(lighting_scale="eigenvalue", chunk=4, sd="channel"),
+    "published": AugmentSpec(mean=(123.675, 116.28, 103.53), sd=(58.395, 57.12, 57.375)),
+}
+
+
+@pytest.fixture(scope="session")
+def photographs(shared_data, tmp_path_factory):
+    """Real photographs as a data set of 256 pixels, with measured colours."""
+    items = []
+    with tarfile.open(shared_data / "ilsvrc-sample-500.tar") as tar:
+        files = [member for member in tar if member.isfile()][::11]
+        for label, member in enumerate(files):
+            picture = Image.open(io.BytesIO(tar.extractfile(member).read())).convert("RGB")
+            scale = 256 / min(picture.size)
+            picture = picture.resize([max(256, round(side * scale)) for side in picture.size])
+            left, top = ((side - 256) // 2 for side in picture.size)
+            picture = picture.crop((left, top, left + 256, top + 256))
+            items.append(Item(f"photo_{label:03d}", jpeg(picture, 95, subsampling=2), label))
+    root = tmp_path_factory.mktemp("photographs")
+    write_dataset(root, {"train": items, "validation": items[:12]}, size=256, classes=len(items))
+    measured(root, 256)
+    return root, items
+
+
+def oracle(item, spec, stats, chance, divide):
+    """One image by the formula, in float64, straight from the text."""
+    y, x, mirror, alpha = chance
+    pixels = np.asarray(Image.open(io.BytesIO(item.jpg)).convert("RGB")).astype(np.float64)
+    mean = {
+        "image": lambda: stats.mean_image_HWC,
+        "image_at_crop": lambda: stats.mean_image_HWC,
+        "channel": lambda: np.broadcast_to(stats.mean, pixels.shape),
+        "none": lambda: np.zeros(pixels.shape),
+    }.get(spec.mean, lambda: np.broadcast_to(np.array(spec.mean), pixels.shape))()
+    out = np.empty((spec.crop, spec.crop, 3))
+    middle = (spec.source - spec.crop) // 2
+    power = {"stdev": stats.stdevs, "eigenvalue": stats.eigenvalues}
+    power = power.get(spec.lighting_scale, stats.eigenvalues / 255)
+    light = stats.eigenvectors @ (alpha * power)
+    sd = {None: np.ones(3), "channel": stats.sd}.get(spec.sd, spec.sd)
+    for row in range(spec.crop):
+        for_columns = range(x + spec.crop - 1, x - 1, -1) if mirror else range(x, x + spec.crop)
+        for column, source in enumerate(for_columns):
+            there = mean[middle + row, middle + column]
+            if spec.mean == "image_at_crop":
+                there = mean[y + row, source]
+            out[row, column] = (pixels[y + row, source] - there + light) / (divide * np.array(sd))
+    return out.transpose(2, 0, 1)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", SPECS)
+def test_training_crops_equal_the_formula_on_real_photographs(photographs, name, backend):
+    root, items = photographs
+    spec = SPECS[name]
+    stats = measured(root, 256)
+    order = global_order(len(items), 3, 0)
+    drawn = draw(spec, 3, 0, np.arange(len(items)))
+    config = LoaderConfig(batch=16, seed=3, backend=backend)
+    with open_loader(root, "train", config, spec) as loader:
+        images, labels = next(iter(loader))
+    unit = np.max(stats.sd) if spec.sd else 1  # grey levels of one unit of output
+    for position in range(0, 16, 5):
+        item = items[order[position]]
+        assert labels[position] == item.label
+        expected = oracle(item, spec, stats, [part[position] for part in drawn[:4]], drawn.divide)
+        assert np.abs(images[position].numpy() - expected).max() * unit < 0.01
+
+
+def test_a_changed_draw_is_caught_by_that_comparison(photographs):
+    root, items = photographs
+    spec, stats = SPECS["code"], measured(root, 256)
+    drawn = draw(spec, 3, 0, np.arange(1))
+    item = items[global_order(len(items), 3, 0)[0]]
+    with open_loader(root, "train", LoaderConfig(batch=16, seed=3), spec) as loader:
+        image = next(iter(loader))[0][0].numpy()
+    y, x, mirror, alpha = (part[0] for part in drawn[:4])
+    for changed in (
+        ((y + 1) % 33, x, mirror, alpha),
+        (y, (x + 1) % 33, mirror, alpha),
+        (y, x, not mirror, alpha),
+        (y, x, mirror, alpha + 0.01),
+    ):
+        assert np.abs(image - oracle(item, spec, stats, changed, drawn.divide)).max() > 0.1
+
+
+@pytest.mark.parametrize("crop", [1, 56, 200, 224, 227, 255, 256])
+def test_decoders_agree_on_every_pixel_of_real_photographs(photographs, crop):
+    root, _ = photographs
+    spec = AugmentSpec(crop=crop, mean="none", lighting=0, divide=1)
+    given = {}
+    for backend in BACKENDS:
+        config = LoaderConfig(batch=16, backend=backend, dtype="uint8")
+        with open_loader(root, "train", config, spec) as loader:
+            given[backend] = torch.cat([images.clone() for images, _ in loader])
+    assert given["dali"].dtype == torch.uint8
+    assert torch.equal(given["dali"], given["torch"])
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_backends_give_the_type_and_memory_asked_for(tmp_path, rng, dtype, channels_last):
+    write_dataset(tmp_path, {"train": drawn_items(rng, 10)}, size=64)
+    measured(tmp_path)
+    given = {}
+    for backend in BACKENDS:
+        config = LoaderConfig(batch=4, backend=backend, dtype=dtype, channels_last=channels_last)
+        with open_loader(tmp_path, "train", config) as loader:
+            given[backend], labels = next(iter(loader))
+        memory = torch.channels_last if channels_last else torch.contiguous_format
+        assert given[backend].is_contiguous(memory_format=memory)
+        assert given[backend].dtype == getattr(torch, dtype)
+        assert given[backend].shape == (4, 3, 56, 56)
+        assert labels.dtype == torch.int64
+    tolerance = 1e-4 if dtype == "float32" else 0.126  # float16 counts in eighths from 128 to 256
+    assert (given["dali"].float() - given["torch"].float()).abs().max() < tolerance
+
+
+@pytest.mark.parametrize("mean", ["image", "image_at_crop", "channel"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_ten_views_equal_the_formula(photographs, mean, backend):
+    root, items = photographs
+    stats = measured(root, 256)
+    spec = AugmentSpec(mean=mean)
+    config = LoaderConfig(batch=4, backend=backend, views=10)
+    with open_loader(root, "validation", config, spec) as loader:
+        images, labels = next(iter(loader))
+    assert images.shape == (4, 10, 3, 224, 224)
+    places = [(0, 0), (0, 32), (32, 0), (32, 32), (16, 16)]
+    for number, view in enumerate((0, 3, 5, 9)):
+        y, x = places[view % 5]
+        expected = oracle(items[number], spec, stats, (y, x, view >= 5, np.zeros(3)), 1.0)
+        assert np.abs(images[number, view].numpy() - expected).max() < 0.01
+        assert labels[number] == items[number].label
+
+
+def test_images_that_are_kept_are_not_written_over(tmp_path, rng):
+    write_dataset(tmp_path, {"train": drawn_items(rng, 64)}, size=64)
+    measured(tmp_path)
+    with open_loader(tmp_path, "train", LoaderConfig(batch=8, backend="dali")) as loader:
+        kept = [(images, images.clone()) for _ in range(4) for images, _ in loader]
+    assert all(torch.equal(images, copied) for images, copied in kept)
