@@ -1,0 +1,5 @@
+"""`python -m alexprep` is the command `alexprep`."""
+
+from alexprep.cli import cli
+
+cli(prog_name="alexprep")
