@@ -6,16 +6,18 @@
 The bytes depend on the source, ShardConfig and the codec; RunOptions says how they are made.
 """
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from alexprep.errors import PrepareError
+from alexprep.ilsvrc import check_archives
 from alexprep.progress import Progress
 from alexprep.shard_finish import begin, faults_message, finish, refuse_empty
 from alexprep.shard_plan import Plan, ShardConfig, make_plan
+from alexprep.shard_sequential import recommend_sequential, spool_folder, write_sequentially
 from alexprep.shard_target import STATE, Target, open_target
 from alexprep.shard_write import Fault, Record, write_shard
 from alexprep.sources import Source
@@ -62,6 +64,8 @@ def shard(
     (with on_error="fail"), the target holds something else or cannot be written, or a worker died.
     Whatever ends it, finished shards stay, and the same call goes on from there.
     """
+    if options.check_archives:
+        check_archives(Path(source))
     plan = make_plan(chosen(find_source(Path(source)), options.splits), config)
     target = open_target(str(out))
     with target.locked():
@@ -91,25 +95,43 @@ def _write_all(
 ) -> dict[str, Record]:
     """Do every task; the records by shard name, in the plan's order."""
     names = [name for split in plan.order for name in plan.names(split)]
-    known = _shards(finished) if finished else {}
-    tasks = plan.tasks(target.url, known, skip=options.on_error == "skip")
     records: dict[str, Record] = {}
     faults: list[Fault] = []
-    workers = options.workers or available_cores()
     with (
+        closing(_results(plan, target, options, finished)) as results,
         Progress("shard", plan.source.images) as progress,
-        closing(
-            completed(write_shard, tasks, workers=workers, scheduler=options.scheduler)
-        ) as results,
     ):
         for number, record in results:
             records[names[number]] = record
             faults += record.faults
             samples = record.shard.samples if record.shard else 0
-            progress.advance(samples, bytes=record.source_bytes, errors=len(record.faults))
+            done = samples + len(record.faults)
+            progress.advance(done, bytes=record.source_bytes, errors=len(record.faults))
             if faults and options.on_error == "fail":
                 raise PrepareError(faults_message(faults, plan.source.name))
     return {name: records[name] for name in names}
+
+
+def _results(
+    plan: Plan, target: Target, options: RunOptions, finished: Manifest | None
+) -> Generator[tuple[int, Record], None, None]:
+    """Start the work in the way that source, target and options ask for."""
+    known = _shards(finished) if finished else {}
+    tasks = plan.tasks(target.url, known, skip=options.on_error == "skip")
+    kinds = {samples.items.kind for samples in plan.source.splits.values()}
+    # What is written to memory:// in another process is lost with it.
+    in_memory = target.url.startswith("memory://")
+    workers = 1 if in_memory else options.workers or available_cores()
+    # A row of a parquet file costs reading its whole row group.
+    if options.sequential or "rows" in kinds:
+        if options.scheduler is not None:
+            raise PrepareError(
+                "Parquet files and --sequential are read on one machine: leave out --scheduler."
+            )
+        return write_sequentially(plan, list(tasks), spool_folder(target), workers)
+    if "tars" in kinds:
+        recommend_sequential(plan.source)
+    return completed(write_shard, tasks, workers=workers, scheduler=options.scheduler)
 
 
 def _refuse_change(finished: Manifest | None, records: dict[str, Record]) -> None:

@@ -83,6 +83,12 @@ def write_shard(task: ShardTask) -> Record:
 
 def outcomes(items: Items, config: ShardConfig) -> Iterator[Outcome]:
     """Read and encode items in order."""
+    if items.kind == "rows":
+        # pyarrow is an extra
+        from alexprep.sources_parquet import RowReader  # noqa: PLC0415
+
+        yield from (outcome(data, config) for data in RowReader(items))
+        return
     with Reader(items) as reader:
         for data in reader:
             yield outcome(data, config)

@@ -22,7 +22,6 @@ SPLIT_FOLDERS = {"train": TRAIN, "val": VALIDATION, "valid": VALIDATION, "valida
 SPLIT_FOLDERS["test"] = TEST
 KEY_BYTES = 100 - len(".json")
 PLAIN_KEY = re.compile(rb"[A-Za-z0-9_+=@~-]{1,%d}" % KEY_BYTES)
-UNKNOWN = -1
 
 Names = NDArray[np.bytes_]
 
@@ -30,8 +29,9 @@ Names = NDArray[np.bytes_]
 class Items(NamedTuple):
     """Where the bytes of samples are; arrays run over samples.
 
-    `container[i]` is a place in `containers`: a folder (then `name` is the file in it), a tar (then
-    offset and size are a byte range of it) or a parquet file (then offset is the row).
+    `container[i]` is a place in `containers`. Of kind "files" it is a folder, and `name` the file
+    in it; of kind "tars" a tar, of which offset and size are a byte range; of kind "rows" a parquet
+    file, then offset is the row group and size the row in it.
     """
 
     kind: str

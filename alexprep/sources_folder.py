@@ -7,16 +7,18 @@ from pathlib import Path
 import numpy as np
 
 from alexprep.errors import PrepareError
+from alexprep.ilsvrc import MAPPING, validation_truth
 from alexprep.sources import (
     SPLIT_FOLDERS,
     TRAIN,
+    VALIDATION,
     WHAT_IS_LOOKED_FOR,
     Items,
     Listing,
     Source,
     make_source,
 )
-from alexprep.synsets import named
+from alexprep.synsets import ilsvrc2012, named
 
 # What file managers leave behind; nobody means these as images.
 LITTER = frozenset({"Thumbs.db", "desktop.ini", "__MACOSX"})
@@ -24,14 +26,29 @@ LITTER = frozenset({"Thumbs.db", "desktop.ini", "__MACOSX"})
 
 def folder_source(folder: Path) -> Source:
     """Class folders in FOLDER, or in FOLDER/train and FOLDER/val, validation or test."""
-    splits = _split_folders(folder) or {TRAIN: folder}
-    classes = _classes(folder, splits)
-    labels = {wnid: label for label, (wnid, _) in enumerate(classes)}
-    found = {
-        split: listing((path / wnid, labels[wnid]) for wnid in _folders(path))
-        for split, path in splits.items()
-    }
-    return make_source("folder", folder, classes, found)
+    return _tree("folder", folder, folder, _split_folders(folder) or {TRAIN: folder})
+
+
+def kaggle_source(root: Path, images: Path) -> Source:
+    """Kaggle's tree: `images` is ROOT/ILSVRC/Data/CLS-LOC, ROOT has LOC_val_solution.csv."""
+    return _tree("kaggle", root, images, _split_folders(images))
+
+
+def _tree(kind: str, root: Path, images: Path, splits: Mapping[str, Path]) -> Source:
+    """`root` holds what tells about the images: synsets.txt, the devkit, Kaggle's lists."""
+    by_split = {split: _folders(path) for split, path in splits.items()}
+    flat = {split for split, folders in by_split.items() if not folders}
+    # ILSVRC's test images have no labels; its validation images have theirs in a file.
+    labelled = {split: path for split, path in splits.items() if split not in flat - {VALIDATION}}
+    wnids = _classes(images, labelled, by_split)
+    labels = {wnid: label for label, wnid in enumerate(wnids)}
+    found: dict[str, Listing] = {}
+    for split, path in labelled.items():
+        if split in flat:
+            found[split] = _flat_listing(path, root, labels)
+        else:
+            found[split] = listing((path / wnid, labels[wnid]) for wnid in by_split[split])
+    return make_source(kind, root, named(wnids, root, MAPPING), found)
 
 
 def _split_folders(folder: Path) -> dict[str, Path]:
@@ -49,20 +66,23 @@ def _split_folders(folder: Path) -> dict[str, Path]:
     return splits
 
 
-def _classes(folder: Path, splits: Mapping[str, Path]) -> tuple[tuple[str, str], ...]:
+def _classes(
+    folder: Path, splits: Mapping[str, Path], by_split: Mapping[str, list[str]]
+) -> list[str]:
     """The classes of the training split, or of all where there is none; strangers are refused."""
-    by_split = {split: set(_folders(path)) for split, path in splits.items()}
-    wnids = by_split.get(TRAIN) or set[str]().union(*by_split.values())
+    wnids = sorted(by_split.get(TRAIN) or set[str]().union(*by_split.values()))
+    if not wnids and VALIDATION in splits and _has_files(splits[VALIDATION]):
+        return [synset.wnid for synset in ilsvrc2012()]
     if not wnids:
         raise PrepareError(f"{folder} has no class folders. {WHAT_IS_LOOKED_FOR}")
-    for split, there in by_split.items():
-        if strangers := sorted(there - wnids):
+    for split in splits:
+        if strangers := sorted(set(by_split[split]) - set(wnids)):
             raise PrepareError(
                 f"{splits[split]} has {len(strangers)} class folders that {splits[TRAIN]} has not, "
                 f"the first is {strangers[0]!r}. Labels come from the training folders: add or "
                 "remove them."
             )
-    return named(sorted(wnids), folder)
+    return wnids
 
 
 def listing(folders: Iterable[tuple[Path, int]]) -> Listing:
@@ -70,31 +90,52 @@ def listing(folders: Iterable[tuple[Path, int]]) -> Listing:
     containers: list[str] = []
     counts: list[int] = []
     labels: list[int] = []
-    names: list[bytes] = []
-    sizes: list[int] = []
+    files: list[tuple[bytes, int]] = []
     for folder, label in folders:
-        before = len(names)
-        for name, size in walk(folder):
-            names.append(name)
-            sizes.append(size)
-        if len(names) == before:
+        before = len(files)
+        files += walk(folder)
+        if len(files) == before:
             raise PrepareError(
                 f"{folder} has no files, so its class would have no images. "
                 "Put images there or remove the folder."
             )
         containers.append(str(folder))
         labels.append(label)
-        counts.append(len(names) - before)
+        counts.append(len(files) - before)
     place = np.repeat(np.arange(len(containers), dtype=np.int32), counts)
-    items = Items(
+    return Listing(np.array(labels, np.int32)[place], _items(containers, place, files))
+
+
+def _flat_listing(folder: Path, root: Path, labels: Mapping[str, int]) -> Listing:
+    """Validation images in one folder, their classes from the devkit or Kaggle's list."""
+    files = list(walk(folder))
+    if not files:
+        raise PrepareError(f"{folder} has no files. Put the validation images there or remove it.")
+    truth = validation_truth(root, [name for name, _ in files])
+    wnids = [truth[name] for name, _ in files]
+    if strangers := sorted(set(wnids) - set(labels)):
+        raise PrepareError(
+            f"{folder} has images of {strangers[0]!r}, a class that the training folders lack. "
+            "Labels come from the training folders: add it there."
+        )
+    place = np.zeros(len(files), np.int32)
+    label = np.array([labels[wnid] for wnid in wnids], np.int32)
+    return Listing(label, _items([str(folder)], place, files))
+
+
+def _items(
+    containers: list[str],
+    place: np.ndarray[tuple[int], np.dtype[np.int32]],
+    files: list[tuple[bytes, int]],
+) -> Items:
+    return Items(
         "files",
         tuple(containers),
         place,
-        np.array(names, dtype="S"),
-        np.zeros(len(names), np.int64),
-        np.array(sizes, np.int64),
+        np.array([name for name, _ in files], dtype="S"),
+        np.zeros(len(files), np.int64),
+        np.array([size for _, size in files], np.int64),
     )
-    return Listing(np.array(labels, np.int32)[place], items)
 
 
 def walk(folder: Path, below: str = "") -> Iterator[tuple[bytes, int]]:
@@ -116,3 +157,7 @@ def _folders(folder: Path) -> list[str]:
             for entry in entries
             if entry.is_dir() and not entry.name.startswith(".") and entry.name not in LITTER
         )
+
+
+def _has_files(folder: Path) -> bool:
+    return next(walk(folder), None) is not None

@@ -43,16 +43,16 @@ def wnid_by_id() -> dict[int, str]:
     return {synset.id: synset.wnid for synset in ilsvrc2012()}
 
 
-def named(wnids: list[str], source: Path) -> tuple[tuple[str, str], ...]:
-    """(wnid, names) of the classes in ASCII order: from SOURCE/synsets.txt, ILSVRC, or the folder.
+def named(wnids: list[str], source: Path, *more_files: str) -> tuple[tuple[str, str], ...]:
+    """(wnid, names) of the classes: from SOURCE/synsets.txt, else ILSVRC, else the folder's name.
 
     A line of synsets.txt is a class folder, a tab or a space, and what people call it.
     """
     known = dict(names_by_wnid())
-    path = source / SYNSETS_FILE
-    if path.is_file():
-        known |= _read_names(path)
-    return tuple((wnid, known.get(wnid, wnid)) for wnid in sorted(wnids))
+    for path in (source / name for name in (*more_files, SYNSETS_FILE)):
+        if path.is_file():
+            known |= _read_names(path)
+    return tuple((wnid, known.get(wnid, wnid)) for wnid in wnids)
 
 
 def _read_names(path: Path) -> dict[str, str]:
