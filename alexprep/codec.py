@@ -116,21 +116,22 @@ def _decode_jpeg(data: bytes, header: Header) -> tuple[Image.Image, tuple[str, .
         if here
     ]
     try:
-        image = _turbo(data, header, strict=True)
+        return _turbo(data, header), tuple(fixes)
     except ValueError as error:
-        _second_opinion(data, error)
-        fixes.append("damaged")
-        image = _turbo(data, header, strict=False)
-    return image, tuple(fixes)
+        return _second_opinion(data, header, error), (*fixes, "damaged")
 
 
-def _turbo(data: bytes, header: Header, *, strict: bool) -> Image.Image:
-    factor = 1 if header.width * header.height <= MAX_WHOLE else 2
+def _turbo(data: bytes, header: Header) -> Image.Image:
+    """Decode to four bytes a pixel; ValueError on anything that libjpeg complains of."""
     colours = "CMYK" if header.components == 4 else "RGBX"
-    pixels = simplejpeg.decode_jpeg(data, colours, min_factor=factor, strict=strict)
+    pixels = simplejpeg.decode_jpeg(data, colours, min_factor=_factor(header))
     if header.components == 4:
         pixels = _from_inverted_cmyk(pixels)
     return Image.frombuffer("RGBX", pixels.shape[1::-1], pixels, "raw", "RGBX", 0, 1)
+
+
+def _factor(header: Header) -> int:
+    return 1 if header.width * header.height <= MAX_WHOLE else 2
 
 
 def _from_inverted_cmyk(pixels_HWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -141,14 +142,16 @@ def _from_inverted_cmyk(pixels_HWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return rgbx
 
 
-def _second_opinion(data: bytes, complaint: ValueError) -> None:
+def _second_opinion(data: bytes, header: Header, complaint: ValueError) -> Image.Image:
     """A JPEG that libjpeg complains of is used if Pillow decodes it, as it is in all ImageNets.
 
     Stray bytes between markers are such a case; a file that ends early is not.
     """
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data)) as image:
-            image.load()
+            if _factor(header) == 2:
+                image.draft("RGB", (header.width // 2, header.height // 2))
+            return image.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         raise ImageError(f"is a damaged JPEG ({str(complaint).strip().rstrip('.')})") from None
 
