@@ -1,20 +1,50 @@
-"""build: a ModelConfig and a seed become a network with its start."""
+"""build: a config and a seed become a network, in one of its forms, with its start."""
+
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
 
+from alexnet.columns import Columns, local_seam
 from alexnet.grouped import Grouped
+from alexnet.mesh import Team, TeamSeam
 from alexnet.spec import ModelConfig
-from alexnet.weights import initial_state
+from alexnet.weights import initial_state, to_columns
 
 
-def build(config: ModelConfig, *, device: str | torch.device = "cpu", seed: int = 0) -> Grouped:
-    """The network of a config on one device, its start a function of config and seed alone.
+def build(
+    config: ModelConfig,
+    *,
+    form: Literal["grouped", "columns"] = "grouped",
+    devices: Sequence[str | torch.device] = ("cpu",),
+    team: Team | None = None,
+    seed: int = 0,
+) -> Grouped | Columns:
+    """The network of a config; start and dropout are functions of config and seed alone.
 
-    Takes images (N, 3, crop, crop) in grey levels minus their mean, returns logits (N, classes).
+    Takes images (N, 3, crop, crop) in grey levels minus their mean, returns logits (N, classes);
+    every form computes the same function.
+
+    Args:
+        config: the network, see alexnet.networks.
+        form: "grouped" on one device, or "columns".
+        devices: where it lives: one device, or for columns one each.
+        team: for columns, one in each process (alexnet.mesh); takes the place of `devices`.
+        seed: of the start and of dropout.
     """
+    state = initial_state(config, seed=seed)
     with torch.device("meta"):
-        model = Grouped(config, seed=seed)
-    model.to_empty(device=device)
-    model.load_state_dict(initial_state(config, seed=seed))
+        if form == "grouped":
+            model = Grouped(config, seed=seed)
+        else:
+            seam = TeamSeam(team=team) if team else local_seam(config.columns, devices)
+            model = Columns(config, seam, seed=seed)
+    if isinstance(model, Grouped):
+        model.to_empty(device=devices[0])
+    else:
+        state = model.share_of(to_columns(state, config))
+        for column, device in zip(model.here, model.seam.devices, strict=True):
+            column.to_empty(device=device)
+    model.load_state_dict(state)
     model.set_dropout_position(0)
     return model

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alexnet.spec import Dense, Layer, ModelConfig, Size, sizes
+from alexnet.spec import Dense, Layer, ModelConfig, sizes
 from alexnet.stages import Stages
 
 
@@ -19,7 +19,7 @@ class Grouped(nn.Module):
         self.config = config
         self.layers = tuple(row.name for row in config.layers)
         for row, size in zip(config.layers, sizes(config), strict=True):
-            self.add_module(row.name, weight_layer(row, size))
+            self.add_module(row.name, weight_layer(row, size.weight, size.groups))
         self.stages = Stages(config, seed=seed, columns=range(config.columns))
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
@@ -41,7 +41,7 @@ class Grouped(nn.Module):
 
 
 class GroupedLinear(nn.Module):
-    """Dense columns side by side: weight (out, inputs of one column), as a grouped convolution."""
+    """Dense columns side by side: weight (out, inputs of one), as a grouped convolution's."""
 
     def __init__(self, inputs: int, out: int, groups: int) -> None:
         super().__init__()
@@ -50,6 +50,8 @@ class GroupedLinear(nn.Module):
         self.bias = nn.Parameter(torch.empty(out))
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.groups == 1:
+            return F.linear(x, self.weight, self.bias)
         parts = zip(
             x.chunk(self.groups, 1),
             self.weight.chunk(self.groups),
@@ -59,17 +61,17 @@ class GroupedLinear(nn.Module):
         return torch.cat([F.linear(*part) for part in parts], dim=1)
 
 
-def weight_layer(row: Layer, size: Size) -> nn.Module:
-    """The module of a row; its parameters hold nothing until a state is loaded."""
+def weight_layer(row: Layer, weight: tuple[int, ...], groups: int) -> nn.Module:
+    """The module of a row for a weight of this shape; it holds nothing until a state is loaded."""
     if isinstance(row, Dense):
-        return GroupedLinear(size.weight[1], row.out, size.groups)
+        return GroupedLinear(weight[1], weight[0], groups)
     return nn.Conv2d(
-        size.weight[1] * size.groups,
-        row.out,
+        weight[1] * groups,
+        weight[0],
         row.kernel,
         stride=row.stride,
         padding=row.pad,
-        groups=size.groups,
+        groups=groups,
     )
 
 

@@ -40,7 +40,7 @@ def _head(classes: int) -> tuple[Layer, ...]:
     return (
         Dense(name="fc6", out=4096),
         Dense(name="fc7", out=4096),
-        Dense(name="fc8", out=classes, then=(), whole=True, bias=0.0),
+        Dense(name="fc8", out=classes, then=(), bias=0.0),
     )
 
 
@@ -122,7 +122,7 @@ def torchvision(classes: int = 1000) -> ModelConfig:
             ),
             Dense(name="fc6", out=4096, sd=None, bias=None),
             Dense(name="fc7", out=4096, then=("act",), sd=None, bias=None),
-            Dense(name="fc8", out=classes, then=(), whole=True, sd=None, bias=None),
+            Dense(name="fc8", out=classes, then=(), sd=None, bias=None),
         ),
     )
 

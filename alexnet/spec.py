@@ -31,13 +31,15 @@ class Conv:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Dense:
-    """A fully connected layer of all columns together, and what follows it, in order."""
+    """A fully connected layer of all columns together, and what follows it, in order.
+
+    The last one, which gives the logits, lives on the first column alone, as it did in 2012.
+    """
 
     name: str
     out: int  # units of all columns together
     sees: Sees = "all"
     then: tuple[Stage, ...] = ("act", "dropout")
-    whole: bool = False  # lives on the first column alone, as the last layer did in 2012
     sd: float | None = 0.01
     bias: float | None = 1.0
 
@@ -136,14 +138,16 @@ def _check_rows(config: ModelConfig) -> None:
         raise ValueError(f"ModelConfig.layers must end with a Dense layer, got {names}.")
     if len(set(names)) != len(names):
         raise ValueError(f"ModelConfig.layers must have different names, got {names}.")
-    dense = [isinstance(row, Dense) for row in config.layers]
-    if dense != sorted(dense):
+    kinds = [isinstance(row, Dense) for row in config.layers]
+    if kinds != sorted(kinds):
         raise ValueError(f"ModelConfig.layers has a Conv after a Dense layer: {names}.")
+    if config.layers[-1].sees != "all":
+        raise ValueError(f"{names[-1]} lives on the first column and must see all, not its own.")
     for row in config.layers:
         wrong = set(row.then) - set(get_args(Stage))
         if wrong:
             raise ValueError(f"{row.name}.then knows {get_args(Stage)}, got {sorted(wrong)}.")
-        if row.out % config.columns and not (isinstance(row, Dense) and row.whole):
+        if row.out % config.columns and row is not config.layers[-1]:
             raise ValueError(f"{row.name}.out {row.out} does not divide by {config.columns}.")
 
 

@@ -36,3 +36,30 @@ def _start(row: Layer, size: Size, chance: torch.Generator) -> tuple[Tensor, Ten
     else:
         bias.fill_(row.bias)
     return weight, bias
+
+
+def to_columns(state: State, config: ModelConfig) -> State:
+    """A state of the one-device form as that of `Columns`: names column0.conv1.weight and so on.
+
+    A column holds the weights of its outputs. Anything laid out as the weights maps the same way:
+    momenta, gradients.
+    """
+    split: State = {}
+    for row in config.layers:
+        for kind in ("weight", "bias"):
+            whole = state[f"{row.name}.{kind}"]
+            parts = (whole,) if row is config.layers[-1] else whole.chunk(config.columns)
+            for column, part in enumerate(parts):
+                split[f"column{column}.{row.name}.{kind}"] = part.clone()
+    return split
+
+
+def to_grouped(state: State, config: ModelConfig) -> State:
+    """The inverse of `to_columns`; the state must hold all columns."""
+    whole: State = {}
+    for row in config.layers:
+        columns = 1 if row is config.layers[-1] else config.columns
+        for kind in ("weight", "bias"):
+            names = [f"column{column}.{row.name}.{kind}" for column in range(columns)]
+            whole[f"{row.name}.{kind}"] = torch.cat([state[name].cpu() for name in names])
+    return whole
