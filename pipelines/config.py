@@ -37,8 +37,9 @@ class LoaderConfig:
         order: "global": all samples mixed. "window": `window` shards at a time, in random order,
             for disks slow to seek. "shards": one shard after the other, for streamed storage.
         window: shards that are mixed together.
-        check: "size" compares lengths, tar headers and JPEG frames with manifest and index as they
-            are read; "sha256" also hashes each shard when it is first used.
+        check: "size" compares lengths, tar headers, JPEG frames and labels with manifest and index
+            as they are read; "sha256" also hashes each shard when it is first used; "auto" is
+            "sha256" for splits of at most 1 GiB.
         views: of evaluation: 1 is the centre crop, 10 the corners, centre and their mirrors.
     """
 
@@ -57,7 +58,7 @@ class LoaderConfig:
     pin_memory: bool = False
     order: Order = "global"
     window: int = 16
-    check: Check = "size"
+    check: Check = "auto"
     views: Literal[1, 10] = 1
 
     def __post_init__(self) -> None:
@@ -77,7 +78,7 @@ class LoaderConfig:
             "dtype": tuple(DTYPES),
             "order": ("global", "window", "shards"),
             "decode": ("auto", "cpu", "mixed"),
-            "check": ("size", "sha256"),
+            "check": ("auto", "size", "sha256"),
             "views": (1, VIEWS),
         }
         for name, allowed in choices.items():

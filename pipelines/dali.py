@@ -23,7 +23,7 @@ from torch import Tensor
 from pipelines.augment import shift
 from pipelines.errors import DataError
 from pipelines.readahead import RawBatch, Reader
-from pipelines.torch_cpu import Recipe, decode_or_blame
+from pipelines.torch_cpu import Recipe, decode_at
 
 Decode = Literal["auto", "cpu", "mixed"]
 
@@ -198,7 +198,7 @@ def _blame(batch: RawBatch, reader: Reader, error: RuntimeError) -> DataError:
     places = [int(place) for place in batch.task.places]
     try:
         for place, jpg in zip(places, batch.jpgs, strict=True):
-            decode_or_blame(jpg, reader.where(place))
+            decode_at(reader, jpg, place)
     except DataError as culprit:
         return culprit
     return DataError(

@@ -46,7 +46,7 @@ class Loader:
         self, reader: SplitReader, plan: Plan, recipe: Recipe, config: LoaderConfig
     ) -> None:
         self.classes = reader.manifest.classes
-        self.samples = len(reader)
+        self.samples = plan.samples
         self.backend = choose_backend(config)
         self.epoch = 0
         self.step = 0
@@ -149,9 +149,12 @@ class Loader:
 
     def _open_stream(self) -> Generator[tuple[RawBatch, Tensor]]:
         config = self._config
+        tasks = self._plan.tasks(self.epoch, self.step)
+        if config.order == "window":
+            tasks = self._reader.advised(tasks)
         raw = read_ahead(
             self._reader,
-            self._plan.tasks(self.epoch, self.step),
+            tasks,
             threads=config.readers,
             depth=config.readers + 1,
         )
@@ -207,7 +210,7 @@ def open_loader(
     )
     if train and plan.smallest < 1:
         raise DataError(
-            f"{split} of {root} has {len(reader)} images: with batch={config.batch} a rank of "
+            f"{split} of {root} has {plan.samples} images: with batch={config.batch} a rank of "
             f"{config.world} would get none in the last step. Use a larger batch or fewer ranks."
         )
     numbers = colours(spec, stats)

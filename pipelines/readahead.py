@@ -1,15 +1,18 @@
 """Read batches before they are asked for, in order, without losing an error."""
 
 from collections import deque
-from collections.abc import Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.plan import Task
 from pipelines.shards import Image
+
+T = TypeVar("T")
+U = TypeVar("U")
 
 
 class Reader(Protocol):
@@ -44,11 +47,25 @@ def read_ahead(
     ends the threads.
     """
     pool = ThreadPoolExecutor(threads, thread_name_prefix="alexprep-read")
-    waiting: deque[Future[RawBatch]] = deque()
     try:
-        for task in tasks:
-            waiting.append(pool.submit(read_batch, reader, task))
-            if len(waiting) > depth:
-                yield waiting.popleft().result()
+        for batch in look_ahead(tasks, lambda task: pool.submit(read_batch, reader, task), depth):
+            yield batch.result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def look_ahead(items: Iterator[T], start: Callable[[T], U], depth: int) -> Generator[U]:
+    """What `start` makes of each item, `depth` of them started before they are asked for.
+
+    An error of `items` is raised after everything before it was given out.
+    """
+    waiting: deque[U] = deque()
+    try:
+        for item in items:
+            waiting.append(start(item))
+            if len(waiting) > depth:
+                yield waiting.popleft()
+    except Exception:
+        yield from waiting
+        raise
+    yield from waiting

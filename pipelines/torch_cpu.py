@@ -1,7 +1,5 @@
 """The augmentation in Pillow and torch on the CPU: fallback and reference of the other backends."""
 
-import io
-from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
@@ -9,13 +7,15 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from pipelines.augment import AugmentSpec, Colours, Draws, shift
 from pipelines.errors import DataError
 from pipelines.finish import Finish, tensor
-from pipelines.readahead import RawBatch, Reader
+from pipelines.jpeg import decode
+from pipelines.readahead import RawBatch, Reader, look_ahead
+
+AHEAD = 1  # batches decoded while another is augmented and used
 
 
 class Recipe(NamedTuple):
@@ -27,23 +27,6 @@ class Recipe(NamedTuple):
     finish: Finish
 
 
-def decode(jpg: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """RGB pixels, (H, W, 3)."""
-    with Image.open(io.BytesIO(jpg.data)) as image:
-        return np.asarray(image.convert("RGB"))
-
-
-def decode_or_blame(jpg: NDArray[np.uint8], where: str) -> NDArray[np.uint8]:
-    """RGB pixels; DataError naming `where` if the bytes are no whole JPEG."""
-    try:
-        return decode(jpg)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(
-            f"{where}: the JPEG cannot be decoded ({error}). Find all damage with "
-            "`alexprep verify`, then copy or make the shard again."
-        ) from error
-
-
 def torch_batches(
     raw: Iterator[RawBatch], reader: Reader, recipe: Recipe, *, threads: int
 ) -> Generator[tuple[RawBatch, Tensor]]:
@@ -53,17 +36,13 @@ def torch_batches(
     def pixels(batch: RawBatch) -> list[Future[NDArray[np.uint8]]]:
         places = batch.task.places.tolist()
         return [
-            pool.submit(_decode_at, reader, jpg, place)
+            pool.submit(decode_at, reader, jpg, place)
             for jpg, place in zip(batch.jpgs, places, strict=True)
         ]
 
-    waiting: deque[tuple[RawBatch, list[Future[NDArray[np.uint8]]]]] = deque()
     try:
-        for batch in raw:
-            waiting.append((batch, pixels(batch)))
-            if len(waiting) > 1:
-                first, decoded = waiting.popleft()
-                yield first, apply([each.result() for each in decoded], first.task.draws, recipe)
+        for batch, decoded in look_ahead(raw, lambda batch: (batch, pixels(batch)), AHEAD):
+            yield batch, apply([each.result() for each in decoded], batch.task.draws, recipe)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -89,8 +68,12 @@ def apply(pixels_HWC: list[NDArray[np.uint8]], draws: Draws, recipe: Recipe) -> 
     return finish.views(out) if views > 1 else finish.crops(out, draws)
 
 
-def _decode_at(reader: Reader, jpg: NDArray[np.uint8], place: int) -> NDArray[np.uint8]:
+def decode_at(reader: Reader, jpg: NDArray[np.uint8], place: int) -> NDArray[np.uint8]:
+    """RGB pixels; DataError naming shard, key and offset if the bytes are no whole JPEG."""
     try:
         return decode(jpg)
-    except (OSError, SyntaxError, ValueError):
-        return decode_or_blame(jpg, reader.where(place))
+    except ValueError as error:
+        raise DataError(
+            f"{reader.where(place)}: {error}. Find all damage with `alexprep verify`, "
+            "then copy or make the shard again."
+        ) from error
