@@ -17,7 +17,7 @@ def accumulated(images_NHWC):
     """The moments of uint8 images, taken the way a worker takes them."""
     sums = Accumulator(*images_NHWC.shape[1:3])
     for image_HWC in images_NHWC:
-        sums.add(*(image_HWC[..., channel].tobytes() for channel in range(3)))
+        sums.add(image_HWC)
     return sums.moments()
 
 
@@ -45,8 +45,13 @@ def test_sums_are_those_of_integer_arithmetic_for_any_size(images, height, width
 
 @pytest.mark.parametrize("value", [0, 127, 128, 255])
 def test_extreme_images_neither_overflow_nor_round_in_the_small_sums(value):
-    # 128 below the centre is the largest magnitude: 255 of them before int16 is emptied.
+    # 257 images of 255 fill uint16 to the brim, and 256 rows of 255 * 255 nearly fill float32.
     pixels = np.full((2 * IMAGES_BEFORE_FLUSH + 3, 40, 60, 3), value, np.uint8)
+    assert_same(accumulated(pixels), summed(pixels))
+
+
+def test_a_large_image_has_no_more_rows_than_float32_can_add():
+    pixels = np.full((2, 700, 500, 3), 255, np.uint8)
     assert_same(accumulated(pixels), summed(pixels))
 
 
@@ -54,7 +59,7 @@ def test_sums_can_be_asked_for_and_added_to_again(rng):
     pixels = rng.integers(0, 256, (6, 9, 7, 3), dtype=np.uint8)
     sums = Accumulator(9, 7)
     for end, image_HWC in enumerate(pixels, start=1):
-        sums.add(*(image_HWC[..., channel].tobytes() for channel in range(3)))
+        sums.add(image_HWC)
         assert_same(sums.moments(), summed(pixels[:end]))
 
 

@@ -220,8 +220,8 @@ def test_a_split_without_images_or_not_there_is_refused(tmp_path, items):
 @pytest.mark.parametrize(
     ("picture", "complaint"),
     [
-        ((SIZE + 1, SIZE, "RGB"), rf"odd\.jpg is RGB of {SIZE + 1}x{SIZE}; .* {SIZE}x{SIZE}"),
-        ((SIZE, SIZE, "L"), rf"odd\.jpg is L of {SIZE}x{SIZE}"),
+        ((SIZE + 1, SIZE, "RGB"), rf"odd\.jpg is YCbCr of {SIZE + 1}x{SIZE}; .* {SIZE}x{SIZE}"),
+        ((SIZE, SIZE, "L"), rf"odd\.jpg is Gray of {SIZE}x{SIZE}"),
         (None, r"odd\.jpg does not decode"),
     ],
 )

@@ -20,7 +20,7 @@ def write_tar(path, files, format=tarfile.USTAR_FORMAT):
 
 
 def test_members_are_those_tarfile_finds_with_the_offsets_of_their_data(tmp_path, rng):
-    sizes = [0, 1, 511, 512, 513, 100_000]
+    sizes = [0, 1, 511, 512, 513, 100_000, 1_048_064, 1_048_576, 2_500_000, 7]
     files = {f"k{size}.bin": rng.bytes(size) for size in sizes}
     for name, format in FORMATS.items():
         path = write_tar(tmp_path / f"{name}.tar", files, format)
@@ -70,9 +70,14 @@ def test_a_tar_cut_off_is_refused_with_the_byte(tmp_path, kept):
 def test_a_header_that_does_not_sum_up_is_refused(tmp_path):
     path = write_tar(tmp_path / "a.tar", {"a": b"x" * 500, "b": b"y" * 900})
     data = bytearray(path.read_bytes())
-    data[1024] ^= 1
+    data[1024 + 257] ^= 1
     path.write_bytes(data)
     with TarStream(path) as tar, pytest.raises(DataError, match="no tar header at byte 1024"):
+        list(tar)
+    data[1024 + 257] ^= 1
+    data[1024 + 130] = ord("x")
+    path.write_bytes(data)
+    with TarStream(path) as tar, pytest.raises(DataError, match="the member at byte 1024"):
         list(tar)
 
 
