@@ -95,14 +95,19 @@ class LocalTarget:
                 raise PrepareError(
                     f"Another run is writing to {self.root}. Wait for it or stop it."
                 ) from None
-            for leftover in path.parent.glob("partial-*"):
-                shutil.rmtree(leftover)
+            self._sweep()
             try:
                 yield
             finally:
+                self._sweep()
                 path.unlink(missing_ok=True)
                 if not self.listing(STATE):
                     self.remove(STATE)
+
+    def _sweep(self) -> None:
+        """Remove what processes that were stopped had under way."""
+        for leftover in (self.root / STATE).glob("partial-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
 
     @contextmanager
     def staging(self) -> Generator[Path]:
