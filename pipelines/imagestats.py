@@ -108,20 +108,21 @@ class ImageStats:
         Image.fromarray(mean).save(png, "PNG")
         _appear(paths.npz, npz.getvalue())
         _appear(paths.png, png.getvalue())
-        _appear(paths.json, self.to_json(hashlib.sha256(npz.getvalue()).hexdigest()).encode())
+        sha256 = hashlib.sha256(npz.getvalue()).hexdigest()
+        # Floats are written so that reading gives the same bits.
+        text = json.dumps({"version": VERSION, "npz_sha256": sha256, **self.to_dict()}, indent=1)
+        _appear(paths.json, f"{text}\n".encode())
 
-    def to_json(self, npz_sha256: str) -> str:
-        """The text of stats.json; floats are written so that reading gives the same bits."""
+    def to_dict(self) -> dict[str, Any]:
+        """All but the mean image as JSON values, the unit in the key."""
         numbers = {key: getattr(self, name).tolist() for name, key in UNITS.items()}
         head = {
-            "version": VERSION,
             "split": self.split,
             "images": self.images,
             "height": self.height,
             "width": self.width,
-            "npz_sha256": npz_sha256,
         }
-        return json.dumps({**head, **numbers, "shards": dict(self.shards)}, indent=1) + "\n"
+        return {**head, **numbers, "shards": dict(self.shards)}
 
 
 @dataclass(frozen=True, slots=True)
