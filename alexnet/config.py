@@ -1,0 +1,70 @@
+"""TrainConfig: everything about a run of training that is not the network or its data. No torch."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from alexnet.schedule import NET_145, Schedule
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """The released code's training of net 145 by default (layer-params-145.cfg).
+
+    Attributes:
+        epochs: at most; a Plateau may end earlier.
+        seed: of the first weights and of dropout.
+        lr: first learning rate of the weights.
+        bias_lr: the biases' first rate as a multiple of the weights'.
+        layer_lr: multiples for single layers, weights and biases alike: {"fc8": 10}.
+        momentum: of the velocity.
+        weight_decay: times the rate, of the weights.
+        bias_decay: the same of the biases.
+        velocity_has_lr: whether the velocity lives on unchanged when the rate changes (2012), or
+            shrinks with it (torch.optim.SGD as it is).
+        schedule: when the rates change.
+        precision: of the network's arithmetic; weights and updates are float32 in both.
+        channels_last: memory format of the convolutions.
+        compile: torch.compile; "graphs" adds CUDA graphs (its mode "reduce-overhead").
+        log_steps: steps between two lines of the log.
+        checkpoint_minutes: time between two checkpoints within an epoch; each epoch ends with one.
+        keep: how many of the latest checkpoints stay, beside the best.
+        explode: the run stops when the loss of some step exceeds this many times ln(classes), the
+            loss of guessing.
+    """
+
+    epochs: int = 91
+    seed: int = 0
+    lr: float = 0.01
+    bias_lr: float = 2.0
+    layer_lr: Mapping[str, float] = field(default_factory=dict[str, float])
+    momentum: float = 0.9
+    weight_decay: float = 0.0005
+    bias_decay: float = 0.0
+    velocity_has_lr: bool = True
+    schedule: Schedule = NET_145
+    precision: Literal["float32", "bfloat16"] = "float32"
+    channels_last: bool = True
+    compile: Literal["off", "on", "graphs"] = "off"
+    log_steps: int = 50
+    checkpoint_minutes: float = 10.0
+    keep: int = 2
+    explode: float = 20.0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "log_steps", "keep"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"TrainConfig.{name} must be at least 1, got {getattr(self, name)}."
+                )
+        for name in ("lr", "bias_lr", "checkpoint_minutes", "explode"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"TrainConfig.{name} must be above 0, got {getattr(self, name)}.")
+        for name in ("weight_decay", "bias_decay", "momentum"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(
+                    f"TrainConfig.{name} must be in [0, 1), got {getattr(self, name)}."
+                )
+        if not 0 <= self.seed < 2**31:
+            raise ValueError(f"TrainConfig.seed must be in 0..2**31-1, got {self.seed}.")

@@ -1,0 +1,82 @@
+"""Error rates the way the paper counted them: probabilities averaged over views and networks.
+
+Letters: N images, V views, K classes.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+TOP = 5
+
+
+class Errors(NamedTuple):
+    """Shares of images, 0..1."""
+
+    top1: float
+    top5: float
+
+
+def view_probabilities(model: nn.Module, images: Tensor) -> Tensor:
+    """Mean of the softmax over the views: float64 (N, K) of images (N, V, C, H, W) or (N, C, H, W).
+
+    The original averages probabilities, not logits (layer.cu).
+    """
+    if images.ndim == 4:
+        return model(images).double().softmax(-1)
+    logits_NVK = model(images.flatten(0, 1)).unflatten(0, images.shape[:2])
+    return logits_NVK.double().softmax(-1).mean(dim=1)
+
+
+def predict_probabilities(
+    model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor]:
+    """Float64 (N, K) probabilities and int64 (N,) labels of a whole loader, on the CPU."""
+    training = model.training
+    model.eval()
+    probabilities: list[Tensor] = []
+    labels: list[Tensor] = []
+    try:
+        with torch.inference_mode():
+            for images, batch_labels in loader:
+                probabilities.append(view_probabilities(model, images).cpu())
+                labels.append(batch_labels.cpu())
+    finally:
+        model.train(training)
+    return torch.cat(probabilities), torch.cat(labels)
+
+
+def places(scores_NK: Tensor, labels_N: Tensor) -> Tensor:
+    """Place of the right class among all, 0 is the first: int64 (N,).
+
+    Equal scores stand in the order of their classes, so that a network which says nothing is not
+    right about everything; where a score is not a number the place is the last.
+    """
+    mine = scores_NK.gather(1, labels_N[:, None])
+    before = torch.arange(scores_NK.shape[1], device=scores_NK.device) < labels_N[:, None]
+    place = ((scores_NK > mine) | ((scores_NK == mine) & before)).sum(1)
+    return torch.where(scores_NK.isnan().any(1), scores_NK.shape[1] - 1, place)
+
+
+def error_rates(probabilities_NK: Tensor, labels_N: Tensor) -> Errors:
+    """Share of images whose class is not the first, and not among the first five."""
+    place = places(probabilities_NK, labels_N)
+    return Errors(float((place >= 1).double().mean()), float((place >= TOP).double().mean()))
+
+
+def average(members: Sequence[Tensor], weights: Sequence[float] = ()) -> Tensor:
+    """Weighted mean (N, K) of the predictions of several networks; equal weights by default.
+
+    ValueError if the weights are not one a member, or do not add up to more than nothing.
+    """
+    weights = weights or [1.0] * len(members)
+    if len(weights) != len(members) or min(weights) < 0 or sum(weights) <= 0:
+        raise ValueError(
+            f"{len(members)} predictions want as many weights, none below 0, got {list(weights)}."
+        )
+    total = torch.zeros_like(members[0])
+    for member, weight in zip(members, weights, strict=True):
+        total += member * (weight / sum(weights))
+    return total

@@ -1,0 +1,41 @@
+"""metrics.jsonl: what a run reported, one JSON object a line.
+
+    {"kind": "step", "step": 50, "epoch": 0, "loss": ..., "lr": ..., "images_per_second": ...,
+     "waiting": 0.004}                    every few steps; waiting: share of the time without data
+    {"kind": "epoch", "step": 390, "epoch": 0, "loss": ..., "validation_loss": ..., "top1": ...,
+     "top5": ..., "seconds": ...}         errors in 0..1, counted after the epoch
+
+A resumed run cuts off the lines that came after its checkpoint, since it goes through them again.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+NAME = "metrics.jsonl"
+Record = dict[str, Any]
+
+
+class Metrics:
+    """Appends records to RUN/metrics.jsonl, each flushed at once, so that others can follow it."""
+
+    def __init__(self, run: Path, *, keep_lines: int) -> None:
+        self.path = run / NAME
+        kept = self.path.read_text().splitlines()[:keep_lines] if self.path.exists() else []
+        partial = self.path.with_name(f"{NAME}.partial")
+        partial.write_text("".join(f"{line}\n" for line in kept))
+        partial.replace(self.path)
+        self.lines = len(kept)
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        self.lines += 1
+
+
+def read(run: Path) -> Iterator[Record]:
+    """The records of a run in order; a last line that a killed run left unfinished is left out."""
+    for line in (run / NAME).read_text().splitlines(keepends=True):
+        if line.endswith("\n"):
+            yield json.loads(line)

@@ -1,0 +1,50 @@
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false
+# torch.distributed is typed only in part.
+"""Several processes that train one network on shares of each batch: sums over all of them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Replicas:
+    """This process among `world` that hold the same weights; `group` None is all processes."""
+
+    rank: int = 0
+    world: int = 1
+    group: Any = None
+
+    def average_gradients(self, optimizer: torch.optim.Optimizer, images: int) -> None:
+        """Turn gradients of mean losses over shares into that of the mean over the whole batch.
+
+        `images` is the size of this process's share; shares may differ by one.
+        """
+        if self.world == 1:
+            return
+        gradients: list[Tensor] = [
+            parameter.grad
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+            if parameter.grad is not None
+        ]
+        count = gradients[0].new_tensor([float(images)])
+        flat = torch.cat([*(g.reshape(-1) * images for g in gradients), count])
+        dist.all_reduce(flat, group=self.group)
+        flat = flat[:-1] / flat[-1]
+        for gradient, mean in zip(
+            gradients, flat.split([g.numel() for g in gradients]), strict=True
+        ):
+            gradient.copy_(mean.view_as(gradient))
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum of `values` over the processes, in place."""
+        if self.world > 1:
+            dist.all_reduce(values, group=self.group)
+        return values
+
+
+ALONE = Replicas()

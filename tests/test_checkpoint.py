@@ -1,0 +1,109 @@
+import pytest
+import torch
+from torch import nn
+
+from alexnet import checkpoint
+from alexnet.errors import RunError
+
+
+def write(path, value=1.0):
+    parts = {"model": {"fc.weight": torch.full((2, 3), value)}, "chance": {"cpu": torch.arange(3)}}
+    checkpoint.save(path, {"note": "hello"}, parts)
+    return path
+
+
+def test_what_was_saved_comes_back(tmp_path):
+    saved = checkpoint.load(write(tmp_path / "a.safetensors"), ("model", "chance"))
+    assert torch.equal(saved.parts["model"]["fc.weight"], torch.full((2, 3), 1.0))
+    assert torch.equal(saved.parts["chance"]["cpu"], torch.arange(3))
+    assert saved.meta["note"] == "hello"
+
+
+def test_the_file_is_plain_safetensors_for_other_programs(tmp_path):
+    from safetensors.torch import load_file
+
+    assert set(load_file(write(tmp_path / "a.safetensors"))) == {"model/fc.weight", "chance/cpu"}
+
+
+def test_channels_last_weights_come_back_with_their_values(tmp_path):
+    weight = torch.randn(4, 3, 5, 5).contiguous(memory_format=torch.channels_last)
+    checkpoint.save(tmp_path / "a", {}, {"model": {"conv1.weight": weight}})
+    assert torch.equal(checkpoint.load(tmp_path / "a").parts["model"]["conv1.weight"], weight)
+
+
+@pytest.mark.parametrize("length", [0, 5, 100, -1])
+def test_a_cut_off_file_is_refused_in_one_line(tmp_path, length):
+    path = write(tmp_path / "a.safetensors")
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(RunError, match="damaged") as caught:
+        checkpoint.load(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_flipped_bit_is_noticed(tmp_path):
+    path = write(tmp_path / "a.safetensors")
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(RunError, match="'model' has changed"):
+        checkpoint.load(path, ("model", "chance"))
+
+
+def test_a_safetensors_file_of_others_is_refused(tmp_path):
+    from safetensors.torch import save_file
+
+    save_file({"w": torch.zeros(2)}, tmp_path / "other.safetensors")
+    with pytest.raises(RunError, match="no checkpoint of alexprep"):
+        checkpoint.load(tmp_path / "other.safetensors")
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(RunError, match=str(tmp_path / "none")):
+        checkpoint.load(tmp_path / "none")
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = write(tmp_path / "a.safetensors")
+    with pytest.raises(OSError, match="No space left"):
+        checkpoint.save(_full_disk(path), {}, {"model": {"w": torch.zeros(3)}})
+    assert checkpoint.load(path).meta["note"] == "hello"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def _full_disk(path):
+    """The path, with /dev/full where the checkpoint is written before it is renamed."""
+    path.with_name(f"{path.name}.partial").symlink_to("/dev/full")
+    return path
+
+
+def test_another_network_is_refused_with_the_differences():
+    model = nn.Sequential(nn.Linear(3, 2))
+    weights = {"0.weight": torch.zeros(4, 3), "extra.bias": torch.zeros(1)}
+    with pytest.raises(RunError) as caught:
+        checkpoint.load_weights(model, weights, "run/best.safetensors")
+    for difference in ("0.weight is (4, 3), not (2, 3)", "0.bias is missing", "extra.bias is not"):
+        assert difference in str(caught.value)
+
+
+def test_a_run_folder_means_its_best_checkpoint_or_its_latest(tmp_path):
+    folder = tmp_path / checkpoint.FOLDER
+    folder.mkdir()
+    with pytest.raises(RunError, match="without checkpoints"):
+        checkpoint.resolve(tmp_path)
+    old, new = (write(checkpoint.step_path(tmp_path, n), n) for n in (5, 10))
+    assert checkpoint.resolve(tmp_path) == new
+    checkpoint.mark_best(tmp_path, old)
+    best = checkpoint.load(checkpoint.resolve(tmp_path))
+    assert best.parts["model"]["fc.weight"][0, 0] == 5
+
+
+def test_pruning_keeps_the_latest_and_the_best(tmp_path):
+    (tmp_path / checkpoint.FOLDER).mkdir()
+    for number in (5, 90, 100, 2000):
+        write(checkpoint.step_path(tmp_path, number))
+        if number == 5:
+            checkpoint.mark_best(tmp_path, checkpoint.step_path(tmp_path, 5))
+    (tmp_path / checkpoint.FOLDER / "step-00003000.safetensors.partial").write_bytes(b"half")
+    checkpoint.prune(tmp_path, 2)
+    left = sorted(path.name for path in (tmp_path / checkpoint.FOLDER).iterdir())
+    assert left == [checkpoint.BEST, "step-00000100.safetensors", "step-00002000.safetensors"]

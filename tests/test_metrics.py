@@ -1,0 +1,25 @@
+from alexnet.metrics import Metrics, read
+
+
+def test_records_come_back_in_order(tmp_path):
+    metrics = Metrics(tmp_path, keep_lines=0)
+    for step in range(3):
+        metrics.write({"kind": "step", "step": step, "loss": 0.5})
+    assert [record["step"] for record in read(tmp_path)] == [0, 1, 2]
+
+
+def test_a_resumed_run_cuts_off_what_came_after_its_checkpoint(tmp_path):
+    metrics = Metrics(tmp_path, keep_lines=0)
+    for step in range(5):
+        metrics.write({"step": step})
+    again = Metrics(tmp_path, keep_lines=2)
+    again.write({"step": 99})
+    assert [record["step"] for record in read(tmp_path)] == [0, 1, 99]
+    assert again.lines == 3
+
+
+def test_a_line_that_a_killed_run_left_unfinished_is_left_out(tmp_path):
+    Metrics(tmp_path, keep_lines=0).write({"step": 0})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 1, "lo')
+    assert list(read(tmp_path)) == [{"step": 0}]

@@ -1,0 +1,84 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from alexnet.config import TrainConfig
+from alexnet.optim import layer_of, set_rates, sgd, velocities
+
+
+def linear():
+    model = nn.Sequential()
+    model.add_module("fc", nn.Linear(3, 2))
+    return model
+
+
+def released_code(weight, gradients, rates, decay, momentum=0.9):
+    """weights.cu: inc = mom * inc + eps * grad; inc -= wc * eps * w; w += inc (grad upwards)."""
+    inc = np.zeros_like(weight)
+    for gradient, rate in zip(gradients, rates, strict=True):
+        inc = momentum * inc - rate * gradient - decay * rate * weight
+        weight = weight + inc
+    return weight
+
+
+@pytest.mark.parametrize("kind", ["weight", "bias"])
+def test_updates_are_those_of_the_released_code_across_a_change_of_rate(kind):
+    torch.manual_seed(0)
+    model = linear().double()
+    config = TrainConfig(lr=0.1, bias_lr=2.0, weight_decay=0.05)
+    optimizer = sgd(model, config)
+    parameter = dict(model.named_parameters())[f"fc.{kind}"]
+    gradients = torch.randn(8, *parameter.shape, dtype=torch.float64)
+    scale, decay = (1.0, 0.05) if kind == "weight" else (2.0, 0.0)
+    rates = [0.1 * scale] * 4 + [0.01 * scale] * 4
+    expected = released_code(parameter.detach().numpy().copy(), gradients.numpy(), rates, decay)
+    for number, gradient in enumerate(gradients):
+        if number == 4:
+            set_rates(optimizer, lambda _layer, _kind: 0.1, velocity_has_lr=True)
+        for p in model.parameters():
+            p.grad = torch.zeros_like(p)
+        parameter.grad = gradient.clone()
+        optimizer.step()
+    np.testing.assert_allclose(parameter.detach().numpy(), expected, rtol=1e-12)
+
+
+def test_a_velocity_without_the_rate_is_left_as_it_is():
+    model = linear()
+    optimizer = sgd(model, TrainConfig())
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    before = {name: v.clone() for name, v in velocities(optimizer)}
+    set_rates(optimizer, lambda _layer, _kind: 0.1, velocity_has_lr=False)
+    assert all(torch.equal(v, before[name]) for name, v in velocities(optimizer))
+    set_rates(optimizer, lambda _layer, _kind: 1.0, velocity_has_lr=True)
+    torch.testing.assert_close(dict(velocities(optimizer))["fc.weight"], before["fc.weight"] * 0.1)
+
+
+def test_a_rate_of_zero_freezes_weight_momentum_and_decay():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
+    optimizer = sgd(model, TrainConfig(lr=0.1, weight_decay=0.1))
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    frozen = model[0].weight.detach().clone()
+    set_rates(optimizer, lambda layer, _kind: float(layer == "1"), velocity_has_lr=True)
+    for _ in range(3):
+        model(torch.ones(1, 3)).sum().backward()
+        optimizer.step()
+    assert torch.equal(model[0].weight, frozen)
+    assert not model[0].weight.requires_grad
+
+
+def test_layers_have_rates_of_their_own():
+    config = TrainConfig(lr=0.1, bias_lr=2.0, layer_lr={"fc": 10.0})
+    rates = {(g["layer"], g["kind"]): g["lr"] for g in sgd(linear(), config).param_groups}
+    assert rates == pytest.approx({("fc", "weight"): 1.0, ("fc", "bias"): 2.0})
+
+
+def test_a_rate_for_a_layer_that_is_not_there_is_refused():
+    with pytest.raises(ValueError, match="'fc9'; layers are \\['fc'\\]"):
+        sgd(linear(), TrainConfig(layer_lr={"fc9": 2.0}))
+
+
+def test_the_columns_of_a_layer_share_its_name():
+    assert layer_of("column1.conv2.weight") == layer_of("conv2.bias") == "conv2"

@@ -1,0 +1,280 @@
+import errno
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from alexnet import checkpoint
+from alexnet.config import TrainConfig
+from alexnet.errors import RunError
+from alexnet.metrics import read
+from alexnet.run import Data, Run
+from alexnet.schedule import CONSTANT, Hand, Plateau
+from alexnet.train import fit
+from tests.batches import Batches
+
+CONFIG = TrainConfig(epochs=3, lr=0.05, schedule=Hand(weights=((0.5, 0.1),)), log_steps=2, keep=50)
+
+
+def network():
+    """Dropout draws from torch's generator, so that its state must come back too."""
+    torch.manual_seed(1)
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Dropout(0.3), nn.Linear(32, 3)
+    )
+
+
+def data(**changes):
+    return Data(train=Batches(**changes), validation=Evaluation())
+
+
+class Evaluation(Batches):
+    """Starts at its beginning each time, as an evaluation loader does."""
+
+    def __init__(self):
+        super().__init__(seed=9)
+
+    def __iter__(self):
+        yield from zip(self.images, self.labels, strict=True)
+
+
+def weights(run):
+    return checkpoint.load(checkpoint.steps(run)[-1], ("model", "velocity")).parts
+
+
+def assert_same(one, two):
+    for part, tensors in weights(one).items():
+        for name, tensor in tensors.items():
+            assert torch.equal(tensor, weights(two)[part][name]), (part, name)
+
+
+def test_training_lowers_the_loss_and_says_so(tmp_path):
+    told = []
+    summary = fit(network(), CONFIG, data(), Run(folder=tmp_path, report=told.append))
+    assert (summary.epochs, summary.steps, summary.images, summary.stopped) == (3, 15, 120, "")
+    epochs = [record for record in read(tmp_path) if record["kind"] == "epoch"]
+    assert epochs[-1]["loss"] < epochs[0]["loss"] < 1.2
+    assert summary.best_error == min(record["top1"] for record in epochs)
+    assert told == list(read(tmp_path))
+    assert checkpoint.load(summary.best).meta["progress"]["best_error"] == summary.best_error
+
+
+class Killed(Batches):
+    """Ends like a killed process when it is asked for the batch after `last` batches in all."""
+
+    def __init__(self, last):
+        super().__init__()
+        self.left = last
+
+    def __iter__(self):
+        for batch in super().__iter__():
+            self.left -= 1
+            if self.left < 0:
+                raise KeyboardInterrupt
+            yield batch
+
+
+@pytest.mark.parametrize("last", [1, 4, 5, 7, 10, 14])
+def test_a_run_killed_at_any_step_ends_with_the_weights_of_one_that_was_not(tmp_path, last):
+    fit(network(), CONFIG, data(), Run(folder=tmp_path / "once"))
+    # A checkpoint after every step, so that the run goes on amid epochs.
+    often = replace(CONFIG, checkpoint_minutes=1e-9)
+    killed = Data(train=Killed(last), validation=Evaluation())
+    with pytest.raises(KeyboardInterrupt):
+        fit(network(), often, killed, Run(folder=tmp_path / "twice"))
+    torch.manual_seed(last)
+    fit(network(), CONFIG, data(), Run(folder=tmp_path / "twice"))
+    assert_same(tmp_path / "once", tmp_path / "twice")
+    once, twice = ([(r["kind"], r["step"]) for r in read(tmp_path / n)] for n in ("once", "twice"))
+    epochs = [line for line in once if line[0] == "epoch"]
+    assert [line for line in twice if line[0] == "epoch"] == epochs
+
+
+class Signals(Batches):
+    """Sends this process a signal while the batch after `last` is made."""
+
+    def __init__(self, last, number):
+        super().__init__()
+        self.left, self.number = last, number
+
+    def __iter__(self):
+        for batch in super().__iter__():
+            self.left -= 1
+            if self.left == 0:
+                os.kill(os.getpid(), self.number)
+            yield batch
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("last", [2, 5, 8])
+def test_a_signal_saves_and_leaves_and_the_same_call_goes_on(tmp_path, number, last):
+    fit(network(), CONFIG, data(), Run(folder=tmp_path / "once"))
+    stopping = Data(train=Signals(last, number), validation=Evaluation())
+    handler = signal.getsignal(number)
+    summary = fit(network(), CONFIG, stopping, Run(folder=tmp_path / "twice"))
+    assert (summary.stopped, summary.exit_code) == (signal.Signals(number).name, 128 + number)
+    assert summary.steps == last
+    assert signal.getsignal(number) is handler
+    fit(network(), CONFIG, data(), Run(folder=tmp_path / "twice"))
+    assert_same(tmp_path / "once", tmp_path / "twice")
+
+
+def test_more_epochs_go_on_from_where_fewer_ended(tmp_path):
+    config = replace(CONFIG, schedule=CONSTANT)
+    fit(network(), config, data(), Run(folder=tmp_path / "once"))
+    fit(network(), replace(config, epochs=1), data(), Run(folder=tmp_path / "twice"))
+    fit(network(), config, data(), Run(folder=tmp_path / "twice"))
+    assert_same(tmp_path / "once", tmp_path / "twice")
+
+
+def test_a_finished_run_is_left_as_it_is(tmp_path):
+    fit(network(), CONFIG, data(), Run(folder=tmp_path))
+    before = checkpoint.steps(tmp_path)[-1].read_bytes()
+    summary = fit(network(), CONFIG, data(), Run(folder=tmp_path))
+    assert (summary.epochs, summary.images) == (3, 0)
+    assert checkpoint.steps(tmp_path)[-1].read_bytes() == before
+
+
+def test_a_plateau_ends_the_run_before_its_epochs(tmp_path):
+    # Patience 1 and an improvement nobody makes: three drops and the end, one epoch each.
+    config = replace(CONFIG, epochs=40, schedule=Plateau(patience=1, improvement=0.99))
+    assert fit(network(), config, data(), Run(folder=tmp_path)).epochs == 4
+    rates = [record["lr"] for record in read(tmp_path) if record["kind"] == "step"]
+    assert sorted({round(rate, 9) for rate in rates}) == [5e-5, 5e-4, 5e-3, 5e-2]
+
+
+def test_a_loss_that_is_no_number_names_the_last_good_checkpoint(tmp_path):
+    fit(network(), replace(CONFIG, epochs=1), data(), Run(folder=tmp_path))
+    last = checkpoint.steps(tmp_path)[-1]
+    poisoned = data()
+    poisoned.train.images[:] = torch.nan
+    with pytest.raises(RunError, match="the loss is nan") as caught:
+        fit(network(), CONFIG, poisoned, Run(folder=tmp_path))
+    assert str(last) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert checkpoint.steps(tmp_path)[-1] == last
+
+
+def test_a_loss_that_explodes_stops_the_run(tmp_path):
+    with pytest.raises(RunError, match=r"went astray.*No checkpoint had been written"):
+        fit(network(), replace(CONFIG, lr=1e6), data(), Run(folder=tmp_path))
+    assert not checkpoint.steps(tmp_path)
+
+
+def test_a_checkpoint_of_another_network_is_refused(tmp_path):
+    fit(network(), CONFIG, data(), Run(folder=tmp_path))
+    other = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    with pytest.raises(RunError, match="of another network"):
+        fit(other, CONFIG, data(), Run(folder=tmp_path))
+
+
+class FullDisk(Batches):
+    """From its second batch on the checkpoints' disk is full."""
+
+    def __init__(self, run):
+        super().__init__()
+        self.run = run
+
+    def __iter__(self):
+        for number, batch in enumerate(super().__iter__()):
+            if number == 1:
+                for step in range(1, 40):
+                    name = checkpoint.step_path(self.run, step).name
+                    path = self.run / checkpoint.FOLDER / f"{name}.partial"
+                    path.unlink(missing_ok=True)
+                    path.symlink_to("/dev/full")
+            yield batch
+
+
+def test_a_full_disk_is_one_line_that_names_the_last_good_checkpoint(tmp_path):
+    fit(network(), replace(CONFIG, epochs=1), data(), Run(folder=tmp_path))
+    last = checkpoint.steps(tmp_path)[-1]
+    full = Data(train=FullDisk(tmp_path), validation=Evaluation())
+    with pytest.raises(RunError, match=os.strerror(errno.ENOSPC)) as caught:
+        fit(network(), CONFIG, full, Run(folder=tmp_path))
+    assert str(last) in str(caught.value)
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match=str(tmp_path / "file")):
+        fit(network(), CONFIG, data(), Run(folder=tmp_path / "file" / "run"))
+
+
+class Slow(Batches):
+    """Takes a tenth of a second for a batch."""
+
+    def __iter__(self):
+        import time
+
+        for batch in super().__iter__():
+            time.sleep(0.1)
+            yield batch
+
+
+def test_a_loader_that_sets_the_pace_is_called_data_bound(tmp_path):
+    slow = Data(train=Slow(), validation=Evaluation())
+    fit(network(), replace(CONFIG, epochs=1), slow, Run(folder=tmp_path))
+    epoch = next(record for record in read(tmp_path) if record["kind"] == "epoch")
+    assert epoch["bound"] == "data"
+    assert epoch["waiting"] > 0.5
+
+
+TWO_RANKS = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+import torch, torch.distributed as dist
+from alexnet.replicas import Replicas
+from alexnet.run import Data, Run
+from alexnet.train import fit
+from tests.test_train import CONFIG, Evaluation, network
+from tests.batches import Batches
+
+rank, folder = int(sys.argv[1]), Path(sys.argv[2])
+dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+
+class Share(Batches):
+    def __iter__(self):
+        for images, labels in super().__iter__():
+            yield images[rank::2], labels[rank::2]
+
+class EvaluationShare(Evaluation):
+    def __iter__(self):
+        for images, labels in super().__iter__():
+            yield images[rank::2], labels[rank::2]
+
+model = network().double()
+model[3].p = 0.0
+train, validation = Share(), EvaluationShare()
+train.images, validation.images = train.images.double(), validation.images.double()
+run = Run(folder=folder / "run", replicas=Replicas(rank=rank, world=2))
+fit(model, CONFIG, Data(train=train, validation=validation), run)
+dist.destroy_process_group()
+"""
+
+
+def test_two_processes_learn_what_one_learns(tmp_path):
+    model = network().double()
+    model[3].p = 0.0
+    alone = data()
+    for batches in (alone.train, alone.validation):
+        batches.images = batches.images.double()
+    fit(model, CONFIG, alone, Run(folder=tmp_path / "once"))
+    ranks = [
+        subprocess.Popen([sys.executable, "-c", TWO_RANKS, str(rank), str(tmp_path)])
+        for rank in range(2)
+    ]
+    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
+    expected = weights(tmp_path / "once")["model"]
+    for name, tensor in weights(tmp_path / "run")["model"].items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-9, atol=1e-12)
+    errors = [
+        [r["top1"] for r in read(tmp_path / run) if r["kind"] == "epoch"] for run in ("once", "run")
+    ]
+    assert errors[0] == errors[1]
