@@ -12,7 +12,7 @@ from pipelines.readahead import RawBatch, Reader
 from pipelines.torch_cpu import Recipe, torch_batches
 
 
-def choose_backend(config: LoaderConfig) -> str:
+def choose_backend(config: LoaderConfig, means: str = "") -> str:
     """Name of the backend and the reason, as one phrase; DataError if it cannot work here."""
     if config.device.startswith("cuda") and not torch.cuda.is_available():
         raise DataError(
@@ -20,7 +20,7 @@ def choose_backend(config: LoaderConfig) -> str:
             "Use device='cpu', or see `alexprep doctor`."
         )
     if config.backend == "torch":
-        return "torch: asked for"
+        return f"{means}torch: asked for"
     try:
         import nvidia.dali  # noqa: PLC0415 - optional, and slow to import
     except ImportError as error:
@@ -29,9 +29,9 @@ def choose_backend(config: LoaderConfig) -> str:
                 f"DALI cannot be imported ({error}). Install nvidia-dali-cuda130, or use "
                 "LoaderConfig(backend='torch')."
             ) from error
-        return f"torch: DALI cannot be imported ({error})"
+        return f"{means}torch: DALI cannot be imported ({error})"
     why = "asked for" if config.backend == "dali" else "the fastest that is installed"
-    return f"dali {nvidia.dali.__version__}: {why}"
+    return f"{means}dali {nvidia.dali.__version__}: {why}"
 
 
 def backend_stream(

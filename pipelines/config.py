@@ -9,7 +9,7 @@ from pipelines.finish import VIEWS
 from pipelines.plan import Order
 from pipelines.shards import Check
 
-BackendName = Literal["auto", "dali", "torch"]
+BackendName = Literal["auto", "dali", "torch", "webdataset"]
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "uint8": torch.uint8}
 
 
@@ -26,10 +26,11 @@ class LoaderConfig:
             same images, such as the two columns of one network).
         world: how many share them.
         device: where the images are wanted, "cpu" or "cuda:N".
-        backend: "dali", "torch", or "auto": DALI if it is installed, else torch.
+        backend: "dali", "torch", or "auto": DALI if it is installed, else torch. "webdataset": what
+            "auto" is, fed by the webdataset library instead of by index; a URL is always read so.
         decode: for DALI on a GPU: "mixed" decodes there, "cpu" here; "auto" is "mixed".
         threads: that decode.
-        readers: threads that read shards ahead of decoding.
+        readers: threads that read samples ahead of decoding; for a URL, shards open at one time.
         prefetch: batches made before they are asked for.
         dtype: "float32", "float16", or "uint8" (crop and mirror only, see AugmentSpec).
         channels_last: memory format of the images; their shape is NCHW either way.
@@ -41,6 +42,7 @@ class LoaderConfig:
             as they are read; "sha256" also hashes each shard when it is first used; "auto" is
             "sha256" for splits of at most 1 GiB.
         views: of evaluation: 1 is the centre crop, 10 the corners, centre and their mirrors.
+        timeout: seconds without a sample after which a URL counts as dead.
     """
 
     batch: int = 128
@@ -60,6 +62,7 @@ class LoaderConfig:
     window: int = 16
     check: Check = "auto"
     views: Literal[1, 10] = 1
+    timeout: float = 60.0
 
     def __post_init__(self) -> None:
         for name in ("batch", "world", "threads", "readers", "prefetch", "window"):
@@ -74,7 +77,7 @@ class LoaderConfig:
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"LoaderConfig.seed must be in 0..2**64-1, got {self.seed}.")
         choices = {
-            "backend": ("auto", "dali", "torch"),
+            "backend": ("auto", "dali", "torch", "webdataset"),
             "dtype": tuple(DTYPES),
             "order": ("global", "window", "shards"),
             "decode": ("auto", "cpu", "mixed"),

@@ -23,11 +23,10 @@ from pipelines.backends import backend_stream, choose_backend
 from pipelines.config import DTYPES, LoaderConfig
 from pipelines.errors import DataError
 from pipelines.finish import Finish
-from pipelines.format import Manifest
 from pipelines.imagestats import ImageStats
 from pipelines.plan import Plan
-from pipelines.readahead import RawBatch, read_ahead
-from pipelines.shards import SplitReader
+from pipelines.readahead import RawBatch, Reader, read_ahead
+from pipelines.source import Source, open_source
 from pipelines.torch_cpu import Recipe
 
 
@@ -42,12 +41,10 @@ class Loader:
         step: of the next batch, within its epoch.
     """
 
-    def __init__(
-        self, reader: SplitReader, plan: Plan, recipe: Recipe, config: LoaderConfig
-    ) -> None:
+    def __init__(self, reader: Reader, plan: Plan, recipe: Recipe, config: LoaderConfig) -> None:
         self.classes = reader.manifest.classes
         self.samples = plan.samples
-        self.backend = choose_backend(config)
+        self.backend = choose_backend(config, reader.means)
         self.epoch = 0
         self.step = 0
         self._reader = reader
@@ -102,7 +99,6 @@ class Loader:
     def close(self) -> None:
         """End all threads; a closed loader gives out nothing more. Closing twice is no error."""
         self._stop()
-        self._reader.close()
         self._closed = True
 
     def __enter__(self) -> Self:
@@ -148,22 +144,21 @@ class Loader:
         return tensor.to(self._config.device, non_blocking=True)
 
     def _open_stream(self) -> Generator[tuple[RawBatch, Tensor]]:
-        config = self._config
-        tasks = self._plan.tasks(self.epoch, self.step)
-        if config.order == "window":
-            tasks = self._reader.advised(tasks)
+        config, reader = self._config, self._reader
         raw = read_ahead(
-            self._reader,
-            tasks,
-            threads=config.readers,
+            reader,
+            reader.tasks(self._plan, self.epoch, self.step),
+            threads=config.readers if reader.concurrent else 1,
             depth=config.readers + 1,
         )
-        return _closing(raw, backend_stream(raw, self._reader, self._recipe, self._plan, config))
+        return _closing(raw, backend_stream(raw, reader, self._recipe, self._plan, config))
 
     def _stop(self) -> None:
+        self._reader.close()  # wakes a thread that waits for a server
         if self._stream is not None:
             self._stream.close()
             self._stream = None
+        self._reader.close()  # what was opened in between
 
 
 def open_loader(
@@ -178,7 +173,7 @@ def open_loader(
     """Open a split of a finished data set.
 
     Args:
-        root: the folder with manifest.json.
+        root: the folder with manifest.json, or a URL or command (see pipelines.remote).
         split: "train", "validation", or what else the manifest names.
         config: how batches are made.
         augment: what is done to the pictures. None: the defaults at the data set's size.
@@ -188,15 +183,15 @@ def open_loader(
 
     Raises:
         DataError: for a data set that is not there, not finished, damaged or without statistics.
+        ValueError: for a config and an augmentation that cannot go together.
     """
-    root, config = Path(root), config or LoaderConfig()
-    manifest = Manifest.load(root)
-    spec = augment or AugmentSpec(source=manifest.size, crop=manifest.size * 7 // 8)
+    config = config or LoaderConfig()
     train = split == "train" if train is None else train
-    _check(root, manifest, config, spec)
-    if stats is None and spec.needs_stats:
-        stats = ImageStats.load(root, manifest)
-    reader = SplitReader(root, manifest, split, config.check)
+    source = open_source(root, config)
+    spec = augment or AugmentSpec(source=source.manifest.size, crop=source.manifest.size * 7 // 8)
+    _check(source, config, spec)
+    numbers = colours(spec, stats or (source.stats() if spec.needs_stats else None))
+    reader = source.reader(split)
     plan = Plan(
         lengths=reader.lengths,
         spec=spec,
@@ -213,10 +208,28 @@ def open_loader(
             f"{split} of {root} has {plan.samples} images: with batch={config.batch} a rank of "
             f"{config.world} would get none in the last step. Use a larger batch or fewer ranks."
         )
-    numbers = colours(spec, stats)
     finish = Finish(spec, numbers, DTYPES[config.dtype], channels_last=config.channels_last)
     recipe = Recipe(spec, numbers, 1 if train else config.views, finish)
     return Loader(reader, plan, recipe, config)
+
+
+def _check(source: Source, config: LoaderConfig, spec: AugmentSpec) -> None:
+    size = source.manifest.size
+    if spec.source != size:
+        raise DataError(
+            f"{source.root} holds images of {size} pixels, AugmentSpec.source is {spec.source}. "
+            f"Use AugmentSpec(source={size}, ...)."
+        )
+    if config.dtype == "uint8" and not spec.leaves_bytes:
+        raise ValueError(
+            "LoaderConfig.dtype 'uint8' gives out pixels as they are: it wants "
+            "AugmentSpec(mean='none', lighting=0, divide=1, sd=None)."
+        )
+    if source.streamed and config.order != "shards":
+        raise ValueError(
+            f"{source.root} is streamed, which cannot be done in {config.order!r} order: it wants "
+            "LoaderConfig(order='shards')."
+        )
 
 
 def _closing(
@@ -229,16 +242,3 @@ def _closing(
         with suppress(RuntimeError):
             images.close()
         raw.close()
-
-
-def _check(root: Path, manifest: Manifest, config: LoaderConfig, spec: AugmentSpec) -> None:
-    if spec.source != manifest.size:
-        raise DataError(
-            f"{root} holds images of {manifest.size} pixels, AugmentSpec.source is {spec.source}. "
-            f"Use AugmentSpec(source={manifest.size}, ...)."
-        )
-    if config.dtype == "uint8" and not spec.leaves_bytes:
-        raise ValueError(
-            "LoaderConfig.dtype 'uint8' gives out pixels as they are: it wants "
-            "AugmentSpec(mean='none', lighting=0, divide=1, sd=None)."
-        )

@@ -29,6 +29,14 @@ class Task(NamedTuple):
     draws: Draws
 
 
+class Run(NamedTuple):
+    """Rows start..stop-1 of one shard, to be read in one go."""
+
+    number: int
+    start: int
+    stop: int
+
+
 @dataclass(frozen=True)
 class Plan:
     """The endless sequence of batches of one rank; a pure function of these fields.
@@ -101,6 +109,25 @@ class Plan:
                 )
                 yield Task(epoch, number, order[positions], draws)
             epoch, step = epoch + 1, 0
+
+    def runs(self, epoch: int, step: int) -> Iterator[Run]:
+        """What `tasks` reads, as stretches of shards; for order "shards" and for evaluation."""
+        ends = np.cumsum(self.lengths)
+        while True:
+            order = self.order_of(epoch)
+            for number, places in self._stretches(order, ends, step):
+                start = int(places[0] - ends[number] + self.lengths[number])
+                yield Run(number, start, start + len(places))
+            epoch, step = epoch + 1, 0
+
+    def _stretches(self, order: Places, ends: Places, step: int) -> Iterator[tuple[int, Places]]:
+        positions = [self.positions(number) for number in range(step, self.steps)]
+        places = order[np.concatenate([np.zeros(0, np.int64), *positions])]
+        numbers = np.searchsorted(ends, places, side="right")
+        cuts = np.flatnonzero(np.diff(numbers)) + 1
+        for stretch, shards in zip(np.split(places, cuts), np.split(numbers, cuts), strict=True):
+            if len(stretch):
+                yield int(shards[0]), stretch
 
     def _share(self, rank: int) -> Places:
         """How many images a rank takes of each global batch: (steps,)."""

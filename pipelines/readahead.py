@@ -8,7 +8,8 @@ from typing import NamedTuple, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.plan import Task
+from pipelines.format import Manifest, Split
+from pipelines.plan import Plan, Task
 from pipelines.shards import Image
 
 T = TypeVar("T")
@@ -16,8 +17,20 @@ U = TypeVar("U")
 
 
 class Reader(Protocol):
-    """Samples by their place in the split's own order."""
+    """Samples by their place in the split's own order, read as the plan wants them.
 
+    concurrent: whether several threads may read, in any order.
+    means: how it reads, for `Loader.backend`; nothing if by index.
+    """
+
+    concurrent: bool
+    means: str
+    manifest: Manifest
+    split: Split
+    lengths: list[int]
+
+    def tasks(self, plan: Plan, epoch: int, step: int) -> Iterator[Task]: ...
+    def keys(self) -> list[str]: ...
     def read(self, place: int) -> Image: ...
     def where(self, place: int) -> str: ...
     def close(self) -> None: ...

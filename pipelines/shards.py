@@ -31,7 +31,7 @@ from pipelines.errors import DataError
 from pipelines.format import BLOCK, Manifest, Shard, padded
 from pipelines.index import ShardIndex, parse_arrays
 from pipelines.jpeg import check_jpeg, check_scan, decode
-from pipelines.plan import Task
+from pipelines.plan import Plan, Task
 
 Check = Literal["auto", "size", "sha256"]
 # Hashing runs at 1.4 GB/s, so that `auto` adds less than a second to the first epoch.
@@ -70,6 +70,9 @@ class SplitReader:
             sample is given out. "auto": "sha256" for splits of at most 1 GiB.
     """
 
+    concurrent = True
+    means = ""
+
     def __init__(self, root: Path, manifest: Manifest, split: str, check: Check = "auto") -> None:
         self.root = root
         self.manifest = manifest
@@ -106,7 +109,12 @@ class SplitReader:
         indexes = (self._index(number) for number in range(len(self.lengths)))
         return [index.key(row) for index in indexes for row in range(len(index.keys))]
 
-    def advised(self, tasks: Iterator[Task]) -> Iterator[Task]:
+    def tasks(self, plan: Plan, epoch: int, step: int) -> Iterator[Task]:
+        """The plan's tasks from here on; a window of shards is read into memory ahead."""
+        tasks = plan.tasks(epoch, step)
+        return self._advised(tasks) if plan.order == "window" else tasks
+
+    def _advised(self, tasks: Iterator[Task]) -> Iterator[Task]:
         """`tasks`, asking the system to read a shard ahead whole when an epoch first touches it."""
         epoch, touched = -1, set[int]()
         for task in tasks:

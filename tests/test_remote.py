@@ -1,0 +1,286 @@
+"""Streamed shards: the sequence of a folder, and errors instead of silence."""
+
+import functools
+import http.server
+import json
+import shlex
+import shutil
+import socket
+import threading
+import time
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from pipelines import AugmentSpec, DataError, LoaderConfig, open_loader
+from tests.datasets import drawn_items, measured, write_dataset
+
+RAW = AugmentSpec(source=64, crop=48, mean="none", lighting=0, divide=1)
+SHARD = "train/drawn-train-000001.tar"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    rng = np.random.default_rng(1)
+    splits = {
+        "train": drawn_items(rng, 45, classes=45),
+        "validation": drawn_items(rng, 10, classes=45, prefix="held"),
+    }
+    root = write_dataset(tmp_path_factory.mktemp("served"), splits, size=64, shards=3, classes=45)
+    measured(root)
+    return root
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    cut = None  # bytes after which an answer breaks off
+
+    def log_message(self, *_):
+        pass
+
+    def copyfile(self, source, outputfile):
+        if self.cut is None or not self.path.endswith(".tar"):
+            return super().copyfile(source, outputfile)
+        outputfile.write(source.read(self.cut))
+        return None
+
+
+def serve(handler):
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    return server, thread, f"http://127.0.0.1:{server.server_address[1]}"
+
+
+@pytest.fixture
+def http_root(root):
+    server, thread, url = serve(functools.partial(Quiet, directory=root))
+    yield url
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def config(**changes):
+    return LoaderConfig(**{"batch": 8, "order": "shards", "seed": 6, "timeout": 5.0} | changes)
+
+
+def batches(root, epochs=2, augment=None, **changes):
+    with open_loader(root, "train", config(**changes), augment) as loader:
+        assert loader.backend.startswith("webdataset") == (
+            "://" in str(root) or "pipe" in str(root)
+        )
+        return [(images.clone(), labels) for _ in range(epochs) for images, labels in loader]
+
+
+def assert_same(given, expected):
+    assert len(given) == len(expected)
+    for (images, labels), (true_images, true_labels) in zip(given, expected, strict=True):
+        assert torch.equal(labels, true_labels)
+        assert torch.equal(images, true_images)
+
+
+def processes():
+    return {child.pid for child in psutil.Process().children(recursive=True)}
+
+
+def test_http_gives_the_sequence_of_the_folder(root, http_root):
+    threads = set(threading.enumerate())
+    assert_same(batches(http_root), batches(root))
+    assert {each for each in threading.enumerate() if "alexprep" in each.name} <= threads
+
+
+def test_a_command_gives_the_sequence_of_the_folder_and_leaves_no_process(root):
+    before = processes()
+    command = f"pipe:cat {shlex.quote(str(root))}/{{}}"
+    assert_same(batches(command, augment=RAW), batches(root, augment=RAW))
+    loader = open_loader(f"pipe:cat {root}", "train", config(), RAW)
+    next(iter(loader))
+    loader.close()
+    assert processes() == before
+
+
+def test_s3_gives_the_sequence_of_the_folder(root, monkeypatch):
+    boto3 = pytest.importorskip("boto3")
+    moto = pytest.importorskip("moto.server")
+    pytest.importorskip("s3fs")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        client = boto3.client("s3", region_name="us-east-1")
+        client.create_bucket(Bucket="images")
+        for path in root.rglob("*"):
+            if path.is_file():
+                client.upload_file(str(path), "images", f"set/{path.relative_to(root)}")
+        assert_same(batches("s3://images/set"), batches(root))
+    finally:
+        server.stop()
+
+
+def test_a_folder_can_be_read_through_webdataset_too(root):
+    with open_loader(root, "train", config(backend="webdataset"), RAW) as loader:
+        assert loader.backend.startswith("webdataset + dali")
+        given = [(images.clone(), labels) for images, labels in loader]
+    assert_same(given, batches(root, epochs=1, augment=RAW))
+
+
+@pytest.mark.parametrize("backend", ["dali", "torch"])
+def test_a_stream_is_resumed_in_the_middle_of_a_shard(root, http_root, backend):
+    expected = batches(root, backend=backend)
+    for stop in range(1, 6):
+        with open_loader(http_root, "train", config(backend=backend)) as loader:
+            numbers = iter(loader)
+            for _ in range(stop):
+                next(numbers)
+            state = json.loads(json.dumps(loader.state_dict()))
+        with open_loader(http_root, "train", config(backend=backend)) as loader:
+            loader.load_state_dict(state)
+            rest = [(images.clone(), labels) for images, labels in loader]
+        assert_same(rest, expected[stop : len(expected) // 2])
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+@pytest.mark.parametrize("world", [2, 3])
+def test_ranks_stream_every_image_once(http_root, split, world):
+    given = []
+    for rank in range(world):
+        with open_loader(http_root, split, config(rank=rank, world=world), RAW) as loader:
+            labels = [label for _, batch in loader for label in batch.tolist()]
+            given += labels
+            if split == "validation":
+                assert loader.keys == [f"held_{label:05d}" for label in labels]
+    assert sorted(given) == list(range(45 if split == "train" else 10))
+
+
+def fails(root, **changes):
+    """The message of the error that ends an epoch, and the seconds it took."""
+    started, caught = time.monotonic(), None
+    try:
+        batches(root, epochs=1, augment=RAW, **changes)
+    except DataError as error:
+        caught = str(error)
+    return caught, time.monotonic() - started
+
+
+def test_global_order_is_refused_for_a_stream(http_root):
+    with pytest.raises(ValueError, match=r"streamed.*LoaderConfig\(order='shards'\)"):
+        open_loader(http_root, "train", LoaderConfig())
+
+
+def test_a_server_that_is_not_there_is_named():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+    message, seconds = fails(url)
+    assert f"{url}/manifest.json cannot be read" in message
+    assert seconds < 10
+
+
+def test_a_url_without_a_data_set_is_named(http_root):
+    message, _ = fails(f"{http_root}/train")
+    assert "/train/manifest.json cannot be read (HTTPError" in message
+    message, _ = fails("pipe:cat /nowhere/at/all/{}")
+    assert "cat /nowhere/at/all/manifest.json cannot be read" in message
+
+
+def test_a_server_that_dies_in_the_middle_is_an_error_in_the_consumer(root):
+    server, thread, url = serve(functools.partial(Quiet, directory=root))
+    loader = open_loader(url, "train", config(readers=1, timeout=3.0), RAW)
+    given = iter(loader)
+    next(given)
+    server.shutdown()
+    server.server_close()
+    thread.join()
+    with pytest.raises(DataError, match=rf"{url}/train/.*, sample \d+: the shard cannot be read"):
+        list(given)
+    loader.close()
+
+
+def test_a_server_that_falls_silent_is_an_error_after_the_timeout(root):
+    silent = threading.Event()
+
+    class Silent(Quiet):
+        def do_GET(self):
+            if self.path.endswith(".tar"):
+                silent.wait(20)
+            super().do_GET()
+
+    server, thread, url = serve(functools.partial(Silent, directory=root))
+    try:
+        message, seconds = fails(url, timeout=1.0)
+        assert "nothing has arrived for 1 seconds" in message
+        assert url in message
+        assert seconds < 8
+    finally:
+        silent.set()
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def test_a_command_that_hangs_is_an_error_and_is_ended(root):
+    before = processes()
+    command = f"pipe:case {{}} in *.tar) sleep 60;; *) cat {root}/{{}};; esac"
+    message, seconds = fails(command, timeout=1.0)
+    assert "nothing has arrived for 1 seconds" in message
+    assert seconds < 8
+    assert processes() == before
+
+
+def test_an_answer_that_breaks_off_is_named_with_key_and_offset(root):
+    class Cut(Quiet):
+        cut = 40_000
+
+    server, thread, url = serve(functools.partial(Cut, directory=root))
+    try:
+        message, _ = fails(url)
+        assert ".tar, key item_000" in message
+        assert "offset" in message
+        assert "the shard cannot be read" in message
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def test_a_connection_that_breaks_once_is_taken_up_where_it_broke(root):
+    class Flaky(Quiet):
+        failures = 2
+
+        def copyfile(self, source, outputfile):
+            self.cut = 40_000 if self.path.endswith(".tar") and Flaky.failures else None
+            Flaky.failures -= self.cut is not None
+            return super().copyfile(source, outputfile)
+
+    server, thread, url = serve(functools.partial(Flaky, directory=root))
+    try:
+        assert_same(batches(url, augment=RAW), batches(root, augment=RAW))
+        assert Flaky.failures == 0
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def test_a_shard_that_was_changed_is_found_at_its_end(root, tmp_path):
+    copy = shutil.copytree(root, tmp_path / "copy")
+    data = bytearray((copy / SHARD).read_bytes())
+    data[data.index(b"\xff\xda") + 400] ^= 1
+    (copy / SHARD).write_bytes(data)
+    message, _ = fails(f"pipe:cat {copy}/{{}}")
+    assert f"{SHARD}: the {len(data)} bytes that were read have sha256" in message
+
+
+def test_a_bad_jpeg_in_a_stream_is_named(root, tmp_path):
+    copy = shutil.copytree(root, tmp_path / "copy")
+    data = bytearray((copy / SHARD).read_bytes())
+    at = data.index(b"item_00020.jpg") + 512
+    data[at : at + 200] = bytes(200)
+    (copy / SHARD).write_bytes(data)
+    message, _ = fails(f"pipe:cat {copy}/{{}}")
+    assert f"{SHARD}, key item_00020, offset {at}: no JPEG" in message
