@@ -48,7 +48,11 @@ Layer = Conv | Dense
 
 
 class Lrn(NamedTuple):
-    """y = x / (k + alpha / size * sum of squares over `size` neighbouring channels) ** beta."""
+    """The constants of a norm y = x / (k + alpha * mean of squares) ** beta.
+
+    The mean is over `size` neighbouring channels or, for the spatial norm, size x size places; it
+    divides by the full count at the edges too.
+    """
 
     size: int = 5
     alpha: float = 1e-4
@@ -110,6 +114,10 @@ class ModelConfig:
     @property
     def lrn(self) -> Lrn:
         return Lrn(self.lrn_size, self.lrn_alpha, self.lrn_beta, self.lrn_k)
+
+    @property
+    def spatial(self) -> Lrn:
+        return Lrn(self.spatial_size, self.spatial_alpha, self.spatial_beta, self.spatial_k)
 
     def to_dict(self) -> dict[str, Any]:
         """What JSON can hold; `from_dict` gives an equal config back."""

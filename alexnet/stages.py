@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from alexnet.dropout import Dropout
 from alexnet.lrn import local_response_norm
+from alexnet.spatial import spatial_norm
 from alexnet.spec import Layer, ModelConfig, Stage
 
 
@@ -34,19 +35,7 @@ class Stages(nn.Module):
         if stage == "lrn":
             return local_response_norm(x, config.lrn, groups=self.groups)
         if stage == "spatial":
-            return spatial_norm(x, config)
+            return spatial_norm(x, config.spatial)
         if stage == "pool":
             return F.max_pool2d(x, config.pool_size, config.pool_stride, ceil_mode=True)
         return self.dropout(x, config.layers.index(row))
-
-
-def spatial_norm(x: Tensor, config: ModelConfig) -> Tensor:
-    """Divide by the squares around a place within its channel; zeros lie beyond the edges."""
-    size = config.spatial_size
-    # Includes the zeros in the count: the released code divides by size squared everywhere.
-    mean = F.avg_pool2d(x * x, size, stride=1, padding=size // 2)
-    d = config.spatial_k + config.spatial_alpha * mean
-    if config.spatial_beta == 0.75:
-        root = d.rsqrt()
-        return x * (root * root.sqrt())
-    return x * d.pow(-config.spatial_beta)
