@@ -1,6 +1,7 @@
 # pyright: basic
 """The same tasks on a Dask cluster (extra `cluster`)."""
 
+import time
 from collections.abc import Callable, Generator, Iterable
 from itertools import islice
 from typing import Any, TypeVar, cast
@@ -19,7 +20,7 @@ except ImportError as error:
 T = TypeVar("T")
 R = TypeVar("R")
 SECONDS_TO_CONNECT = 15
-SECONDS_BETWEEN_LOOKS = 1
+SECONDS_TO_WAIT = 1
 SECONDS_WITHOUT_WORKERS = 20
 TASKS_AHEAD = 2
 
@@ -42,44 +43,42 @@ def completed_on_cluster(
         ) from error
     running: dict[Future, int] = {}
     waiting = enumerate(tasks)
+    last_seen = time.monotonic()
     with client:
         try:
             while True:
-                room = max(1, _threads(client)) * TASKS_AHEAD - len(running)
-                for index, task in islice(waiting, max(0, room)):
+                threads = sum(cast(dict[str, int], client.nthreads()).values())
+                if threads:
+                    last_seen = time.monotonic()
+                _refuse_to_wait(last_seen)
+                for index, task in islice(
+                    waiting, max(0, max(1, threads) * TASKS_AHEAD - len(running))
+                ):
                     running[client.submit(function, task, pure=False)] = index
                 if not running:
                     return
-                for future in _finished(client, running):
-                    yield running.pop(future), _result(future)
+                for future, result in _results(running):
+                    yield running.pop(future), result
         finally:
             client.cancel(list(running))
 
 
-def _threads(client: Client) -> int:
-    return sum(cast(dict[str, int], client.nthreads()).values())
+def _refuse_to_wait(last_seen: float) -> None:
+    if time.monotonic() - last_seen > SECONDS_WITHOUT_WORKERS:
+        raise PrepareError(
+            f"The Dask cluster has had no worker for {SECONDS_WITHOUT_WORKERS} seconds. Start "
+            "workers and run the same command again: finished work is kept."
+        )
 
 
-def _finished(client: Client, running: dict[Future, int]) -> list[Future]:
-    """Wait until something is done; PrepareError if there is nobody left to do it."""
-    idle = 0
-    while idle < SECONDS_WITHOUT_WORKERS:
-        try:
-            ready: Any = wait(
-                list(running), timeout=SECONDS_BETWEEN_LOOKS, return_when="FIRST_COMPLETED"
-            )
-            return list(ready.done)
-        except TimeoutError:
-            idle = 0 if _threads(client) else idle + SECONDS_BETWEEN_LOOKS
-    raise PrepareError(
-        f"The Dask cluster has had no worker for {SECONDS_WITHOUT_WORKERS} seconds. Start workers "
-        "and run the same command again: finished work is kept."
-    )
-
-
-def _result(future: Future) -> Any:
+def _results(running: dict[Future, int]) -> list[tuple[Future, Any]]:
+    """What is done within a second, if anything."""
     try:
-        return future.result()
+        ready: Any = wait(list(running), timeout=SECONDS_TO_WAIT, return_when="FIRST_COMPLETED")
+        # A result that died with its worker is computed again: its future is done, and is not.
+        return [(future, future.result(timeout=SECONDS_TO_WAIT)) for future in ready.done]
+    except TimeoutError:
+        return []
     except KilledWorker as error:
         raise PrepareError(
             f"Several Dask workers died over one task ({error}). See the workers' logs; if memory "

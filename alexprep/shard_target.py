@@ -1,8 +1,8 @@
 """Where a data set is written: a folder, or an fsspec URL. Nothing is seen there until it is whole.
 
-In a folder a file is written under STATE, synced, renamed to its name, and the folder synced. On
-other storage it is written to a temporary file here and handed over in one fsspec transaction: an
-object store shows an object when its upload is complete, other storage renames.
+In a folder a file is written under STATE, synced, renamed to its name, and the folder synced. For
+other storage it is written to a temporary file here; an object store shows an object when its
+upload is complete, on anything else it is uploaded beside its name and renamed.
 """
 
 import fcntl
@@ -20,7 +20,8 @@ import fsspec  # pyright: ignore[reportMissingTypeStubs]
 from alexprep.errors import PrepareError
 
 STATE = ".alexprep"
-CHUNK = 2**20
+# An object is seen when its upload is complete; asked for a folder, some would make the bucket.
+OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "adl", "oss", "oci", "hf"})
 
 
 class Target(Protocol):
@@ -196,11 +197,13 @@ class RemoteTarget:
 
     def publish(self, staged: Path, name: str) -> None:
         path = self._path(name)
-        self.fs.makedirs(path.rpartition("/")[0], exist_ok=True)
         try:
-            with self.fs.open(path, "wb", autocommit=False) as out, staged.open("rb") as source:
-                shutil.copyfileobj(source, out, CHUNK)
-            out.commit()
+            if self.fs.protocol[0] in OBJECT_STORES:
+                self.fs.put_file(str(staged), path)
+            else:
+                self.fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+                self.fs.put_file(str(staged), f"{path}.partial")
+                self.fs.mv(f"{path}.partial", path)
         except OSError as error:
             raise PrepareError(
                 f"Cannot write {self.url}/{name}: {error}. Finished shards are kept: "
