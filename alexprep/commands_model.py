@@ -1,6 +1,7 @@
 """The commands that train a network and say how good it is."""
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -41,7 +42,7 @@ def train(
     recipe: str,
     smoke: bool,
     devices: str,
-    backend: str,
+    backend: Literal["auto", "dali", "torch"],
     epochs: int | None,
     seed: int,
     settings: tuple[str, ...],
@@ -120,7 +121,7 @@ def evaluate(
     with usage():
         options = EvalOptions(
             split=split,
-            views=int(views),
+            views=1 if views == "1" else 10,
             batch=batch,
             device=device,
             weights=tuple(float(weight) for weight in weights.split(",")) if weights else (),
@@ -157,7 +158,7 @@ def predict(
     from alexprep.predict import predict as work
 
     with usage():
-        options = PredictOptions(views=int(views), top=top, device=device)
+        options = PredictOptions(views=1 if views == "1" else 10, top=top, device=device)
     found = list(work(checkpoint, images, options))
     if as_json:
         print_json([prediction.to_dict() for prediction in found])

@@ -1,0 +1,60 @@
+import shutil
+
+import pytest
+from click.testing import CliRunner
+
+from alexprep.cli import cli
+from alexprep.demo import DemoConfig, run_demo, table
+from alexprep.drawing import DrawConfig
+from alexprep.errors import PrepareError
+
+TINY = DemoConfig(
+    draw=DrawConfig(train=4, validation=2, longest=90), epochs=1, settings=("loader.batch=8",)
+)
+STAGES = ["draw", "shard", "stats", "train", "eval, 1 view", "eval, 10 views"]
+
+
+def test_the_demo_learns_nine_in_ten_of_the_shapes(tmp_path):
+    printed = CliRunner().invoke(cli, ["demo", str(tmp_path / "demo")], catch_exceptions=False)
+    lines = {line[:14].strip(): line for line in printed.stdout.splitlines()}
+    assert list(lines)[1:7] == STAGES
+    for views in ("eval, 1 view", "eval, 10 views"):
+        top1 = float(lines[views].split("top-1 ")[1].split("%")[0])
+        assert top1 >= 90
+    assert str(tmp_path / "demo" / "run") in lines["run"]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    out = tmp_path_factory.mktemp("tiny") / "demo"
+    return out, table(run_demo(out, TINY))
+
+
+def test_a_finished_demo_prints_its_table_again_and_does_nothing(tiny):
+    out, before = tiny
+    written = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+    assert table(run_demo(out, TINY)) == before
+    written.pop(out / "demo.json")
+    assert all(path.stat().st_mtime_ns == when for path, when in written.items())
+
+
+def test_a_demo_stopped_between_two_stages_goes_on_with_the_next(tiny, tmp_path):
+    out, _ = tiny
+    copy = shutil.copytree(out, tmp_path / "demo")
+    record = (copy / "demo.json").read_text()
+    (copy / "demo.json").write_text(record.replace('"eval, 10 views"', '"was something else"'))
+    stages = run_demo(copy, TINY).stages
+    assert [name for name in stages if name in STAGES] == STAGES
+
+
+def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(PrepareError, match="is not empty and holds no demo"):
+        run_demo(tmp_path, TINY)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_demo_of_another_configuration_is_refused(tiny):
+    out, _ = tiny
+    with pytest.raises(PrepareError, match=r"another configuration.*rm -r"):
+        run_demo(out, DemoConfig())
