@@ -1,5 +1,6 @@
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from alexnet import checkpoint
@@ -20,8 +21,6 @@ def test_what_was_saved_comes_back(tmp_path):
 
 
 def test_the_file_is_plain_safetensors_for_other_programs(tmp_path):
-    from safetensors.torch import load_file
-
     assert set(load_file(write(tmp_path / "a.safetensors"))) == {"model/fc.weight", "chance/cpu"}
 
 
@@ -50,8 +49,6 @@ def test_a_flipped_bit_is_noticed(tmp_path):
 
 
 def test_a_safetensors_file_of_others_is_refused(tmp_path):
-    from safetensors.torch import save_file
-
     save_file({"w": torch.zeros(2)}, tmp_path / "other.safetensors")
     with pytest.raises(RunError, match="no checkpoint of alexprep"):
         checkpoint.load(tmp_path / "other.safetensors")

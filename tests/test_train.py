@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import pytest
@@ -210,8 +211,6 @@ class Slow(Batches):
     """Takes a tenth of a second for a batch."""
 
     def __iter__(self):
-        import time
-
         for batch in super().__iter__():
             time.sleep(0.1)
             yield batch
