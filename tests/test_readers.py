@@ -1,0 +1,193 @@
+"""A data set is read, unmodified, by everybody else's libraries.
+
+Each reader runs in a process of its own, as its users would run it, and prints a line a sample;
+tarfile says what the lines should be.
+"""
+
+import hashlib
+import io
+import json
+import subprocess
+import sys
+import tarfile
+
+import numpy as np
+import pytest
+from drawing import draw_classes
+from PIL import Image
+
+from alexprep.shard import RunOptions, ShardConfig, shard
+
+SMALL = ShardConfig(size=64, shards={"train": 3, "validation": 2})
+SPLITS = ("train", "validation")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("readers")
+    draw_classes(folder / "zoo", np.random.default_rng(6), each=8)
+    shard(folder / "zoo", folder / "made", SMALL, RunOptions(workers=1))
+    return folder / "made"
+
+
+def samples(root, split):
+    """[(key, sha256 of the jpg, label, sha256 of the pixels)], by tarfile and Pillow."""
+    rows = []
+    for path in sorted((root / split).glob("*.tar")):
+        with tarfile.open(path) as archive:
+            files = {member.name: archive.extractfile(member).read() for member in archive}
+        for name, jpg in files.items():
+            if name.endswith(".jpg"):
+                key = name.removesuffix(".jpg")
+                with Image.open(io.BytesIO(jpg)) as image:
+                    pixels = hashlib.sha256(np.asarray(image).tobytes()).hexdigest()
+                label = int(files[f"{key}.cls"])
+                rows.append([key, hashlib.sha256(jpg).hexdigest(), label, pixels])
+    assert len(rows) == 24
+    return rows
+
+
+HEAD = """
+import hashlib, json, sys
+import numpy as np
+root = sys.argv[1]
+def sha256(data):
+    return hashlib.sha256(data).hexdigest()
+def pixels(image):
+    return sha256(np.asarray(image).tobytes())
+def say(*row):
+    print(json.dumps(row))
+"""
+
+
+def read(tmp_path, code, root):
+    """The rows that a script prints, in a folder and with caches of its own."""
+    script = tmp_path / "reader.py"
+    script.write_text(HEAD + code)
+    home = {"HOME": str(tmp_path), "HF_HOME": str(tmp_path / "hf"), "PATH": "/usr/bin:/bin"}
+    run = subprocess.run(
+        [sys.executable, str(script), str(root)],
+        cwd=tmp_path,
+        env=home | {"HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    return [json.loads(line) for line in run.stdout.splitlines() if line.startswith("[")]
+
+
+WEBDATASET = """
+import webdataset as wds
+for split in ("train", "validation"):
+    urls = sorted(str(p) for p in __import__("pathlib").Path(root, split).glob("*.tar"))
+    for s in wds.WebDataset(urls, shardshuffle=False).decode():
+        assert s["json"]["fixes"] == [], s
+        say(split, s["__key__"], int(s["cls"]))
+    for s in wds.WebDataset(urls, shardshuffle=False):
+        say(split, s["__key__"], sha256(s["jpg"]))
+"""
+
+
+def test_webdataset(root, tmp_path):
+    rows = read(tmp_path, WEBDATASET, root)
+    for split in SPLITS:
+        decoded = [row[1:] for row in rows if row[0] == split and isinstance(row[2], int)]
+        raw = [row[1:] for row in rows if row[0] == split and isinstance(row[2], str)]
+        assert decoded == [[key, label] for key, _, label, _ in samples(root, split)]
+        assert raw == [[key, jpg] for key, jpg, _, _ in samples(root, split)]
+
+
+WIDS = """
+import wids
+for split in ("train", "validation"):
+    there = wids.ShardListDataset(f"{root}/wids-{split}.json", cache_dir=f"cache-{split}")
+    for number in range(len(there)):
+        s = there[number]
+        say(split, s["__key__"], s[".cls"], pixels(s[".jpg"]), s[".json"]["wnid"])
+"""
+
+
+def test_wids(root, tmp_path):
+    rows = read(tmp_path, WIDS, root)
+    names = ("ant", "bee", "cat")
+    for split in SPLITS:
+        assert [row[1:] for row in rows if row[0] == split] == [
+            [key, label, pixels, names[label]] for key, _, label, pixels in samples(root, split)
+        ]
+
+
+HF = """
+import datasets
+datasets.disable_progress_bars()
+there = datasets.load_dataset(%s)
+assert sorted(there) == ["train", "validation"], there
+for split, rows in there.items():
+    for s in rows:
+        say(split, s["__key__"], s["cls"], pixels(s["jpg"]), s["json"]["width"] > 0)
+"""
+
+
+@pytest.mark.parametrize("call", ['"webdataset", data_dir=root', "root"])
+def test_hugging_face_datasets(root, tmp_path, call):
+    rows = read(tmp_path, HF % call, root)
+    for split in SPLITS:
+        assert sorted(row[1:] for row in rows if row[0] == split) == sorted(
+            [key, label, pixels, True] for key, _, label, pixels in samples(root, split)
+        )
+
+
+DALI = """
+from pathlib import Path
+from nvidia.dali import fn, pipeline_def
+@pipeline_def(batch_size=8, num_threads=1, device_id=None)
+def pipe(tars, index):
+    ext = ["jpg", "cls", "json"]
+    return tuple(fn.readers.webdataset(paths=tars, index_paths=index, ext=ext))
+for split in ("train", "validation"):
+    tars = sorted(str(p) for p in Path(root, split).glob("*.tar"))
+    index = [f"{root}/index/{Path(p).stem}.idx" for p in tars]
+    reader = pipe(tars, index)
+    reader.build()
+    for _ in range(3):
+        jpg, cls, notes = reader.run()
+        # one width of label: a dense tensor
+        labels = cls.as_array()
+        assert labels.shape == (8, 4), labels.shape
+        for place in range(8):
+            about = json.loads(bytes(notes.at(place)))
+            say(split, sha256(bytes(jpg.at(place))), int(bytes(labels[place])), about["wnid"])
+"""
+
+
+def test_dali_with_our_index(root, tmp_path):
+    rows = read(tmp_path, DALI, root)
+    names = ("ant", "bee", "cat")
+    for split in SPLITS:
+        assert [row[1:] for row in rows if row[0] == split] == [
+            [jpg, label, names[label]] for _, jpg, label, _ in samples(root, split)
+        ]
+
+
+TIMM = """
+import torch
+# torchvision without its compiled operators: timm never calls them, importing wants them declared.
+ops = torch.library.Library("torchvision", "DEF")
+for name in ("nms", "qnms"):
+    ops.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+from timm.data import create_dataset
+for split in ("train", "validation"):
+    there = create_dataset("wds/zoo", root=root, split=split, is_training=False, batch_size=4)
+    assert len(there) == 24
+    for image, label in there:
+        say(split, label, pixels(image))
+    names = there.filenames(basename=True)
+    assert len(names) == 24, names
+"""
+
+
+def test_timm(root, tmp_path):
+    rows = read(tmp_path, TIMM, root)
+    for split in SPLITS:
+        assert sorted(row[1:] for row in rows if row[0] == split) == sorted(
+            [label, pixels] for _, _, label, pixels in samples(root, split)
+        )
