@@ -59,7 +59,7 @@ def compute_stats(
             tasks = [ShardTask(root=root, shard=shard, size=manifest.size) for shard in left]
             count = workers or cores()
             sums = completed(shard_moments, tasks, workers=count, scheduler=scheduler)
-            with closing(sums):  # pyright: ignore[reportArgumentType]
+            with closing(sums):
                 for index, moments in sums:
                     kept.add(left[index], moments)
                     progress.advance(left[index].samples, bytes=left[index].bytes)

@@ -1,10 +1,13 @@
 import json
 import time
 
+import numpy as np
 import pytest
 
 from alexprep.bench import BenchConfig, Result, Row, interleaved, result, row, rows, save, table
 from alexprep.bench_all import readme, run_bench
+from alexprep.bench_stats import run as bench_stats
+from tests.datasets import drawn_items, write_dataset
 
 FOUND = [
     Row(name="decode", unit="images/s", median=1000, p5=900, p95=1100, n=5),
@@ -93,3 +96,15 @@ def test_a_part_there_is_none_of_is_answered_with_those_there_are():
 def test_a_measurement_of_nothing_is_refused(wrong):
     with pytest.raises(ValueError, match="BenchConfig"):
         BenchConfig(**wrong)
+
+
+def test_the_cases_of_the_stats_benchmark_see_every_image(tmp_path):
+    items = drawn_items(np.random.default_rng(3), 24, size=32)
+    root = write_dataset(tmp_path, {"train": items}, size=32, shards=2)
+    found = {
+        one.name: one for one in bench_stats(BenchConfig(rounds=1, data=root, workers=1), tmp_path)
+    }
+    assert found["stats"].floor == "decode only, Pillow"
+    assert found["stats"].ratio is not None
+    assert 10 < found["peak memory of a worker"].median < 250
+    assert all(one.n >= 1 and one.median > 0 for one in found.values())
