@@ -1,4 +1,5 @@
 import io
+import json
 import os
 import signal
 import subprocess
@@ -8,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
+from alexprep.cli import cli
 from alexprep.moments import Moments
 from alexprep.stats import Kept, compute_stats
 from alexprep.stats_report import format_report
@@ -254,3 +257,22 @@ def test_the_report_has_each_convention_in_its_own_units(root):
     assert f"stdevs = [{', '.join(f'{value:.2f}' for value in stats.stdevs)}]" in text
     assert "[121.78, 37.09, 19.72]" in text
     assert max(map(len, text.splitlines())) <= 130
+
+
+def test_the_command_answers_an_altered_shard_in_one_line(root):
+    altered = shard_paths(root)[0]
+    data = bytearray(altered.read_bytes())
+    data[-1] ^= 1
+    altered.write_bytes(data)
+    done = CliRunner().invoke(cli, ["stats", str(root), "--workers", "1"])
+    assert done.exit_code == 1
+    assert done.stdout == ""
+    assert f"Error: {altered} was altered" in done.stderr
+
+
+def test_the_command_prints_the_report_or_the_same_as_json(root):
+    plain = CliRunner().invoke(cli, ["stats", str(root), "--workers", "1"])
+    asked = CliRunner().invoke(cli, ["stats", str(root), "--workers", "1", "--json"])
+    stats = ImageStats.load(root, Manifest.load(root))
+    assert plain.stdout == format_report(stats) + "\n"
+    assert json.loads(asked.stdout) == stats.to_dict()
