@@ -165,7 +165,7 @@ def _members(encoded: Encoded, label: int, sha256: str, task: ShardTask) -> tupl
         "width": encoded.width,
         "height": encoded.height,
         "sha256": sha256,
-        "fixes": encoded.fixes,
+        "fixes": " ".join(encoded.fixes),
     }
     return encoded.jpg, b"%0*d" % (task.cls_width, label), json.dumps(about).encode()
 

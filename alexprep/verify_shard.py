@@ -15,7 +15,7 @@ from pipelines.format import FIXES, MEMBERS, Member, Sample, Shard, parse_index
 
 MOST_NAMED = 20
 BASELINE, SCAN, APP1, APP2 = 0xC0, 0xDA, 0xE1, 0xE2
-ABOUT = {"wnid": str, "width": int, "height": int, "sha256": str, "fixes": list}
+ABOUT = {"wnid": str, "width": int, "height": int, "sha256": str, "fixes": str}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,7 +127,7 @@ def _sample_faults(
     if raw is None:
         yield f"has json that is not {', '.join(ABOUT)}: {about[:80]!r}"
         return
-    fixes.update(raw["fixes"])
+    fixes.update(raw["fixes"].split())
     if raw["wnid"] != task.wnids[label]:
         yield f"has the label of {task.wnids[label]} and the wnid {raw['wnid']!r}"
 
@@ -144,7 +144,7 @@ def _about(data: bytes) -> dict[str, Any] | None:
     typed = fields.keys() == ABOUT.keys() and all(
         isinstance(fields[name], kind) for name, kind in ABOUT.items()
     )
-    return fields if typed and all(fix in FIXES for fix in fields["fixes"]) else None
+    return fields if typed and all(fix in FIXES for fix in fields["fixes"].split()) else None
 
 
 def _jpeg_faults(jpg: bytes, size: int) -> Iterator[str]:

@@ -11,7 +11,9 @@ A tar is USTAR without pax headers: regular files, uid and gid 0, no owner names
 fixed mtime, names of at most 100 ASCII bytes. A sample is three members that stand together in this
 order: KEY.jpg (baseline, 4:2:0, no EXIF, no ICC, three components), KEY.cls (the label in ASCII
 digits, zero-padded to one width for the data set) and KEY.json (wnid, width, height and sha256 of
-the source file, and what was mended). KEY has no dot and is unique in the data set.
+the source file, and "fixes": names of what was mended with spaces between them, "" for most; text
+because HF datasets takes the type of a column from the first samples, and no type from an empty
+list). KEY has no dot and is unique in the data set.
 """
 
 import json

@@ -50,7 +50,7 @@ def write_shard(root, name, items, width=4):
     lines = [f"v1.2 {len(items)}"]
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for item in items:
-            source = {"wnid": f"n{item.label:08d}", "width": 500, "height": 375, "fixes": []}
+            source = {"wnid": f"n{item.label:08d}", "width": 500, "height": 375, "fixes": ""}
             source["sha256"] = hashlib.sha256(item.key.encode()).hexdigest()
             files = {
                 "jpg": item.jpg,

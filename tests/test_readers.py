@@ -13,7 +13,7 @@ import tarfile
 
 import numpy as np
 import pytest
-from drawing import draw_classes
+from drawing import draw_classes, jpeg, photograph
 from PIL import Image
 
 from alexprep.shard import RunOptions, ShardConfig, shard
@@ -26,7 +26,14 @@ SPLITS = ("train", "validation")
 def root(tmp_path_factory):
     folder = tmp_path_factory.mktemp("readers")
     draw_classes(folder / "zoo", np.random.default_rng(6), each=8)
+    shard(folder / "zoo", folder / "plain", SMALL, RunOptions(workers=1))
+    # HF datasets settles the types of all columns by the first samples: the only mended file comes
+    # last, as one of the rare ones of ILSVRC may.
+    last, *_ = samples(folder / "plain", "train")[-1]
+    (path,) = (folder / "zoo").rglob(f"{last}.JPEG")
+    path.write_bytes(jpeg(photograph(np.random.default_rng(7), mode="L")))
     shard(folder / "zoo", folder / "made", SMALL, RunOptions(workers=1))
+    assert samples(folder / "made", "train")[-1][0] == last
     return folder / "made"
 
 
@@ -81,7 +88,7 @@ import webdataset as wds
 for split in ("train", "validation"):
     urls = sorted(str(p) for p in __import__("pathlib").Path(root, split).glob("*.tar"))
     for s in wds.WebDataset(urls, shardshuffle=False).decode():
-        assert s["json"]["fixes"] == [], s
+        assert s["json"]["fixes"] in ("", "gray"), s
         say(split, s["__key__"], int(s["cls"]))
     for s in wds.WebDataset(urls, shardshuffle=False):
         say(split, s["__key__"], sha256(s["jpg"]))

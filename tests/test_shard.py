@@ -70,7 +70,7 @@ def test_every_image_is_in_one_shard_with_its_label_and_story(made, source):
             "width": width,
             "height": height,
             "sha256": hashlib.sha256(data).hexdigest(),
-            "fixes": [],
+            "fixes": "",
         }
 
 
@@ -375,8 +375,8 @@ def test_mended_files_are_counted_and_named(tmp_path):
     assert manifest.fixes == {"cmyk": 1, "exif": 1, "gray": 10, "png": 1}
     assert manifest.mended["cmyk"] == ("n00000003_train_00000",)
     rows = {key: about["fixes"] for key, *_, about in all_samples(tmp_path / "made", "train")}
-    assert rows["n00000004_train_00000"] == ["png"]
-    assert rows["n00000005_train_00000"] == ["exif"]
+    assert rows["n00000004_train_00000"] == "png"
+    assert rows["n00000005_train_00000"] == "exif"
 
 
 def test_a_class_whose_name_is_no_ascii_keeps_it(tmp_path, rng):
