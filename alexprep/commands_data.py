@@ -131,4 +131,32 @@ def stats(
     print_json(found.to_dict()) if as_json else click.echo(format_report(found))
 
 
-COMMANDS = (shard, stats)
+@click.command()
+@click.argument("dataset", type=PATH)
+@workers_option
+@click.option(
+    "--rebuild",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Remake so many random shards from --source and compare their bytes.",
+)
+@click.option("--source", type=PATH, help="What DATASET was made from.")
+def verify(dataset: Path, workers: int | None, rebuild: int, source: Path | None) -> None:
+    """Check every hash, count, index entry and JPEG of DATASET against its manifest.
+
+    Prints all faults, the first one first; exit code 1 if there is any.
+
+    \b
+    Example:
+        alexprep verify ~/imagenet256 --rebuild 3 --source ~/ILSVRC
+    """
+    from alexprep.verify import format_verified
+    from alexprep.verify import verify as work
+
+    found = work(dataset, workers=workers, rebuild=rebuild, source=source)
+    click.echo(format_verified(found, dataset))
+    raise SystemExit(1 if found.faults else 0)
+
+
+COMMANDS = (shard, stats, verify)
