@@ -1,0 +1,112 @@
+"""The pages of `alexprep report` in a real browser, on a desk and on a phone."""
+
+import pytest
+
+from alexprep.report import report
+from tests.browser import Browser
+from tests.reports import make_dataset, make_run, ninety_epochs
+
+WIDTHS = (1280, 400)
+PAGES = ("long", "dataset", "alone")
+
+EMPTY = """
+[...document.querySelectorAll('.chart')].filter(chart => {
+  const plot = chart.querySelector('.main-svg');
+  const drawn = chart.querySelectorAll('.trace path, .points path, .lines path, .hm image, image');
+  const box = plot && plot.getBoundingClientRect();
+  return !plot || box.width < 150 || box.height < 150 || drawn.length == 0;
+}).map(chart => chart.id)
+"""
+BLANK = "[...document.images].filter(i => !i.complete || !i.naturalWidth || i.width < 16).length"
+WIDE = """
+[...document.querySelectorAll('body *')].filter(e => {
+  const box = e.getBoundingClientRect();
+  const seen = e.checkVisibility({contentVisibilityAuto: true}) && box.width > 0 &&
+    !e.closest('.chart, .skip');
+  return seen && box.right > document.documentElement.clientWidth + 1;
+}).map(e => e.tagName + '.' + e.className)
+"""
+OVERLAPS = """
+[...document.querySelectorAll('section')].filter(section =>
+  section.scrollWidth > section.clientWidth + 1).map(section => section.id)
+"""
+SMALL = """
+[...document.querySelectorAll('main *')].filter(e =>
+  [...e.childNodes].some(n => n.nodeType == 3 && n.data.trim()) && e.getClientRects().length &&
+  !['SCRIPT', 'STYLE'].includes(e.tagName) && parseFloat(getComputedStyle(e).fontSize) < 11
+).map(e => e.tagName + ' ' + e.textContent.slice(0, 20))
+"""
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    browser = Browser(tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.close()
+
+
+@pytest.fixture(scope="module")
+def pages(browser, tmp_path_factory):
+    """Pages of a short run, a long one, a data set, and of a run whose data set is gone."""
+    root = tmp_path_factory.mktemp("pages")
+    dataset = make_dataset(root / "dataset")
+    run = make_run(dataset, root / "run")
+    found = {
+        "run": report(run),
+        "long": report(ninety_epochs(run, root / "long")),
+        "dataset": report(dataset, root / "dataset.html"),
+    }
+    dataset.rename(root / "elsewhere")
+    return {**found, "alone": report(run, root / "alone.html")}
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_is_whole_and_fits(browser, pages, name, width):
+    browser.open(pages[name], width)
+    assert browser.troubles() == []
+    assert browser.requests() == [pages[name].resolve().as_uri()]
+    assert browser.ask("document.querySelectorAll('.chart').length") >= (
+        1 if name == "dataset" else 4
+    )
+    assert browser.ask(EMPTY) == []
+    assert browser.ask(BLANK) == 0
+    assert browser.ask("document.documentElement.scrollWidth") <= width
+    assert browser.ask(WIDE) == []
+    assert browser.ask(OVERLAPS) == []
+    assert browser.ask(SMALL) == []
+
+
+def test_everything_folded_fits_a_phone_too(browser, pages):
+    for name in ("run", "dataset"):
+        browser.open(pages[name], 400)
+        browser.ask("document.querySelectorAll('details').forEach(each => { each.open = true })")
+        assert browser.ask("document.documentElement.scrollWidth") <= 400
+        assert browser.ask(OVERLAPS) == []
+
+
+def test_a_page_can_be_used_with_the_keyboard_alone(browser, pages):
+    browser.open(pages["run"], 1280)
+    reached = []
+    for _ in range(14):
+        for kind in ("keyDown", "keyUp"):
+            browser.call("Input.dispatchKeyEvent", type=kind, key="Tab", windowsVirtualKeyCode=9)
+        reached.append(browser.ask("document.activeElement.outerHTML.slice(0, 60)"))
+    assert 'class="skip"' in reached[0]
+    assert 'href="#learning"' in reached[1]
+    assert any(each.startswith("<summary") for each in reached)
+
+
+def test_figures_follow_the_window(browser, pages):
+    browser.open(pages["run"], 1280)
+    wide = browser.ask("document.querySelector('.main-svg').getBoundingClientRect().width")
+    browser.call(
+        "Emulation.setDeviceMetricsOverride",
+        width=400,
+        height=900,
+        deviceScaleFactor=1,
+        mobile=True,
+    )
+    narrow = "document.querySelector('.main-svg').getBoundingClientRect().width < 380"
+    browser.wait_for(narrow)
+    assert wide > 400

@@ -1,0 +1,145 @@
+"""What the pages of `alexprep report` are made of, each against an oracle of its own."""
+
+import base64
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from alexprep.report_answers import chance, confusion
+from alexprep.report_charts import thinned
+from alexprep.report_images import colour_share, kernel_sheet, thumbnail
+from alexprep.report_page import table
+from alexprep.report_samples import survey, training_images
+from alexprep.report_seen import Seen, neighbours, pairs_of_one_class
+from pipelines import AugmentSpec, LoaderConfig, open_loader
+from pipelines.format import Manifest
+from pipelines.imagestats import ImageStats
+from tests.drawing import jpeg, photograph
+from tests.reports import TRAIN, make_dataset
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return make_dataset(tmp_path_factory.mktemp("parts") / "dataset")
+
+
+def pixels(uri):
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))))
+
+
+def seen(dataset, labels, guesses, features=None):
+    """Predictions that are sure of `guesses`."""
+    probabilities = np.full((len(labels), 3), 0.1)
+    probabilities[np.arange(len(labels)), guesses] = 0.8
+    return Seen(
+        root=dataset,
+        manifest=Manifest.load(dataset),
+        of=len(labels),
+        labels=np.array(labels),
+        probabilities={1: probabilities},
+        features=np.zeros((len(labels), 2), np.float32) if features is None else features,
+    )
+
+
+def test_a_gray_kernel_has_no_colour_and_one_without_brightness_nothing_else(rng):
+    gray = np.repeat(rng.normal(size=(4, 1, 11, 11)), 3, axis=1)
+    coloured = rng.normal(size=(4, 3, 11, 11))
+    coloured -= coloured.mean(axis=1, keepdims=True)
+    np.testing.assert_allclose(colour_share(gray), 0, atol=1e-12)
+    np.testing.assert_allclose(colour_share(coloured), 1)
+    np.testing.assert_allclose(colour_share(gray + coloured * 0), 0, atol=1e-12)
+    assert colour_share(np.zeros((1, 3, 2, 2))) == 0
+
+
+def test_random_kernels_have_two_thirds_of_their_energy_in_colour(rng):
+    shares = colour_share(rng.normal(size=(2000, 3, 11, 11)))
+    assert shares.mean() == pytest.approx(2 / 3, abs=0.003)
+
+
+def test_the_sheet_of_kernels_keeps_their_order_signs_and_colours():
+    kernels = np.zeros((3, 3, 2, 2))
+    kernels[0, 0, 0, 1] = 0.02  # red, upper right
+    kernels[2, 2, 1, 0] = -5.0  # less than no blue, lower left
+    sheet = pixels(kernel_sheet(kernels, columns=2))
+    assert sheet.shape == (5, 5, 3)
+    assert sheet[0, 1].tolist() == [255, 128, 128]
+    assert sheet[0, 3].tolist() == [128, 128, 128]  # a kernel of zeros is gray
+    assert sheet[4, 0].tolist() == [128, 128, 0]
+    assert sheet[4, 4].tolist() == [255, 255, 255]  # no fourth kernel
+
+
+def test_small_images_are_shown_as_they_are_stored_and_large_ones_smaller(rng):
+    small, large = (jpeg(photograph(rng, side, side)) for side in (64, 256))
+    assert base64.b64decode(thumbnail(small).partition(",")[2]) == small
+    assert pixels(thumbnail(large)).shape == (224, 224, 3)
+
+
+def test_neighbours_are_those_of_a_search_by_hand_and_never_the_image_itself(rng):
+    features = rng.normal(size=(40, 7)).astype(np.float32)
+    found = neighbours(features, [3, 17], 5)
+    for query, row in zip([3, 17], found, strict=True):
+        distances = np.linalg.norm(features - features[query], axis=1)
+        assert row.tolist() == [p for p in np.argsort(distances).tolist() if p != query][:5]
+
+
+def test_pairs_of_one_class_are_counted_against_chance(dataset):
+    points = np.array([[0, 0], [0, 1], [9, 0], [9, 1]], np.float32)
+    alike = seen(dataset, [0, 0, 1, 1], [0, 0, 1, 1], points)
+    assert pairs_of_one_class(alike) == 1.0
+    assert chance(alike) == pytest.approx(1 / 3)
+    assert pairs_of_one_class(seen(dataset, [0, 1, 0, 1], [0, 0, 0, 0], points)) == 0.0
+
+
+def test_confusion_lists_the_worst_class_first_with_what_it_was_taken_for(dataset):
+    answers = seen(dataset, [0, 0, 0, 0, 1, 1, 2, 2], [0, 0, 0, 1, 2, 2, 2, 1])
+    rows = confusion(answers).split("<tr>")[2:]
+    assert "class 1</th>" in rows[0]
+    assert "100%" in rows[0]
+    assert "class 2 (2)" in rows[0]
+    assert [row.split(">")[1].split("<")[0] for row in rows] == ["class 1", "class 2", "class 0"]
+    assert "25%" in rows[2]
+
+
+def test_a_network_without_mistakes_has_no_chart_of_them(dataset):
+    assert "own class" in confusion(seen(dataset, [0, 1], [0, 1]))
+
+
+def test_thinning_keeps_the_mean_and_the_ends():
+    x = [n / 100 for n in range(24_000)]
+    thin_x, thin_y = thinned(x, [2 * value for value in x])
+    assert len(thin_x) == 1200
+    assert sum(thin_x) / 1200 == pytest.approx(sum(x) / 24_000)
+    np.testing.assert_allclose(thin_y, 2 * np.array(thin_x))
+    assert thinned([1.0, 2.0], [3.0, 4.0]) == ([1.0, 2.0], [3.0, 4.0])
+    assert thinned([], []) == ([], [])
+
+
+def test_the_survey_of_the_sources_is_what_the_shards_say(dataset):
+    found = survey(dataset, Manifest.load(dataset), "train")
+    assert found.sizes == {(500, 375): TRAIN}
+    assert len(found.jpg_bytes) == TRAIN
+    assert found.sides.tolist() == [[500, 375]] * TRAIN
+
+
+def test_augmented_images_are_those_that_training_gives_out(dataset):
+    manifest = Manifest.load(dataset)
+    stats = ImageStats.load(dataset, manifest)
+    shown = training_images(dataset, manifest, "train", stats)
+    assert sorted(each.label for each in shown) == [0, 1, 2]
+    mean = stats.mean_image_HWC[4:60, 4:60]
+    config = LoaderConfig(batch=16, backend="torch")
+    with open_loader(dataset, "train", config, AugmentSpec(source=64, crop=56)) as loader:
+        for epoch in range(2):
+            images = [image.permute(1, 2, 0).numpy() for batch, _ in loader for image in batch]
+            for each in shown:
+                off = [np.abs(image + mean - each.drawn_NHWC[epoch]).max() for image in images]
+                assert min(off) < 1e-3
+    first = shown[0].stored_HWC
+    assert first.shape == (64, 64, 3)
+    assert first.min() >= 0
+
+
+def test_cells_of_a_table_are_escaped():
+    assert "&lt;b&gt;" in table(("a",), [("<b>",)])
