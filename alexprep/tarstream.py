@@ -32,11 +32,12 @@ class TarStream:
     """A tar read in one pass; enter it, iterate over it, then ask for `sha256` and `bytes`.
 
     DataError names the tar and the byte where it stops being one. Memory is that of a block of the
-    file, or of the largest member.
+    file, or of the largest member. With `begin`, the byte of a header, reading starts there.
     """
 
-    def __init__(self, path: Path, *, md5: bool = False) -> None:
+    def __init__(self, path: Path, *, md5: bool = False, begin: int = 0) -> None:
         self.path = path
+        self._start = begin
         self.bytes = 0
         self._sha256 = hashlib.sha256()
         self._md5 = hashlib.md5(usedforsecurity=False) if md5 else None
@@ -57,6 +58,8 @@ class TarStream:
     def __enter__(self) -> Self:
         self._file = self.path.open("rb")
         self._length = self.path.stat().st_size
+        self._file.seek(self._start)
+        self._begin = self._start
         return self
 
     def __exit__(
@@ -69,7 +72,7 @@ class TarStream:
             self._file.close()
 
     def __iter__(self) -> Iterator[TarMember]:
-        at = 0
+        at = self._start
         while at < self._length:
             header = self._at(at, BLOCK)
             if not header.strip(b"\0"):
