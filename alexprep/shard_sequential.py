@@ -30,10 +30,19 @@ from alexprep.progress import Progress
 from alexprep.shard_finish import faults_message
 from alexprep.shard_plan import Plan, ShardConfig, ShardTask, permutation
 from alexprep.shard_target import STATE, LocalTarget, Target, open_target
-from alexprep.shard_write import Fault, Outcome, Record, find_shard, outcomes, publish_shard
+from alexprep.shard_write import (
+    RECORDS,
+    Fault,
+    Outcome,
+    Record,
+    find_shard,
+    outcomes,
+    publish_shard,
+)
 from alexprep.sources import Items, Source
 from alexprep.sources_read import Reader
 from alexprep.tasks import completed
+from pipelines.format import Shard
 
 # What a worker reads at a time: long enough for a disk to be at its sequential rate, short enough
 # that several workers stay close together.
@@ -98,7 +107,7 @@ def write_sequentially(
 
     PrepareError lists the files that are no images, where tasks do not skip them, after the first.
     """
-    found = _find_all(tasks)
+    found = _find_all(tasks, workers)
     missing = [number for number in range(len(tasks)) if number not in found]
     if missing:
         folder.mkdir(parents=True, exist_ok=True)
@@ -121,13 +130,19 @@ def _assemble(
             yield missing[index], record
 
 
-def _find_all(tasks: list[ShardTask]) -> dict[int, Record]:
-    found: dict[int, Record] = {}
-    for number, task in enumerate(tasks):
-        record = find_shard(open_target(task.out), task.name, task.known)
-        if record is not None:
-            found[number] = record
-    return found
+def _find_all(tasks: list[ShardTask], workers: int) -> dict[int, Record]:
+    """The records of shards that earlier runs have published, hashed to make sure."""
+    begun = open_target(tasks[0].out).listing(RECORDS)
+    if not begun and tasks[0].known is None:
+        return {}
+    jobs = ((task.out, task.name, task.known) for task in tasks)
+    with closing(completed(_find, jobs, workers=workers)) as results:
+        return {number: record for number, record in results if record is not None}
+
+
+def _find(job: tuple[str, str, Shard | None]) -> Record | None:
+    out, name, known = job
+    return find_shard(open_target(out), name, known)
 
 
 def _encode_all(

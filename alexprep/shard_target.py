@@ -69,10 +69,16 @@ def open_target(url: str) -> Target:
 
 def write_bytes(target: Target, name: str, data: bytes) -> None:
     """Publish a small file."""
-    with target.staging() as folder:
-        staged = folder / Path(name).name
-        staged.write_bytes(data)
-        target.publish(staged, name)
+    try:
+        with target.staging() as folder:
+            staged = folder / Path(name).name
+            staged.write_bytes(data)
+            target.publish(staged, name)
+    except OSError as error:
+        raise PrepareError(
+            f"Cannot write {name} to {target.url}: {error.strerror or error}. Finished shards are "
+            "kept: make room there and run the same command again."
+        ) from error
 
 
 class LocalTarget:
@@ -186,8 +192,17 @@ class RemoteTarget:
 
     @contextmanager
     def locked(self) -> Generator[None]:
-        # Object stores have no lock that ends with its holder; two runs of the same plan write the
-        # same bytes, and another plan is refused.
+        """Make sure of the storage; nothing is locked.
+
+        Object stores have no lock that ends with its holder. Two runs of the same plan write the
+        same bytes, and another plan is refused.
+        """
+        try:
+            self.fs.exists(self.root)
+        except Exception as error:  # every storage has its own exceptions for no access
+            raise PrepareError(
+                f"Cannot reach {self.url}: {error}. See to its address and credentials."
+            ) from error
         yield
 
     @contextmanager

@@ -21,6 +21,8 @@ from alexprep.tarscan import scan_tar
 from alexprep.tarwrite import TarWriter
 from pipelines.format import Member, Sample, Shard, format_index
 
+RECORDS = f"{STATE}/records"
+
 
 class Fault(NamedTuple):
     """A file that is no whole image: where, its hash, why, and the label it would have had."""
@@ -71,7 +73,7 @@ class Record:
 
 def record_name(shard: str) -> str:
     """Path of a shard's record under the target's root."""
-    return f"{STATE}/records/{Path(shard).stem}.json"
+    return f"{RECORDS}/{Path(shard).stem}.json"
 
 
 def write_shard(task: ShardTask) -> Record:

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from archives import contents, draw_ilsvrc, write_archives
+from archives import contents, draw_ilsvrc, tar_bytes, write_archives
 from drawing import draw_classes, jpeg, photograph
 from PIL import Image
 
 from alexprep.codec import encode
 from alexprep.drawing import DrawConfig, draw_source
 from alexprep.errors import PrepareError
+from alexprep.ilsvrc import TRAIN_TAR
 from alexprep.shard import RunOptions, ShardConfig, shard
 from alexprep.shard_forecast import forecast
 from alexprep.shard_plan import default_shards, permutation
@@ -377,6 +378,23 @@ def test_mended_files_are_counted_and_named(tmp_path):
     rows = {key: about["fixes"] for key, *_, about in all_samples(tmp_path / "made", "train")}
     assert rows["n00000004_train_00000"] == "png"
     assert rows["n00000005_train_00000"] == "exif"
+
+
+def test_names_that_no_tar_of_ours_can_hold_are_made_into_ones_that_it_can(tmp_path, rng):
+    names = ["n01440764_1.2.JPEG", "x" * 150 + ".JPEG", "größe 3.JPEG", "no_extension", ".JPEG.x"]
+    images = {name: jpeg(photograph(rng)) for name in names}
+    inner = tar_bytes(images, format=tarfile.PAX_FORMAT)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / TRAIN_TAR).write_bytes(tar_bytes({"n01440764.tar": inner}))
+    shard(tmp_path / "a", tmp_path / "made", ShardConfig(size=16), HERE)
+    rows = all_samples(tmp_path / "made", "train")
+    assert {about["sha256"] for *_, about in rows} == {
+        hashlib.sha256(data).hexdigest() for data in images.values()
+    }
+    for key, *_ in rows:
+        assert key.isascii()
+        assert "." not in key
+        assert len(key) <= 95
 
 
 def test_a_class_whose_name_is_no_ascii_keeps_it(tmp_path, rng):

@@ -158,6 +158,14 @@ def test_a_bucket_that_is_not_there_is_named(zoo, bucket):
         shard(source, "s3://no-such-bucket/zoo", SMALL, RunOptions(workers=1))
 
 
+def test_a_storage_that_cannot_be_reached_is_named(zoo, bucket, monkeypatch):
+    source, _ = zoo
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
+    pytest.importorskip("s3fs").S3FileSystem.clear_instance_cache()
+    with pytest.raises(PrepareError, match=r"Cannot reach s3://bucket/zoo: Could not connect"):
+        shard(source, "s3://bucket/zoo", SMALL, RunOptions(workers=1))
+
+
 def test_a_storage_that_nobody_knows_is_refused(zoo):
     source, _ = zoo
     with pytest.raises(PrepareError, match="Cannot write to gopher://hole/zoo"):
