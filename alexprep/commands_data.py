@@ -159,4 +159,63 @@ def verify(dataset: Path, workers: int | None, rebuild: int, source: Path | None
     raise SystemExit(1 if found.faults else 0)
 
 
-COMMANDS = (shard, stats, verify)
+@click.command("cat")
+@click.argument("dataset", type=PATH)
+@click.argument("key")
+@click.option("--json", "about", is_flag=True, help="Print what is known of it, not the picture.")
+@click.option("--out", type=PATH, help="Write its three files into this folder instead.")
+def cat(dataset: Path, key: str, about: bool, out: Path | None) -> None:
+    """Bring out the sample KEY of DATASET: its JPEG goes to standard output.
+
+    \b
+    Example:
+        alexprep cat ~/imagenet256 n01440764_10026 > tench.jpg
+    """
+    from alexprep.lookup import read_sample
+
+    sample = read_sample(dataset, key)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        for kind, data in (("jpg", sample.jpg), ("cls", sample.cls), ("json", sample.json)):
+            (out / f"{key}.{kind}").write_bytes(data)
+            click.echo(out / f"{key}.{kind}")
+    elif about:
+        click.echo(sample.json)
+    else:
+        click.echo(sample.jpg, nl=False)
+
+
+@click.command("index")
+@click.argument("tars", metavar="TAR...", nargs=-1, required=True, type=PATH)
+@click.option("--out", type=PATH, help="Folder of the index files.  [default: beside each tar]")
+def index(tars: tuple[Path, ...], out: Path | None) -> None:
+    """Write DALI index files for tars that others wrote.
+
+    \b
+    Example:
+        alexprep index shards/*.tar --out shards-index
+    """
+    from alexprep.export import index_tars
+
+    for path in index_tars(list(tars), out=out):
+        click.echo(path)
+
+
+@click.command("export")
+@click.argument("what", type=click.Choice(["energon", "openclip"]))
+@click.argument("dataset", type=PATH)
+@click.argument("out", type=PATH)
+def export(what: Literal["energon", "openclip"], dataset: Path, out: Path) -> None:
+    """Make OUT: the tars of DATASET (as hard links) with the files that WHAT wants beside them.
+
+    \b
+    Example:
+        alexprep export openclip ~/imagenet256 ~/imagenet256-openclip
+    """
+    from alexprep.export import export as work
+
+    for path in work(what, dataset, out):
+        click.echo(path)
+
+
+COMMANDS = (shard, stats, verify, cat, index, export)
