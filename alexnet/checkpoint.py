@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
-from torch import Tensor, nn
+from torch import Tensor
 
 from alexnet.errors import RunError
 
@@ -119,26 +119,6 @@ def _flush_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def load_weights(model: nn.Module, weights: Tensors, path: Path) -> None:
-    """Copy the weights of a checkpoint; RunError listing what does not fit this network."""
-    here = dict(model.named_parameters())
-    fits, differences = matching(here, weights)
-    if differences:
-        raise RunError(
-            f"{path} is of another network: {'; '.join(differences[:6])}"
-            f"{f'; and {len(differences) - 6} more' if len(differences) > 6 else ''}. "
-            "Use the network it was trained with, or start from it with --init-from."
-        )
-    copy_weights(here, weights, fits)
-
-
-def copy_weights(here: Mapping[str, nn.Parameter], weights: Tensors, names: Iterable[str]) -> None:
-    """Copy the weights called `names`, which must have the same shapes."""
-    with torch.no_grad():
-        for name in names:
-            here[name].copy_(weights[name])
 
 
 def matching(here: Tensors, there: Tensors) -> tuple[list[str], list[str]]:

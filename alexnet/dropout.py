@@ -58,12 +58,19 @@ class Dropout(nn.Module):
         self.inverted = kind == "inverted"
         self.seed = seed
         self.columns = columns
+        self.stride = 1
         # A tensor, so that compiled code and CUDA graphs read it anew each step.
         self.register_buffer("position", torch.zeros((), dtype=torch.int64), persistent=False)
 
-    def set_position(self, position: int) -> None:
-        """The number, in the whole run, of the first image of the next batch."""
+    def set_position(self, position: int, stride: int = 1) -> None:
+        """The number, in the whole run, of the first image of the next batch.
+
+        `stride` is the step to the number of the next image: replica r of W that takes each W-th
+        image of a batch, from r on, sets the batch's number + r and W, and drops what one process
+        would have dropped.
+        """
         self.position.fill_(position)
+        self.stride = stride
 
     def forward(self, x: Tensor, layer: int) -> Tensor:
         """Drop of x (N, F, ...), the output of layer number `layer`, its columns side by side."""
@@ -71,7 +78,7 @@ class Dropout(nn.Module):
             return x
         if not self.training:
             return x if self.inverted else x * self.keep
-        images = self.position + torch.arange(len(x), device=x.device)
+        images = self.position + torch.arange(len(x), device=x.device) * self.stride
         each = x[0].numel() // len(self.columns)
         units = unit_keys(self.seed, layer, self.columns, each, x.device)
         mask = kept(images, units, self.keep).view(x.shape).to(x.dtype)

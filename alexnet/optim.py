@@ -95,12 +95,11 @@ def set_rates(
 
 
 def velocities(optimizer: torch.optim.SGD) -> Iterator[tuple[str, Tensor]]:
-    """(name of the parameter, its momentum buffer), for those that have moved."""
+    """(name of the parameter, its momentum buffer); zeros where it has not moved yet."""
     for group in optimizer.param_groups:
         for name, parameter in zip(group["names"], group["params"], strict=True):
-            velocity = optimizer.state[parameter].get("momentum_buffer")
-            if velocity is not None:
-                yield name, velocity
+            velocity: Tensor | None = optimizer.state[parameter].get("momentum_buffer")
+            yield name, torch.zeros_like(parameter) if velocity is None else velocity
 
 
 def load_velocities(optimizer: torch.optim.SGD, saved: dict[str, Tensor]) -> None:

@@ -1,6 +1,6 @@
 # pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false
 # torch.distributed is typed only in part.
-"""Several processes that train one network on shares of each batch: sums over all of them."""
+"""Several processes that train one network: sums over shares of a batch, and common decisions."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,11 +12,21 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Replicas:
-    """This process among `world` that hold the same weights; `group` None is all processes."""
+    """This process among `world` that hold the same weights and share each batch.
+
+    Attributes:
+        rank: of this process among them.
+        world: how many there are.
+        group: of torch.distributed; None: all processes.
+        processes: of the run in all; more than `world` where columns have processes of their own.
+        writes: whether this process writes the files of the run and reports.
+    """
 
     rank: int = 0
     world: int = 1
     group: Any = None
+    processes: int = 1
+    writes: bool = True
 
     def average_gradients(self, optimizer: torch.optim.Optimizer, images: int) -> None:
         """Turn gradients of mean losses over shares into that of the mean over the whole batch.
@@ -41,10 +51,18 @@ class Replicas:
             gradient.copy_(mean.view_as(gradient))
 
     def total(self, values: Tensor) -> Tensor:
-        """The sum of `values` over the processes, in place."""
+        """The sum of `values` over the replicas, in place."""
         if self.world > 1:
             dist.all_reduce(values, group=self.group)
         return values
+
+    def any(self, here: tuple[bool, ...], device: torch.device) -> tuple[bool, ...]:
+        """Which of several questions some process of the run answers with yes."""
+        if self.processes == 1:
+            return here
+        votes = torch.tensor([int(vote) for vote in here], device=device)
+        dist.all_reduce(votes)
+        return tuple(bool(vote) for vote in votes)
 
 
 ALONE = Replicas()

@@ -9,6 +9,7 @@ from torch import nn
 
 from alexnet import checkpoint
 from alexnet.config import TrainConfig
+from alexnet.dropout import Dropout
 from alexnet.errors import RunError
 from alexnet.evaluate import Errors
 from alexnet.meter import Meter
@@ -19,6 +20,7 @@ from alexnet.run import Data, Run, Summary
 from alexnet.schedule import Kind, factor
 from alexnet.step import compiled, count_errors, set_channels_last, train_step
 from alexnet.stopping import Stop
+from alexnet.whole import from_whole, load_weights, to_whole, whole_like
 
 # Far more images than a batch has: positions of dropout never meet, whatever the batch size.
 POSITIONS_A_STEP = 1 << 20
@@ -44,6 +46,7 @@ class Trainer:
         self.progress = Progress()
         self.first_images = 0
         self.meter = Meter(self.device)
+        self.outputs = len(list(whole_like(model).values())[-1])
         self.metrics: Metrics | None = None
         self.saved_at = time.monotonic()
 
@@ -60,13 +63,13 @@ class Trainer:
         found = checkpoint.steps(folder)
         if found:
             self._restore(found[-1])
-        if self.run.replicas.rank == 0:
+        if self.run.replicas.writes:
             self.metrics = Metrics(folder, keep_lines=self.progress.lines)
 
     def _restore(self, path: Path) -> None:
         saved = checkpoint.load(path, ("model", "velocity", "chance"))
-        checkpoint.load_weights(self.model, saved.parts["model"], path)
-        load_velocities(self.optimizer, saved.parts["velocity"])
+        load_weights(self.model, saved.parts["model"], path)
+        load_velocities(self.optimizer, from_whole(self.model, saved.parts["velocity"]))
         self.progress = Progress.from_dict(saved.meta["progress"])
         self.first_images = self.progress.images
         for group in self.optimizer.param_groups:
@@ -110,10 +113,11 @@ class Trainer:
     def _train(self, stop: Stop) -> None:
         progress, replicas = self.progress, self.run.replicas
         self.model.train()
-        place_dropout = getattr(self.model, "set_dropout_position", None)
+        dropouts = [part for part in self.model.modules() if isinstance(part, Dropout)]
         for batch in self.meter.batches(self.data.train):
-            if place_dropout is not None:
-                place_dropout(progress.steps * POSITIONS_A_STEP)
+            for dropout in dropouts:
+                first = progress.steps * POSITIONS_A_STEP + replicas.rank
+                dropout.set_position(first, stride=replicas.world)
             loss = train_step(self.forward, self.optimizer, batch, self.config, replicas)
             self.meter.add(loss, len(batch[1]))
             progress.count(len(batch[1]) * replicas.world)
@@ -124,18 +128,13 @@ class Trainer:
                 self._between_steps(stop)
 
     def _between_steps(self, stop: Stop) -> None:
-        """Save when it is time; leave when a signal came."""
-        self._leave_if_asked(stop)
-        if time.monotonic() - self.saved_at > 60 * self.config.checkpoint_minutes:
-            self.save()
-
-    def _leave_if_asked(self, stop: Stop) -> None:
-        asked = bool(stop)
-        if self.run.replicas.world > 1:
-            # All replicas must leave after the same step.
-            asked = bool(self.run.replicas.total(torch.tensor(int(asked), device=self.device)))
+        """Save when it is time; leave when a signal came: all processes after the same step."""
+        due = time.monotonic() - self.saved_at > 60 * self.config.checkpoint_minutes
+        asked, due = self.run.replicas.any((bool(stop), due), self.device)
         if asked:
             raise Stopped
+        if due:
+            self.save()
 
     def _log(self) -> None:
         """One line of the log; the loss is looked at here and before saving, nowhere between."""
@@ -157,14 +156,11 @@ class Trainer:
         )
 
     def _check(self, loss: float) -> None:
-        guess = math.log(max(self._outputs(), 2))
+        guess = math.log(max(self.outputs, 2))
         if not math.isfinite(loss):
             raise RunError(self._gone(f"the loss is {loss}"))
         if loss > self.config.explode * guess:
             raise RunError(self._gone(f"the loss is {loss:.1f}, guessing has {guess:.1f}"))
-
-    def _outputs(self) -> int:
-        return len(list(self.model.parameters())[-1])
 
     def _gone(self, what: str) -> str:
         return (
@@ -181,7 +177,8 @@ class Trainer:
         with torch.inference_mode():
             for batch in self.data.validation:
                 sums += count_errors(self.model, batch, self.config)
-                if stop and self.run.replicas.world == 1:
+                # Replicas may have batches of different number here: they leave a step later.
+                if stop and self.run.replicas.processes == 1:
                     raise Stopped
         count, loss, first, five = (float(part) for part in self.run.replicas.total(sums))
         errors = Errors(first / count, five / count)
@@ -213,6 +210,9 @@ class Trainer:
             self.progress.totals = self.progress.totals.plus(taken)
         if not all(bool(p.isfinite().all()) for p in self.model.parameters()):
             raise RunError(self._gone("weights are not finite"))
+        weights = to_whole(self.model, dict(self.model.named_parameters()))
+        momenta = to_whole(self.model, dict(velocities(self.optimizer)))
+        self.saved_at = time.monotonic()
         if self.metrics is None:
             return
         self.progress.lines = self.metrics.lines
@@ -228,13 +228,12 @@ class Trainer:
             },
             {
                 **self.run.tensors,
-                "model": dict(self.model.named_parameters()),
-                "velocity": dict(velocities(self.optimizer)),
+                "model": weights,
+                "velocity": momenta,
                 "chance": chance,
             },
         )
         checkpoint.prune(self.run.folder, self.config.keep)
-        self.saved_at = time.monotonic()
 
     def _mark_best(self) -> None:
         if self.metrics is not None and self.progress.best_step == self.progress.steps:
@@ -262,7 +261,7 @@ class Trainer:
             self.run.report(record)
 
     def note(self, text: str) -> None:
-        if self.run.replicas.rank == 0:
+        if self.run.replicas.writes:
             self.run.report({"kind": "note", "text": text})
 
 

@@ -1,6 +1,6 @@
 """The half of `train` that needs torch: open the loaders, build the network, fit."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -10,12 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-import alexnet
 from alexnet import checkpoint
 from alexnet.errors import RunError
+from alexnet.memory import keep_freed_memory
 from alexnet.run import Data, Run, Summary
+from alexnet.spec import parameter_count
 from alexnet.train import fit
 from alexnet.trainer import last_good
+from alexnet.whole import copy_fitting
+from alexprep.placement import Placement, placed
 from alexprep.recipes import Recipe
 from alexprep.training import TrainOptions, claim, describe
 from alexprep.watching import Watcher
@@ -24,32 +27,25 @@ from pipelines.format import Manifest
 from pipelines.imagestats import SHAPES, ImageStats
 from pipelines.loader import Loader, open_loader
 
-# Ten views of 32 images of 224 pixels are 193 MB.
-EVALUATION_BATCH = 128
+EVALUATION_BATCH = 128  # over all replicas
 
 
 def fit_on(
     dataset: Path, manifest: Manifest, run: Path, made: Recipe, options: TrainOptions
 ) -> Summary:
     """See alexprep.training.train."""
-    check_devices(options.devices)
     stats = ImageStats.load(dataset, manifest) if made.augment.needs_stats else None
-    config = replace(made.loader, device=options.devices[0], channels_last=made.train.channels_last)
     with (
-        open_loader(dataset, "train", config, made.augment, stats=stats) as train,
-        open_loader(
-            dataset,
-            "validation",
-            replace(config, batch=EVALUATION_BATCH),
-            made.augment,
-            stats=stats,
-        ) as validation,
-        Watcher(run, made.train.epochs) as watcher,
+        placed(made, options.devices) as placement,
+        _loaders(dataset, made, stats, placement) as (train, validation),
+        Watcher(run, made.train.epochs, silent=not placement.replicas.writes) as watcher,
     ):
-        claim(run, describe(dataset, manifest, made), dataset, options)
+        if placement.replicas.writes:
+            claim(run, describe(dataset, manifest, made), dataset, options)
         watcher.begin()
-        model = _network(made, options.devices)
-        _introduce(watcher, made, train, model)
+        keep_freed_memory()
+        model = placement.network(made)
+        _introduce(watcher, made, train, placement)
         if options.init_from is not None and not checkpoint.steps(run):
             _start_from(model, options.init_from, watcher)
         with naming_lost_data(run):
@@ -62,42 +58,41 @@ def fit_on(
                     meta=saved_meta(made, manifest, stats),
                     tensors={"stats": saved_stats(stats)},
                     report=watcher.report,
+                    replicas=placement.replicas,
                 ),
             )
 
 
-def check_devices(devices: Sequence[str]) -> None:
-    """RunError for a device this machine has not, ValueError for a word that names none."""
-    for name in devices:
-        try:
-            device = torch.device(name)
-        except RuntimeError:
-            raise ValueError(
-                f"--devices wants cpu, cuda:0 or cuda:0,cuda:1; got {name!r}."
-            ) from None
-        count = torch.cuda.device_count() if device.type == "cuda" else 1
-        if device.type not in ("cpu", "cuda") or (device.index or 0) >= count:
-            raise RunError(
-                f"There is no {name} here: torch {torch.__version__} sees "
-                f"{torch.cuda.device_count()} GPUs. Use --devices cpu, or see `alexprep doctor`."
-            )
+@contextmanager
+def _loaders(
+    dataset: Path, made: Recipe, stats: ImageStats | None, placement: Placement
+) -> Generator[tuple[Loader, Loader]]:
+    """This process's share of training and validation; columns of a replica see the same."""
+    config = replace(
+        made.loader,
+        device=placement.devices[0],
+        channels_last=made.train.channels_last,
+        rank=placement.replicas.rank,
+        world=placement.replicas.world,
+    )
+    counted = replace(config, batch=EVALUATION_BATCH)
+    with (
+        open_loader(dataset, "train", config, made.augment, stats=stats) as train,
+        open_loader(dataset, "validation", counted, made.augment, stats=stats) as validation,
+    ):
+        yield train, validation
 
 
-def _network(made: Recipe, devices: Sequence[str]) -> nn.Module:
-    form = "columns" if len(devices) > 1 else "grouped"
-    return alexnet.build(made.model, form=form, devices=devices, seed=made.train.seed)
-
-
-def _introduce(watcher: Watcher, made: Recipe, train: Loader, model: nn.Module) -> None:
-    count = sum(p.numel() for p in model.parameters())
+def _introduce(watcher: Watcher, made: Recipe, train: Loader, placement: Placement) -> None:
     watcher.note(
-        f"recipe {made.name}: {count:,} parameters, crops of {made.model.crop}, "
-        f"{made.model.classes} classes; batch {made.loader.batch}, {made.train.epochs} epochs of "
-        f"{len(train)} steps, seed {made.train.seed}"
+        f"recipe {made.name}: {parameter_count(made.model):,} parameters, crops of "
+        f"{made.model.crop}, {made.model.classes} classes; batch {made.loader.batch}, "
+        f"{made.train.epochs} epochs of {len(train)} steps, seed {made.train.seed}"
     )
     layout = "channels_last" if made.train.channels_last else "NCHW"
     watcher.note(
-        f"loader {train.backend}; {made.train.precision}, {layout}, compile {made.train.compile}"
+        f"{placement.text()}; {made.train.precision}, {layout}, compile {made.train.compile}; "
+        f"loader {train.backend}"
     )
 
 
@@ -105,14 +100,11 @@ def _start_from(model: nn.Module, source: Path, watcher: Watcher) -> None:
     """Copy the weights that fit by name and shape, and list both kinds."""
     path = checkpoint.resolve(source)
     weights = checkpoint.load(path).parts["model"]
-    here = dict(model.named_parameters())
-    fits, differences = checkpoint.matching(here, weights)
-    if not fits:
-        raise RunError(f"Nothing of {path} fits this network: {'; '.join(differences[:5])}.")
-    checkpoint.copy_weights(here, weights, fits)
-    watcher.note(f"copied from {path}: {', '.join(fits)}")
-    fresh = ", ".join(name for name in here if name not in fits) or "nothing"
-    watcher.note(f"started fresh: {fresh}")
+    copied, fresh = copy_fitting(model, weights)
+    if not copied:
+        raise RunError(f"Nothing of {path} fits this network by name and shape.")
+    watcher.note(f"copied from {path}: {', '.join(copied)}")
+    watcher.note(f"started fresh: {', '.join(fresh) or 'nothing'}")
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from alexprep.codec import ImageError, encode
 from alexprep.trained import Trained, load_trained
 from pipelines.augment import centre, colours
 from pipelines.finish import VIEWS, Finish
-from pipelines.torch_cpu import Recipe, apply, decode
+from pipelines.jpeg import decode
 
 STDIN = "-"
 QUALITY = 95  # of the JPEG that shards would hold: networks have seen no other pictures
@@ -99,7 +99,13 @@ def prepared(data: bytes, trained: Trained, options: PredictOptions) -> torch.Te
     spec = trained.augment
     jpg = encode(data, size=spec.source, quality=QUALITY).jpg
     numbers = colours(spec, trained.stats)
+    pixels_CHW = decode(np.frombuffer(jpg, np.uint8)).transpose(2, 0, 1)
+    mean, sd = (part.astype(np.float32)[:, None, None] for part in (numbers.mean, numbers.sd))
+    image = torch.as_tensor((pixels_CHW - mean) / sd)[None]
     finish = Finish(spec, numbers, torch.float32, channels_last=False)
-    recipe = Recipe(spec, numbers, options.views, finish)
-    pixels = decode(np.frombuffer(jpg, np.uint8))
-    return apply([pixels], centre(spec, 1), recipe).to(options.device)
+    if options.views == VIEWS:
+        return finish.views(image).to(options.device)
+    draws = centre(spec, 1)
+    y, x = int(draws.y[0]), int(draws.x[0])
+    crop = image[:, :, y : y + spec.crop, x : x + spec.crop].contiguous()
+    return finish.crops(crop, draws).to(options.device)

@@ -1,8 +1,9 @@
 """Recipes: a network, its augmentation, its training and its loader under one name. No torch.
 
 Each function takes the Target it is to fit and says in its docstring what it takes and gives. All
-have a smoke size: the same topology at a third of the width, with crops of 7/8 of the shards' size
-and the original rates, for a laptop. Single values are changed with --set (alexprep.settings).
+have a smoke size for a laptop: the same topology at a third of the width, crops of 7/8 of the
+shards' size, the original first rates and a schedule for few epochs. Single values are changed with
+--set (alexprep.settings).
 """
 
 import difflib
@@ -12,7 +13,7 @@ from typing import Any
 
 from alexnet import networks
 from alexnet.config import TrainConfig
-from alexnet.schedule import CAFFE, NET_145, NET_145_NOISE, NET_170, Plateau, Schedule
+from alexnet.schedule import CAFFE, NET_145, NET_145_NOISE, NET_170, SHORT, Plateau, Schedule
 from alexnet.spec import ModelConfig
 from pipelines.augment import AugmentSpec
 from pipelines.config import LoaderConfig
@@ -190,6 +191,7 @@ def _recipe(
     epochs = to.epochs or (SMOKE_EPOCHS if to.smoke else epochs)
     model = network(to.classes)
     if to.smoke:
+        schedule = replace(schedule, patience=1) if isinstance(schedule, Plateau) else SHORT
         model = networks.smoke(model, to.source * 7 // 8, to.classes)
     elif model.crop > to.source:
         raise ValueError(

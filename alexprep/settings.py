@@ -11,7 +11,7 @@ import types
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
-from alexnet.schedule import CAFFE, CONSTANT, NET_145, NET_170, Plateau
+from alexnet.schedule import CAFFE, CONSTANT, NET_145, NET_170, SHORT, Plateau
 from alexnet.spec import ModelConfig, with_rows
 from alexprep.recipes import Recipe
 
@@ -20,6 +20,7 @@ SCHEDULES = {
     "net_145": NET_145,
     "net_170": NET_170,
     "caffe": CAFFE,
+    "short": SHORT,
     "constant": CONSTANT,
 }
 

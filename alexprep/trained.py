@@ -11,6 +11,7 @@ import alexnet
 from alexnet import checkpoint
 from alexnet.errors import RunError
 from alexnet.spec import ModelConfig
+from alexnet.whole import load_weights
 from pipelines.augment import AugmentSpec
 from pipelines.imagestats import ImageStats
 
@@ -45,7 +46,7 @@ def load_trained(path: Path, device: str = "cpu") -> Trained:
     except (KeyError, TypeError, ValueError) as error:
         raise RunError(f"{file} holds no network of `alexprep train` ({error}).") from error
     model = alexnet.build(config, devices=(device,))
-    checkpoint.load_weights(model, saved.parts["model"], file)
+    load_weights(model, saved.parts["model"], file)
     return Trained(path=file, model=model.eval(), augment=augment, stats=stats, classes=classes)
 
 

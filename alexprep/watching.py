@@ -13,17 +13,20 @@ Record = dict[str, Any]
 
 
 class Watcher:
-    """Is told every record of a run; enter it for the duration of the run."""
+    """Is told every record of a run; enter it for the duration of the run.
 
-    def __init__(self, run: Path, epochs: int) -> None:
-        self.run, self.epochs = run, epochs
+    A silent one shows nothing: of several processes only one speaks.
+    """
+
+    def __init__(self, run: Path, epochs: int, *, silent: bool = False) -> None:
+        self.run, self.epochs, self.silent = run, epochs, silent
         self._live: Live | None = None
         self._rows: list[Record] = []
         self._now: Record = {}
         self._events: Any = None
 
     def __enter__(self) -> Self:
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not self.silent:
             self._live = Live(console=Console(stderr=True), refresh_per_second=4)
             self._live.start()
         return self
@@ -36,7 +39,7 @@ class Watcher:
 
     def begin(self) -> None:
         """Open the event files, now that the folder of the run is ours."""
-        if find_spec("tensorboardX") is not None:
+        if find_spec("tensorboardX") is not None and not self.silent:
             from tensorboardX import (  # noqa: PLC0415 - an extra  # pyright: ignore
                 SummaryWriter,
             )
@@ -48,6 +51,8 @@ class Watcher:
 
     def report(self, record: Record) -> None:
         """Show a record of alexnet.trainer."""
+        if self.silent:
+            return
         if self._events is not None:
             self._write_events(record)
         if self._live is None:

@@ -5,6 +5,7 @@ from torch import nn
 
 from alexnet import checkpoint
 from alexnet.errors import RunError
+from alexnet.whole import load_weights
 
 
 def write(path, value=1.0):
@@ -77,7 +78,7 @@ def test_another_network_is_refused_with_the_differences():
     model = nn.Sequential(nn.Linear(3, 2))
     weights = {"0.weight": torch.zeros(4, 3), "extra.bias": torch.zeros(1)}
     with pytest.raises(RunError) as caught:
-        checkpoint.load_weights(model, weights, "run/best.safetensors")
+        load_weights(model, weights, "run/best.safetensors")
     for difference in ("0.weight is (4, 3), not (2, 3)", "0.bias is missing", "extra.bias is not"):
         assert difference in str(caught.value)
 

@@ -252,7 +252,7 @@ model = network().double()
 model[3].p = 0.0
 train, validation = Share(), EvaluationShare()
 train.images, validation.images = train.images.double(), validation.images.double()
-run = Run(folder=folder / "run", replicas=Replicas(rank=rank, world=2))
+run = Run(folder=folder / "run", replicas=Replicas(rank=rank, world=2, processes=2, writes=rank == 0))
 fit(model, CONFIG, Data(train=train, validation=validation), run)
 dist.destroy_process_group()
 """
