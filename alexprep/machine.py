@@ -7,8 +7,6 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from PIL import features
-
 PACKAGES = (
     "alexprep",
     "torch",
@@ -29,7 +27,7 @@ def machine() -> dict[str, str | int | list[str]]:
         "gpus": _gpus(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "libjpeg_turbo": features.version("libjpeg_turbo") or "no",
+        "libjpeg_turbo": _libjpeg_turbo(),
         **{name: _version(name) for name in PACKAGES},
         "commit": commit(),
     }
@@ -54,6 +52,15 @@ def _cpu() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def _libjpeg_turbo() -> str:
+    """The version that PIL decodes with."""
+    try:
+        from PIL import features  # noqa: PLC0415 - `alexprep doctor` must run where PIL is missing
+    except ImportError:
+        return "no"
+    return features.version("libjpeg_turbo") or "no"
 
 
 def _memory_bytes() -> int:
