@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from alexnet.grouped import prepared, weight_layer
-from alexnet.spec import Dense, Layer, ModelConfig, sizes
+from alexnet.spec import Layer, ModelConfig, sizes
 from alexnet.stages import Stages
 
 
@@ -85,17 +85,16 @@ class Column(nn.Module):
 
     def __init__(self, config: ModelConfig, column: int, *, seed: int) -> None:
         super().__init__()
+        self.layers = tuple(row.name for row in config.layers)
         for row, size in zip(config.layers, sizes(config), strict=True):
             weight = share(row, size.weight, config, column)
             if weight is not None:
                 self.add_module(row.name, weight_layer(row, weight, groups=1))
         self.stages = Stages(config, seed=seed, columns=range(column, column + 1))
 
-    def forward(self, x: Tensor, row: Layer) -> Tensor:
-        """One row, from what it sees (N, ...) to the end of its stages."""
-        if isinstance(row, Dense):
-            x = x.flatten(1)
-        return self.stages(self.get_submodule(row.name)(x), row)
+    def forward(self, x: Tensor, number: int) -> Tensor:
+        """Layer `number` (0 is the first), from what it sees (N, ...) to the end of its stages."""
+        return self.stages(self.get_submodule(self.layers[number])(x), number)
 
 
 def share(
@@ -119,6 +118,9 @@ class Columns(nn.Module):
             )
         self.config = config
         self.layers = tuple(row.name for row in config.layers)
+        # Before which hidden layers columns meet; the images are everyone's.
+        self.meets = (False, *(row.sees == "all" for row in config.layers[1:-1]))
+        self.classes, self.units = config.classes, config.layers[-2].out
         self.seam = seam
         self.here = [Column(config, column, seed=seed) for column in seam.columns]
         for number, column in zip(seam.columns, self.here, strict=True):
@@ -129,13 +131,13 @@ class Columns(nn.Module):
         parts = self._hidden(images_NCHW)
         answer = self.seam.to_first(parts)
         if 0 in self.seam.columns:
-            answer = self.here[0](answer, self.config.layers[-1])
-        return self.seam.publish(answer, self.config.classes)
+            answer = self.here[0](answer, len(self.layers) - 1)
+        return self.seam.publish(answer, self.classes)
 
     def features(self, images_NCHW: Tensor) -> Tensor:
         """The last hidden layer (N, F) of all columns, as the last weight layer sees it."""
         whole = self.seam.to_first(self._hidden(images_NCHW))
-        return self.seam.publish(whole, self.config.layers[-2].out)
+        return self.seam.publish(whole, self.units)
 
     def set_dropout_position(self, position: int) -> None:
         """The number, in the whole run, of the first image of the next batch."""
@@ -152,10 +154,8 @@ class Columns(nn.Module):
             prepared(images_NCHW.to(device, non_blocking=True), self.config)
             for device in self.seam.devices
         ]
-        first, *rows = self.config.layers[:-1]
-        parts = [column(part, first) for column, part in zip(self.here, parts, strict=True)]
-        for row in rows:
-            if row.sees == "all":
+        for number, meets in enumerate(self.meets):
+            if meets:
                 parts = self.seam.gather(parts)
-            parts = [column(part, row) for column, part in zip(self.here, parts, strict=True)]
+            parts = [column(part, number) for column, part in zip(self.here, parts, strict=True)]
         return parts

@@ -29,10 +29,8 @@ class Grouped(nn.Module):
     def features(self, images_NCHW: Tensor) -> Tensor:
         """The last hidden layer (N, F), as the last weight layer sees it."""
         x = prepared(images_NCHW, self.config)
-        for row in self.config.layers[:-1]:
-            if isinstance(row, Dense):
-                x = x.flatten(1)
-            x = self.stages(self.get_submodule(row.name)(x), row)
+        for number, name in enumerate(self.layers[:-1]):
+            x = self.stages(self.get_submodule(name)(x), number)
         return x
 
     def set_dropout_position(self, position: int) -> None:
@@ -41,7 +39,10 @@ class Grouped(nn.Module):
 
 
 class GroupedLinear(nn.Module):
-    """Dense columns side by side: weight (out, inputs of one), as a grouped convolution's."""
+    """Dense columns side by side: weight (out, inputs of one), as a grouped convolution's.
+
+    Takes maps (N, C, H, W) or units (N, F); flattened, a column's inputs stand together.
+    """
 
     def __init__(self, inputs: int, out: int, groups: int) -> None:
         super().__init__()
@@ -50,6 +51,7 @@ class GroupedLinear(nn.Module):
         self.bias = nn.Parameter(torch.empty(out))
 
     def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)
         if self.groups == 1:
             return F.linear(x, self.weight, self.bias)
         parts = zip(

@@ -9,6 +9,7 @@ runs. bf16 and half inputs are summed in float32 and rounded once.
 """
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -18,6 +19,13 @@ from torch import Tensor
 from alexnet import lrn_cpu
 from alexnet.spec import Lrn
 
+_KERNELS = {"cpu": lrn_cpu}
+# Triton comes with PyTorch for CUDA; without it the plain formula serves there.
+if torch.cuda.is_available() and find_spec("triton"):
+    from alexnet import lrn_triton
+
+    _KERNELS["cuda"] = lrn_triton
+
 
 def local_response_norm(x: Tensor, norm: Lrn, *, groups: int = 1) -> Tensor:
     """Normalise x (N, C, ...) over neighbouring channels within each of `groups`.
@@ -26,7 +34,7 @@ def local_response_norm(x: Tensor, norm: Lrn, *, groups: int = 1) -> Tensor:
     """
     if x.shape[1] % groups:
         raise ValueError(f"{x.shape[1]} channels do not divide into {groups} groups.")
-    if x.device.type == "cpu":
+    if x.device.type in _KERNELS:
         return _lrn(x, groups, norm.size, [norm.alpha, norm.beta, norm.k])
     return formula(x, norm, groups=groups)
 
@@ -40,14 +48,14 @@ def formula(x: Tensor, norm: Lrn, *, groups: int = 1) -> Tensor:
 # Custom operators, because torch.compile must not look inside: it would unroll the blocks.
 @torch.library.custom_op("alexnet::lrn", mutates_args=())
 def _lrn(x: Tensor, groups: int, size: int, constants: Sequence[float]) -> Tensor:
-    return lrn_cpu.forward(_dense(x), groups, Lrn(size, *constants))
+    return _KERNELS[x.device.type].forward(_dense(x), groups, Lrn(size, *constants))
 
 
 @torch.library.custom_op("alexnet::lrn_backward", mutates_args=())
 def _lrn_backward(
     x: Tensor, g: Tensor, groups: int, size: int, constants: Sequence[float]
 ) -> Tensor:
-    return lrn_cpu.backward(_dense(x), g, groups, Lrn(size, *constants))
+    return _KERNELS[x.device.type].backward(_dense(x), g, groups, Lrn(size, *constants))
 
 
 @_lrn.register_fake

@@ -37,6 +37,8 @@ class Team:
     mesh: DeviceMesh
     device: torch.device
     watch: Watch
+    # The columns of this replica again, so that batches travel beside activations.
+    feed: Any
 
     @property
     def column(self) -> int:
@@ -59,10 +61,10 @@ class Team:
     def columns(self) -> int:
         return self.mesh.size(1)
 
-    def exchange(self, collective: Callable[..., Any], *args: Any, **options: Any) -> None:
+    def exchange(self, collective: Callable[..., Any], *args: Any, **options: Any) -> Any:
         """Run a collective of torch.distributed; RunError names the process that has died."""
         try:
-            collective(*args, **options)
+            return collective(*args, **options)
         except RuntimeError as error:
             raise RunError(
                 f"Rank {dist.get_rank()} lost {self.watch.lost()} during an exchange between "
@@ -105,10 +107,13 @@ def join(device: str = "cpu", *, columns: int = 2, timeout: float = TIMEOUT_SECO
         )
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     shape, axes = (world // columns, columns), ("replica", "column")
+    replicas = [list(range(first, first + columns)) for first in range(0, world, columns)]
+    feed, _ = dist.new_subgroups_by_enumeration(replicas)
     return Team(
         mesh=init_device_mesh(place.type, shape, mesh_dim_names=axes),
         device=place,
         watch=Watch(host, port, rank=rank, world=world, timeout=timeout),
+        feed=feed,
     )
 
 
@@ -148,10 +153,10 @@ class _Gather(Function):
     @staticmethod
     def forward(ctx: Any, part: Tensor, team: Team) -> Tensor:
         ctx.team, ctx.format = team, memory_format(part)
-        mine = _rows(part, ctx.format)
+        mine = as_rows(part, ctx.format)
         parts = [torch.empty_like(mine) for _ in range(team.columns)]
         team.exchange(dist.all_gather, parts, mine, group=team.group)
-        return _maps(
+        return as_maps(
             torch.cat(parts, dim=-1 if ctx.format is torch.channels_last else 1), ctx.format
         )
 
@@ -159,10 +164,10 @@ class _Gather(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         team: Team = ctx.team
         slices = grad.chunk(team.columns, dim=1)
-        shares = [_rows(share, ctx.format) for share in slices]
+        shares = [as_rows(share, ctx.format) for share in slices]
         mine = torch.empty_like(shares[0])
         team.exchange(dist.reduce_scatter, mine, shares, group=team.group)
-        return _maps(mine, ctx.format), None
+        return as_maps(mine, ctx.format), None
 
 
 class _ToFirst(Function):
@@ -210,10 +215,11 @@ class _Publish(Function):
         return (grad if team.column == 0 else grad.new_zeros(ctx.shape)), None, None
 
 
-def _rows(x: Tensor, layout: torch.memory_format) -> Tensor:
+def as_rows(x: Tensor, layout: torch.memory_format) -> Tensor:
     """The same values in dense memory; channels come last where the layout has them last."""
     return x.movedim(1, -1).contiguous() if layout is torch.channels_last else x.contiguous()
 
 
-def _maps(x: Tensor, layout: torch.memory_format) -> Tensor:
+def as_maps(x: Tensor, layout: torch.memory_format) -> Tensor:
+    """The inverse of `as_rows`: channels second again."""
     return x.movedim(-1, 1) if layout is torch.channels_last else x

@@ -11,31 +11,35 @@ from torch import Tensor, nn
 from alexnet.dropout import Dropout
 from alexnet.lrn import local_response_norm
 from alexnet.spatial import spatial_norm
-from alexnet.spec import Layer, ModelConfig, Stage
+from alexnet.spec import ModelConfig, Stage
 
 
 class Stages(nn.Module):
-    """Carries the output of a weight layer through the stages of its row, in their order."""
+    """Carries the output of each weight layer through the stages of its row, in their order."""
 
     def __init__(self, config: ModelConfig, *, seed: int, columns: range) -> None:
         super().__init__()
-        self.config = config
+        # Plain values: torch.compile cannot carry frozen dataclasses.
+        self.then = tuple(row.then for row in config.layers)
+        self.act = torch.relu if config.act == "relu" else torch.tanh
+        self.lrn, self.spatial = config.lrn, config.spatial
+        self.pool = (config.pool_size, config.pool_stride)
         self.groups = len(columns) if config.lrn_across == "own" else 1
         self.dropout = Dropout(config.dropout, config.dropout_kind, seed=seed, columns=columns)
 
-    def forward(self, x: Tensor, row: Layer) -> Tensor:
-        for stage in row.then:
-            x = self._one(x, stage, row)
+    def forward(self, x: Tensor, number: int) -> Tensor:
+        """The output x of layer `number` (0 is the first), as the next layer sees it."""
+        for stage in self.then[number]:
+            x = self._one(x, stage, number)
         return x
 
-    def _one(self, x: Tensor, stage: Stage, row: Layer) -> Tensor:
-        config = self.config
+    def _one(self, x: Tensor, stage: Stage, number: int) -> Tensor:
         if stage == "act":
-            return torch.relu(x) if config.act == "relu" else torch.tanh(x)
+            return self.act(x)
         if stage == "lrn":
-            return local_response_norm(x, config.lrn, groups=self.groups)
+            return local_response_norm(x, self.lrn, groups=self.groups)
         if stage == "spatial":
-            return spatial_norm(x, config.spatial)
+            return spatial_norm(x, self.spatial)
         if stage == "pool":
-            return F.max_pool2d(x, config.pool_size, config.pool_stride, ceil_mode=True)
-        return self.dropout(x, config.layers.index(row))
+            return F.max_pool2d(x, *self.pool, ceil_mode=True)
+        return self.dropout(x, number)

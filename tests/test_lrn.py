@@ -1,3 +1,8 @@
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+
 import pytest
 import torch
 from torch import nn
@@ -113,3 +118,48 @@ def test_compiled_code_calls_it_whole():
     (dx,) = torch.autograd.grad(compiled(x), x)
     (expected,) = torch.autograd.grad(torchs_own(x * 2, STRONG, 2).sum(), x)
     torch.testing.assert_close(dx, expected)
+
+
+INTERPRETED = """
+import torch
+from alexnet import lrn_cpu, lrn_triton
+from alexnet.spec import Lrn
+for norm in (Lrn(), Lrn(alpha=0.5, k=1.0), Lrn(3, 0.1, 0.5, 1.0)):
+    for layout in (torch.contiguous_format, torch.channels_last):
+        x, g = (torch.randn(2, 24, 5, 7, dtype=torch.float64) * 10 for _ in range(2))
+        x, g = x.to(memory_format=layout), g.to(memory_format=layout)
+        y, dx = lrn_triton.forward(x, 2, norm), lrn_triton.backward(x, g, 2, norm)
+        assert y.stride() == dx.stride() == x.stride()
+        torch.testing.assert_close(y, lrn_cpu.forward(x, 2, norm))
+        torch.testing.assert_close(dx, lrn_cpu.backward(x, g, 2, norm))
+"""
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+def test_the_triton_kernels_compute_what_the_cpu_ones_compute():
+    # Triton's interpreter runs them on a CPU; it must be chosen before Triton is imported.
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    subprocess.run([sys.executable, "-c", INTERPRETED], env=environment, check=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("norm", NORMS)
+def test_values_and_gradients_on_cuda_are_those_of_torch(norm, dtype, layout):
+    torch.manual_seed(0)
+    x = (torch.randn(3, 96, 27, 27, device="cuda") * 20).to(dtype).to(memory_format=layout)
+    g = torch.randn(3, 96, 27, 27, device="cuda").to(dtype)
+    y, dx = value_and_gradient(lambda x: local_response_norm(x, norm, groups=2), x, g)
+    exact, dx_exact = value_and_gradient(lambda x: torchs_own(x, norm, 2), x.double(), g.double())
+    assert y.stride() == dx.stride() == x.stride()
+    digits = 2e-6 if dtype == torch.float32 else 2**-8
+    assert (y - exact).abs().max() <= digits * exact.abs().max()
+    assert (dx - dx_exact).abs().max() <= digits * dx_exact.abs().max()
+
+
+@pytest.mark.gpu
+def test_cuda_keeps_the_input_alone():
+    x = torch.randn(4, 96, 13, 13, device="cuda").requires_grad_()
+    size = x.untyped_storage().nbytes()
+    assert saved_bytes(lambda x: local_response_norm(x, CODE, groups=2), x) == size

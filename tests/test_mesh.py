@@ -1,20 +1,32 @@
 """Columns in processes of their own, against the network on one device; all in float64."""
 
 import os
+import signal
 import socket
+import sys
+import time
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import multiprocessing
 
 from alexnet import build
+from alexnet.errors import RunError
+from alexnet.lockstep import Lockstep
 from alexnet.mesh import join
 from alexnet.networks import code2012, smoke
 from alexnet.replicas import Replicas
+from alexnet.spec import Conv, with_rows
 from alexnet.weights import to_grouped
 
-CONFIG = smoke(code2012(), crop=48, classes=10)
+SMOKE = smoke(code2012(), crop=48, classes=10)
+# Few maps and units, for float64.
+CONFIG = with_rows(
+    SMOKE,
+    **{row.name: {"out": 16 if isinstance(row, Conv) else 32} for row in SMOKE.layers[:-1]},
+)
 BATCH = 8
 STEPS = 5
 
@@ -27,17 +39,38 @@ def batches():
         yield images, torch.randint(0, 10, (BATCH,), generator=chance)
 
 
-def train(model, replicas=None):
+class Batches:
+    """The loader of one replica: its part of each global batch, channels last, and a position."""
+
+    def __init__(self, replicas):
+        self.replicas = replicas
+        self.given = 0
+
+    def __len__(self):
+        return STEPS
+
+    def __iter__(self):
+        each = BATCH // self.replicas.world
+        part = slice(self.replicas.rank * each, (self.replicas.rank + 1) * each)
+        for images, labels in batches():
+            self.given += 1
+            yield images[part].to(memory_format=torch.channels_last), labels[part]
+
+    def state_dict(self):
+        return {"given": self.given}
+
+    def load_state_dict(self, state):
+        self.given = state["given"]
+
+
+def train(model, loader, replicas):
     """STEPS of SGD on this replica's part of each batch; the losses and the first gradients."""
-    replicas = replicas or Replicas()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
     losses, first = [], {}
     each = BATCH // replicas.world
-    start = replicas.rank * each
-    for step, (images, labels) in enumerate(batches()):
-        model.set_dropout_position(step * BATCH + start)
-        part = slice(start, start + each)
-        loss = F.cross_entropy(model(images[part]), labels[part])
+    for step, (images, labels) in enumerate(loader):
+        model.set_dropout_position(step * BATCH + replicas.rank * each)
+        loss = F.cross_entropy(model(images), labels)
         loss.backward()
         replicas.average_gradients(optimizer, each)
         if not first:
@@ -45,6 +78,9 @@ def train(model, replicas=None):
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
+        if "given" in loader.state_dict():
+            assert loader.state_dict() == {"given": step + 1}
+    assert len(losses) == len(loader) == STEPS
     return losses, first
 
 
@@ -54,7 +90,9 @@ def start(worker, processes, folder, **environment):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     context = multiprocessing.get_context("spawn")
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE=str(processes))
+    os.environ.update(
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE=str(processes), **environment
+    )
     started = [context.Process(target=worker, args=(rank, folder)) for rank in range(processes)]
     for process in started:
         process.start()
@@ -73,7 +111,8 @@ def train_worker(rank, folder):
     model = build(CONFIG, form="columns", team=team, seed=3).double()
     group = team.mesh.get_group("replica")
     replicas = Replicas(rank=team.replica, world=team.replicas, group=group)
-    losses, first = train(model, replicas)
+    loader = Lockstep(team, Batches(replicas) if team.column == 0 else None)
+    losses, first = train(model, loader, replicas)
     torch.save((losses, first, model.state_dict()), folder / f"{rank}.pt")
     team.close()
 
@@ -92,7 +131,8 @@ def trained(request, tmp_path_factory):
 @pytest.fixture(scope="module")
 def oracle():
     model = build(CONFIG, seed=3).double()
-    return *train(model), model.state_dict()
+    alone = Replicas()
+    return *train(model, Batches(alone), alone), model.state_dict()
 
 
 def joined(columns, index):
@@ -121,3 +161,60 @@ def test_processes_have_the_gradients_of_one_device(trained, oracle):
 def test_processes_have_the_weights_of_one_device_after_five_steps(trained, oracle):
     for replica in trained:
         assert_same(joined(replica, 2), oracle[2])
+
+
+def broken_worker(rank, folder):
+    """Trains until the last rank dies, or stands still; what the others are told goes to a file."""
+    team = enlist(rank, timeout=5.0)
+    model = build(CONFIG, form="columns", team=team, seed=3)
+    last = rank == int(os.environ["WORLD_SIZE"]) - 1
+    began = time.monotonic()
+    try:
+        for step in range(1000):
+            if last and step == 2:
+                began = time.monotonic()
+                os.kill(os.getpid(), int(os.environ["SIGNAL"]))
+            images, labels = torch.zeros(2, 3, 48, 48), torch.tensor([0, 1])
+            began = time.monotonic()
+            F.cross_entropy(model(images), labels).backward()
+            for parameter in model.parameters():
+                team.exchange(dist.all_reduce, parameter.grad, group=team.mesh.get_group("replica"))
+    except RunError as error:
+        (folder / str(rank)).write_text(f"{time.monotonic() - began:.1f} {error}")
+        sys.exit(1)
+
+
+@pytest.mark.parametrize(
+    ("processes", "number", "limit"),
+    [(2, signal.SIGKILL, 10), (4, signal.SIGKILL, 15), (2, signal.SIGSTOP, 20)],
+    ids=["one of two dies", "one of 2 x 2 dies", "one of two stands still"],
+)
+def test_a_lost_process_ends_the_others_in_time_and_is_named(tmp_path, processes, number, limit):
+    started = start(broken_worker, processes, tmp_path, SIGNAL=str(int(number)))
+    *others, lost = started
+    for process in others:
+        process.join(90)
+        assert process.exitcode == 1
+    lost.kill()
+    lost.join()
+    told = [tmp_path / str(rank) for rank in range(processes - 1)]
+    for path in told:
+        # The watch may end a process before its exchange does: it then writes to stderr.
+        if path.exists():
+            seconds, _, text = path.read_text().partition(" ")
+            assert float(seconds) < limit
+            assert f"lost rank {processes - 1} during" in text
+    assert any(path.exists() for path in told) or number == signal.SIGSTOP
+
+
+def odd_worker(rank, folder):
+    try:
+        enlist(rank)
+    except RunError as error:
+        (folder / str(rank)).write_text(str(error))
+
+
+def test_processes_that_make_no_replicas_are_refused(tmp_path):
+    for process in start(odd_worker, 1, tmp_path):
+        process.join(60)
+    assert "1 processes do not make replicas of 2 columns" in (tmp_path / "0").read_text()

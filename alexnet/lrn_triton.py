@@ -1,0 +1,149 @@
+# pyright: basic, reportMissingImports=false, reportIndexIssue=false
+# ruff: noqa: ANN001, ANN202, PLR0913
+# Triton's kernels are Python to the eye alone, and Triton is not installed where there is no CUDA.
+"""Local response normalisation on CUDA: one kernel forward, one backward, the input kept.
+
+A program takes a tile of places x channels of one group of one image. Neighbouring channels are
+loaded again for every place of the window: they are in the first cache, so that main memory is
+read once, x forward and x and g backward, and written once. Strides make NCHW and channels_last
+the same code. Names are those of alexnet.lrn_cpu.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from alexnet.lrn_cpu import memory_format
+from alexnet.spec import Lrn
+
+# Lanes run over what is contiguous: places in NCHW, channels in channels_last.
+TILES = {torch.contiguous_format: (128, 8), torch.channels_last: (16, 64)}
+
+
+def forward(x: Tensor, groups: int, norm: Lrn) -> Tensor:
+    """The normalised x, laid out as x, which must be dense."""
+    y = torch.empty_like(x)
+    grid, sides = _launch(x, groups)
+    _forward[grid](x, y, *sides, *_constants(norm), **_options(x, norm))
+    return y
+
+
+def backward(x: Tensor, g: Tensor, groups: int, norm: Lrn) -> Tensor:
+    """The gradient at x for the gradient g at y."""
+    g = g.contiguous(memory_format=memory_format(x))
+    dx = torch.empty_like(x)
+    grid, sides = _launch(x, groups)
+    _backward[grid](x, g, dx, *sides, *_constants(norm), **_options(x, norm))
+    return dx
+
+
+def _launch(x: Tensor, groups: int) -> tuple[tuple[int, int, int], tuple[int, ...]]:
+    """The grid, and (groups, channels of one, places, strides of image, channel, place)."""
+    channels, places = x.shape[1] // groups, x[0, 0].numel()
+    tile_places, tile_channels = TILES[memory_format(x)]
+    grid = (
+        x.shape[0] * groups,
+        triton.cdiv(places, tile_places),
+        triton.cdiv(channels, tile_channels),
+    )
+    last = memory_format(x) is torch.channels_last
+    step_channel, step_place = (1, x.shape[1]) if last else (places, 1)
+    return grid, (groups, channels, places, x[0].numel(), step_channel, step_place)
+
+
+def _constants(norm: Lrn) -> tuple[float, float, float]:
+    return norm.alpha / norm.size, norm.beta, norm.k
+
+
+def _options(x: Tensor, norm: Lrn) -> dict[str, object]:
+    tile_places, tile_channels = TILES[memory_format(x)]
+    return {
+        "HALF": norm.size // 2,
+        "ROOTS": norm.beta == 0.75,
+        "WIDE": tl.float64 if x.dtype == torch.float64 else tl.float32,
+        "PLACES": tile_places,
+        "CHANNELS": tile_channels,
+    }
+
+
+@triton.jit
+def _tile(groups, channels, step_image, step_channel, PLACES: tl.constexpr, CHANNELS: tl.constexpr):
+    """Where the group of this program begins, its places (P, 1) and its channels (1, C)."""
+    row = tl.program_id(0).to(tl.int64)
+    start = row // groups * step_image + row % groups * channels * step_channel
+    place = tl.program_id(1) * PLACES + tl.arange(0, PLACES)[:, None]
+    channel = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
+    return start, place, channel
+
+
+@triton.jit
+def _load(
+    source, start, place, channel, channels, places, step_channel, step_place, WIDE: tl.constexpr
+):
+    """A tile of values; zeros beyond the group and the places."""
+    inside = (channel >= 0) & (channel < channels) & (place < places)
+    at = source + start + channel * step_channel + place * step_place
+    return tl.load(at, mask=inside, other=0.0).to(WIDE)
+
+
+@triton.jit
+def _power(d, beta, ROOTS: tl.constexpr):
+    """The power -beta of d."""
+    if ROOTS:
+        root = 1.0 / tl.sqrt(d)
+        return root * tl.sqrt(root)
+    return tl.exp2(-beta * tl.log2(d))
+
+
+@triton.jit
+def _forward(
+    x_pointer, y_pointer,
+    groups, channels, places, step_image, step_channel, step_place,
+    share, beta, k,
+    HALF: tl.constexpr, ROOTS: tl.constexpr, WIDE: tl.constexpr,
+    PLACES: tl.constexpr, CHANNELS: tl.constexpr,
+) -> None:  # fmt: skip
+    start, place, channel = _tile(groups, channels, step_image, step_channel, PLACES, CHANNELS)
+    total = tl.zeros((PLACES, CHANNELS), WIDE)
+    for offset in tl.static_range(-HALF, HALF + 1):
+        near = _load(x_pointer, start, place, channel + offset, channels, places, step_channel,
+                     step_place, WIDE)  # fmt: skip
+        total += near * near
+    x = _load(x_pointer, start, place, channel, channels, places, step_channel, step_place, WIDE)
+    y = x * _power(k + share * total, beta, ROOTS)
+    at = y_pointer + start + channel * step_channel + place * step_place
+    tl.store(at, y, mask=(channel < channels) & (place < places))
+
+
+@triton.jit
+def _backward(
+    x_pointer, g_pointer, dx_pointer,
+    groups, channels, places, step_image, step_channel, step_place,
+    share, beta, k,
+    HALF: tl.constexpr, ROOTS: tl.constexpr, WIDE: tl.constexpr,
+    PLACES: tl.constexpr, CHANNELS: tl.constexpr,
+) -> None:  # fmt: skip
+    start, place, channel = _tile(groups, channels, step_image, step_channel, PLACES, CHANNELS)
+    direct = tl.zeros((PLACES, CHANNELS), WIDE)
+    shares = tl.zeros((PLACES, CHANNELS), WIDE)
+    for offset in tl.static_range(-HALF, HALF + 1):
+        total = tl.zeros((PLACES, CHANNELS), WIDE)
+        for further in tl.static_range(-HALF, HALF + 1):
+            near = _load(x_pointer, start, place, channel + offset + further, channels, places,
+                         step_channel, step_place, WIDE)  # fmt: skip
+            total += near * near
+        d = k + share * total
+        # Beyond the group g is 0, so that those places add nothing.
+        g = _load(g_pointer, start, place, channel + offset, channels, places, step_channel,
+                  step_place, WIDE)  # fmt: skip
+        x = _load(x_pointer, start, place, channel + offset, channels, places, step_channel,
+                  step_place, WIDE)  # fmt: skip
+        passed = g * _power(d, beta, ROOTS)
+        shares += passed * x / d
+        if offset == 0:
+            direct = passed
+    x = _load(x_pointer, start, place, channel, channels, places, step_channel, step_place, WIDE)
+    dx = direct - 2.0 * share * beta * x * shares
+    at = dx_pointer + start + channel * step_channel + place * step_place
+    tl.store(at, dx, mask=(channel < channels) & (place < places))
