@@ -23,7 +23,7 @@ from alexprep.bench import BenchConfig, Row, rows
 from alexprep.drawing import DrawConfig, draw_source
 from alexprep.shard import RunOptions, ShardConfig, shard
 from alexprep.stats import compute_stats
-from pipelines import AugmentSpec, LoaderConfig, open_loader
+from pipelines import AugmentSpec, Loader, LoaderConfig, open_loader
 from pipelines.format import Manifest
 from pipelines.shards import SplitReader
 
@@ -100,10 +100,16 @@ def open_cases(root: Path, stack: ExitStack) -> dict[str, Batches]:
     }
     for name, (config, spec) in ours.items():
         loader = stack.enter_context(open_loader(root, "train", config, spec))
-        cases[name] = (batch for _ in iter(int, 1) for batch in loader)
+        cases[name] = endless(loader)
     cases["torch DataLoader + Pillow"] = torch_dataloader(root, manifest)
     cases["webdataset"] = webdataset_loader(tars)
     return cases
+
+
+def endless(loader: Loader) -> Batches:
+    """Epoch after epoch."""
+    while True:
+        yield from loader
 
 
 def bare_dali(tars: list[str], indexes: list[str], *, augmented: bool) -> Batches:

@@ -90,8 +90,8 @@ class Finish:
 def subtract(images: Tensor, mean: Tensor, out: Tensor) -> None:
     """`images` - `mean` into `out`, on any device.
 
-    On the CPU by NumPy in this one thread: torch would wake its own threads for it, which wait for
-    each other in a spin while the decoder has the cores (43 images/s were seen where 1,000 go).
+    On the CPU by NumPy in this one thread: torch would wake threads of its own, which wait for each
+    other in a spin while the decoder's threads have the cores.
     """
     if images.device.type == "cpu":
         np.subtract(images.numpy(), mean.numpy(), out=out.numpy())
