@@ -12,7 +12,7 @@ from alexprep import report_page as html
 from alexprep.predictions import SUFFIX, Predictions
 from alexprep.report_charts import heatmap
 from alexprep.report_images import thumbnail
-from alexprep.report_seen import Seen, neighbours, pairs_of_one_class
+from alexprep.report_seen import PAIRS, Seen, neighbours, pairs_of_one_class
 
 TOP = 5
 EXAMPLES = 8
@@ -41,7 +41,7 @@ def error_table(run: Path, seen: Seen | None, classes: int) -> str:
         rows.append(("for comparison, ILSVRC2012 in the paper: 10 views", "40.7%", "18.2%", ""))
     head = ("error on validation", "top-1", "top-5", "images")
     caption = "Shares of images; after ± the standard error that their number allows."
-    return html.table(head, rows, numbers=(1, 2, 3), caption=caption)
+    return html.table(head, rows, numbers=(1, 2, 3), caption=caption, style="loose")
 
 
 def _errors(top1: float, top5: float, images: int) -> tuple[str, str]:
@@ -51,7 +51,7 @@ def _errors(top1: float, top5: float, images: int) -> tuple[str, str]:
 def _error(error: float, images: int) -> str:
     """With its standard error; one right and one wrong answer more (Laplace) keep it off 0."""
     share = (error * images + 1) / (images + 2)
-    return f"{error:.2%} ± {math.sqrt(share * (1 - share) / images) * 100:.2f}"
+    return f"{error:.2%} ±\u00a0{math.sqrt(share * (1 - share) / images) * 100:.2f}"
 
 
 def examples(seen: Seen) -> str:
@@ -85,7 +85,7 @@ def _answer(seen: Seen, place: int) -> str:
     title = seen.name(label)
     if label not in best:
         at = int((shares > shares[label]).sum()) + 1
-        title += f" (came {at}.)"
+        title += f" (place {at})"
     return f'<h3>{html.text(title)}</h3><ol class="bars">{bars}</ol>'
 
 
@@ -107,8 +107,8 @@ def nearest(seen: Seen) -> str:
         f"Left, the first image of {count} classes spread over all labels; right of it its nearest "
         f"neighbours among {len(seen):,} validation images, by Euclidean distance of the "
         f"{seen.features.shape[1]:,} units of the last hidden layer. Framed and ticked: the same "
-        f"class. {pairs_of_one_class(seen):.1%} of all nearest neighbours are of the image's own "
-        f"class; by chance {chance(seen):.1%} would be."
+        f"class. Of {min(PAIRS, len(seen)):,} images {pairs_of_one_class(seen):.1%} have a nearest "
+        f"neighbour of their own class; by chance {chance(seen):.1%} would."
     )
     return html.paragraph(words) + rows
 
@@ -135,12 +135,7 @@ def _row(seen: Seen, chosen: list[int]) -> str:
 def confusion(seen: Seen) -> str:
     """The classes with the highest error, and what they are taken for."""
     views = max(seen.probabilities)
-    guesses: list[int] = seen.probabilities[views].argmax(1).tolist()
-    answers: dict[int, Counter[int]] = {}
-    for label, guess in zip(seen.labels.tolist(), guesses, strict=True):
-        answers.setdefault(label, Counter())[guess] += 1
-    wrong = {label: 1 - found[label] / found.total() for label, found in answers.items()}
-    worst = sorted(wrong, key=lambda label: (-wrong[label], label))[:WORST]
+    answers, worst = _worst(seen, views)
     common: Counter[int] = Counter()
     for label in worst:
         common.update({guess: n for guess, n in answers[label].items() if guess != label})
@@ -156,23 +151,35 @@ def confusion(seen: Seen) -> str:
             "images",
         ),
         says="Counts of images of the worst classes by the class they were taken for.",
-        caption=f"Rows: the {len(worst)} classes with the highest top-1 error, {views} views.",
+        caption=f"Rows: the {len(worst)} classes with the highest top-1 error ({views} views).",
         height=460,
     )
-    rows = [
-        (
-            seen.name(label),
-            f"{wrong[label]:.0%}",
-            f"{answers[label].total()}",
-            ", ".join(
-                f"{seen.name(guess)} ({count})"
-                for guess, count in answers[label].most_common(4)
-                if guess != label
-            ),
-        )
-        for label in worst
-    ]
+    rows = [_confused(seen, label, answers[label]) for label in worst]
     return drawn + html.table(("class", "error", "images", "taken for"), rows, numbers=(1, 2))
+
+
+def _worst(seen: Seen, views: int) -> tuple[dict[int, Counter[int]], list[int]]:
+    """Guesses for each class, and the classes with most errors; equal ones by trust in the right.
+
+    With few images a class many have the same error; the probability tells them apart.
+    """
+    probabilities = seen.probabilities[views]
+    answers: dict[int, Counter[int]] = {}
+    for label, guess in zip(seen.labels.tolist(), probabilities.argmax(1).tolist(), strict=True):
+        answers.setdefault(label, Counter())[guess] += 1
+    mine = np.take_along_axis(probabilities, seen.labels[:, None], axis=1)[:, 0]
+    ranks = {
+        label: (found[label] / found.total(), float(mine[seen.labels == label].mean()))
+        for label, found in answers.items()
+    }
+    return answers, sorted(ranks, key=lambda label: ranks[label])[:WORST]
+
+
+def _confused(seen: Seen, label: int, found: Counter[int]) -> tuple[str, str, str, str]:
+    """Its row in the table."""
+    others = [(guess, count) for guess, count in found.most_common(5) if guess != label]
+    names = ", ".join(f"{seen.name(guess)} ({count})" for guess, count in others[:4])
+    return seen.name(label), f"{1 - found[label] / found.total():.0%}", f"{found.total()}", names
 
 
 def _letters(name: str) -> str:

@@ -13,6 +13,7 @@ BLUE, ORANGE, TEAL, VIOLET, GRAY = "#1f5fa8", "#b94f12", "#0d7566", "#6b4fa0", "
 PALE_BLUE = "#a9c4e6"
 INK, LINE, SOFT = "#1c2430", "#e1e2e0", "#55606e"
 FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif'
+TIGHT = {"l": 8, "r": 10, "t": 10, "b": 8}  # without a legend on top
 # A curve needs no more points than a screen has pixels; a run of 90 epochs logs 18,000.
 POINTS = 1200
 
@@ -111,14 +112,12 @@ def curves(
     return {"data": list(lines), "layout": layout(x, y, hovermode="x", **marks(found))}
 
 
-def two_panels(
-    upper: dict[str, Any], lower: dict[str, Any], titles: tuple[str, str], found: Sequence[Mark]
-) -> Spec:
+def two_panels(upper: dict[str, Any], lower: dict[str, Any], titles: tuple[str, str]) -> Spec:
     """Two curves over the epochs of a run, one above the other."""
     x = axis("epochs", rangemode="tozero", anchor="y2")
     top = axis(titles[0], rangemode="tozero", domain=[0.46, 1])
     bottom = axis(titles[1], domain=[0, 0.36], range=[0, 1], tickformat=".0%")
-    about = layout(x, top, yaxis2=bottom, hovermode="x", showlegend=False, **marks(found))
+    about = layout(x, top, yaxis2=bottom, hovermode="x", showlegend=False, margin=TIGHT)
     return {"data": [upper, {**lower, "yaxis": "y2"}], "layout": about}
 
 
@@ -166,15 +165,10 @@ def heatmap(
 ) -> Spec:
     """Counts of rows by columns, the first row on top, each with its number."""
     places = list(range(len(columns)))
-    tick = {"size": 11}
-    x = axis("taken for", tickvals=places, ticktext=list(columns), tickangle=-55, tickfont=tick)
-    y = axis(
-        "",
-        tickvals=list(range(len(rows))),
-        ticktext=list(rows),
-        autorange="reversed",
-        tickfont=tick,
-    )
+    look = {"tickfont": {"size": 11}, "showgrid": False}
+    below = {"tickvals": places, "ticktext": list(columns), "tickangle": -55}
+    beside = {"tickvals": list(range(len(rows))), "ticktext": list(rows), "autorange": "reversed"}
+    x, y = axis("taken for", **below, **look), axis("", **beside, **look)
     trace = {
         "type": "heatmap",
         "z": [list(row) for row in counts],
@@ -191,8 +185,7 @@ def heatmap(
             f"%{{customdata[0]}} taken for %{{customdata[1]}}: %{{z}} {unit}<extra></extra>"
         ),
     }
-    about = layout(x, y)
-    about["margin"] = {"l": 8, "r": 10, "t": 8, "b": 8}
+    about = layout(x, y, margin=TIGHT)
     return {"data": [trace], "layout": about}
 
 
@@ -203,11 +196,12 @@ def counts_chart(
     colours = (BLUE, ORANGE, TEAL, VIOLET)
     places = list(range(1, len(order) + 1))
     share = 1 / len(splits)
-    about = layout(axis("classes", anchor="y"), {}, showlegend=False, bargap=0.15)
+    about = layout(axis("classes", anchor="y"), {}, showlegend=False, bargap=0.15, margin=TIGHT)
     data: list[Spec] = []
     for n, (split, counts) in enumerate(splits.items()):
         name = "yaxis" if n == 0 else f"yaxis{n + 1}"
-        about[name] = axis(split, domain=[n * share, (n + 1) * share - 0.06], rangemode="tozero")
+        room = {"domain": [n * share, (n + 1) * share - (0.06 if len(splits) > 1 else 0)]}
+        about[name] = axis(split, rangemode="tozero", dtick=whole_step(max(counts)), **room)
         data.append(
             {
                 "type": "bar",
@@ -245,16 +239,26 @@ def sizes_chart(found: Mapping[tuple[int, int], int], short_side: int) -> Spec:
     }
     edge = {"color": ORANGE, "width": 1.2, "dash": "dot"}
     far = max(*widths, *heights) * 1.1
+    ticks = [n * 10**power for power in range(6) for n in (1, 2, 5)]
+    log = {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:,}" for tick in ticks]}
     lines = [
         {"type": "line", "x0": short_side, "x1": short_side, "y0": short_side, "y1": far},
         {"type": "line", "x0": short_side, "x1": far, "y0": short_side, "y1": short_side},
     ]
     about = layout(
-        axis("width, pixels", type="log", dtick="D2"),
-        axis("height, pixels", type="log", dtick="D2"),
+        axis("width, pixels", **log),
+        axis("height, pixels", **log),
+        margin=TIGHT,
         shapes=[{**each, "line": edge} for each in lines],
     )
     return {"data": [trace], "layout": about}
+
+
+def whole_step(most: int) -> int:
+    """Distance of two ticks of an axis that counts to `most`: 1, 2 or 5 and noughts."""
+    return next(
+        n * 10**power for power in range(12) for n in (1, 2, 5) if most <= 5 * n * 10**power
+    )
 
 
 def thinned(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[float]]:

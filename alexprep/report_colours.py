@@ -21,10 +21,10 @@ def colours(stats: ImageStats) -> str:
     share = stats.eigenvalues / stats.eigenvalues.sum()
     rows = [
         (
-            f"axis {n + 1}",
+            n + 1,
             f"{stats.stdevs[n]:.2f}",
             f"{share[n]:.1%}",
-            *(f"{value:+.3f}" for value in axes[:, n]),
+            *(f"{value:+.2f}" for value in axes[:, n]),
         )
         for n in range(3)
     ]
@@ -41,7 +41,7 @@ def colours(stats: ImageStats) -> str:
         caption=f"Grey levels, 0 to 255, over every pixel of {stats.images:,} images.",
     )
     vectors = html.table(
-        ("principal axis", "sd", "variance", "red", "green", "blue"),
+        ("axis", "sd", "variance", "red", "green", "blue"),
         rows,
         numbers=(1, 2, 3, 4, 5),
     )
@@ -68,7 +68,7 @@ def images(root: Path, manifest: Manifest, split: str, stats: ImageStats | None)
         "cropped, mirrored and lit" if stats else "cropped and mirrored (lighting wants statistics)"
     )
     rows = "".join(
-        f'<ul class="row draws">{_row(short(manifest.classes[each.label][1]), each)}</ul>'
+        f'<ul class="row">{_row(short(manifest.classes[each.label][1]), each)}</ul>'
         for each in shown
     )
     return (

@@ -95,19 +95,30 @@ def _splits(manifest: Manifest, main: str) -> str:
             )
         )
     head = ("split", "images", "shards", "size", "images a class: least / median / most")
-    order = np.argsort([-count for count in manifest.splits[main].counts], kind="stable").tolist()
-    names = [f"{short(names)} ({wnid})" for wnid, names in manifest.classes]
+    return html.table(head, rows, numbers=(1, 2, 3)) + _counts(manifest, main) + _classes(manifest)
+
+
+def _counts(manifest: Manifest, main: str) -> str:
+    """Bars for the splits whose classes differ in number, a sentence for the others."""
     # Panels go from the bottom up: the main split is to stand on top.
     upwards = [*(name for name in sorted(manifest.splits) if name != main), main]
-    counts = {name: manifest.splits[name].counts for name in upwards}
-    drawn = html.chart(
-        "counts",
-        counts_chart(counts, names, order),
-        says=f"Bars: images of each of the {len(names)} classes in each split.",
-        caption=f"Images of each class, the most frequent of {main} first.",
-        height=180 + 120 * len(counts),
+    uneven = [name for name in upwards if len(set(manifest.splits[name].counts)) > 1]
+    words = "".join(
+        html.paragraph(f"{name}: every class has {manifest.splits[name].counts[0]:,} images.")
+        for name in reversed(upwards)
+        if name not in uneven
     )
-    return html.table(head, rows, numbers=(1, 2, 3)) + drawn + _classes(manifest)
+    if not uneven:
+        return words
+    order = np.argsort([-count for count in manifest.splits[main].counts], kind="stable").tolist()
+    names = [f"{short(names)} ({wnid})" for wnid, names in manifest.classes]
+    return words + html.chart(
+        "counts",
+        counts_chart({name: manifest.splits[name].counts for name in uneven}, names, order),
+        says=f"Bars: images of each of the {len(names)} classes in {', '.join(uneven)}.",
+        caption=f"Images of each class, the most frequent of {main} first.",
+        height=180 + 120 * len(uneven),
+    )
 
 
 def _classes(manifest: Manifest) -> str:

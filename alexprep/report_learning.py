@@ -170,7 +170,6 @@ def speed(run: Run) -> str:
             line("images/s", x, rates, BLUE, hover="%{y:,.0f} images/s"),
             line("waiting for data", x, waits, ORANGE, hover="%{y:.1%} of the time"),
             ("images/s", "waiting for data"),
-            [],
         ),
         says=f"{middle:,.0f} images a second, {waiting:.1%} of the time without data.",
         height=400,

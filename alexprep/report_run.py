@@ -75,7 +75,7 @@ def _tiles(run: Run, seen: Seen | None) -> list[html.Tile]:
         tiles.append(html.Tile("top-1, 10 views", f"{ten.top1:.2%}", f"{len(seen):,} images"))
         tiles.append(html.Tile("top-5, 10 views", f"{ten.top5:.2%}", f"{len(seen):,} images"))
     weights = sum(each.numel() for each in run.trained.model.parameters())
-    tiles.append(html.Tile("parameters", f"{weights / 1e6:.3g} million"))
+    tiles.append(html.Tile("parameters", f"{weights / 1e6:.3g} M", f"{weights:,}"))
     if run.steps:
         rates = sorted(record["images_per_second"] for record in run.steps)
         middle = rates[len(rates) // 2]

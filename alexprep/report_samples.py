@@ -25,7 +25,7 @@ from pipelines.order import global_order
 # Samples whose JSON is read: half a second, and no share is off by more than a point.
 SURVEYED = 20_000
 SHOWN = 6
-DRAWS = 5
+DRAWS = 6
 
 
 @dataclass(kw_only=True, slots=True)

@@ -10,7 +10,7 @@ from alexprep.training import TrainOptions, train
 from tests.datasets import drawn_items, measured, write_dataset
 
 EPOCHS = 2
-TRAIN, VALIDATION = 48, 24
+TRAIN, VALIDATION = 50, 24
 
 
 def make_dataset(root: Path, *, stats: bool = True) -> Path:
@@ -27,7 +27,7 @@ def make_dataset(root: Path, *, stats: bool = True) -> Path:
 
 
 def make_run(dataset: Path, run: Path) -> Path:
-    """The smoke network after two epochs of three steps."""
+    """The smoke network after two epochs of four steps."""
     options = TrainOptions(
         smoke=True,
         epochs=EPOCHS,

@@ -165,11 +165,12 @@ def test_the_page_of_a_data_set_counts_what_it_holds(dataset):
     page = Page(report(dataset))
     check_page(page)
     assert f"train {TRAIN} images in 3 shards" in page.text
-    assert page.charts["counts"]["data"][-1]["y"] == [TRAIN // 3] * 3
+    assert page.charts["counts"]["data"][0]["y"] == [17, 17, 16]
+    assert f"validation: every class has {VALIDATION // 3} images." in page.text
     assert "Every source image is 500 x 375 pixels." in page.text
     assert "class 2" in page.text
-    # the mean image, and three classes stored and in five epochs
-    assert len(page.all("img")) == 1 + 3 * 6
+    # the mean image, and three classes stored and in six epochs
+    assert len(page.all("img")) == 1 + 3 * 7
 
 
 def test_a_data_set_without_statistics_is_shown_with_the_command_for_them(tmp_path):

@@ -26,6 +26,10 @@ WIDE = """
   return seen && box.right > document.documentElement.clientWidth + 1;
 }).map(e => e.tagName + '.' + e.className)
 """
+CUT = """
+[...document.querySelectorAll('.scroll')].filter(e => !e.closest('details') &&
+  e.scrollWidth > e.clientWidth + 1).map(e => e.textContent.slice(0, 60))
+"""
 OVERLAPS = """
 [...document.querySelectorAll('section')].filter(section =>
   section.scrollWidth > section.clientWidth + 1).map(section => section.id)
@@ -74,6 +78,7 @@ def test_a_page_is_whole_and_fits(browser, pages, name, width):
     assert browser.ask("document.documentElement.scrollWidth") <= width
     assert browser.ask(WIDE) == []
     assert browser.ask(OVERLAPS) == []
+    assert browser.ask(CUT) == []
     assert browser.ask(SMALL) == []
 
 
