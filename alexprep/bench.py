@@ -9,7 +9,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -95,13 +95,23 @@ def result(
     """Join rows with this machine and the command that measures them again."""
     return Result(
         part=part,
-        command=f"alexprep bench {part}",
+        command=f"alexprep bench {part}{_options(config)}",
         when=datetime.now(UTC).date().isoformat(),
         machine=machine(),
         config={**asdict(config), "data": config.data and config.data.name},
         rows=tuple(rows),
         notes=tuple(notes),
     )
+
+
+def _options(config: BenchConfig) -> str:
+    """What was not left at its default, as it is typed."""
+    words = [
+        f" --{field.name} {value.name if isinstance(value, Path) else value}"
+        for field in fields(config)
+        if (value := getattr(config, field.name)) != field.default
+    ]
+    return "".join(words)
 
 
 def interleaved(cases: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:

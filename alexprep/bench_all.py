@@ -10,10 +10,10 @@ from alexprep.bench import PARTS, BenchConfig, Result, Row, result, save, table
 HEAD = """\
 # Measured speed
 
-Generated from `results/*.json` by `alexprep bench`; do not edit. Measure again with
-`alexprep bench shard|stats|load|step|all`. "Ratio" is the median over the rounds of the ratio to
-the floor named, both measured in turns; the JSON beside this file has the versions, the commit and
-the configuration of every run.
+Generated from `results/*.json` by `python benchmarks/make_readme.py`; do not edit. Measure again
+with `alexprep bench shard|stats|load|step|all --out benchmarks/results`. A ratio is the median over
+the rounds of the ratio to the floor named, both measured in turns. The JSON beside this file has
+the versions, the commit and the configuration of every run; add a result by putting another there.
 """
 
 

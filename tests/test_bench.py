@@ -1,5 +1,6 @@
 import json
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -85,6 +86,17 @@ def test_the_readme_has_every_result_with_its_hardware(tmp_path):
     assert found.machine["cpu"] in text
     assert table(FOUND) in text
     assert "All of it would take an hour." in text
+
+
+def test_the_committed_readme_is_that_of_the_committed_results():
+    # `python benchmarks/make_readme.py` writes it anew.
+    folder = Path(__file__).parents[1] / "benchmarks"
+    assert (folder / "README.md").read_text() == readme(folder / "results")
+
+
+def test_the_command_of_a_result_has_the_options_that_were_given():
+    config = BenchConfig(rounds=9, data=Path("/data/set"))
+    assert result("load", config, FOUND).command == "alexprep bench load --rounds 9 --data set"
 
 
 def test_a_part_there_is_none_of_is_answered_with_those_there_are():
