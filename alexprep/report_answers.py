@@ -151,7 +151,10 @@ def confusion(seen: Seen) -> str:
             "images",
         ),
         says="Counts of images of the worst classes by the class they were taken for.",
-        caption=f"Rows: the {len(worst)} classes with the highest top-1 error ({views} views).",
+        caption=(
+            f"Rows: the {len(worst)} classes with the highest top-1 error ({views} views), of "
+            f"{len(seen) / len(answers):.0f} images a class on average."
+        ),
         height=460,
     )
     rows = [_confused(seen, label, answers[label]) for label in worst]

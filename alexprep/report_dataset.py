@@ -104,7 +104,7 @@ def _counts(manifest: Manifest, main: str) -> str:
     upwards = [*(name for name in sorted(manifest.splits) if name != main), main]
     uneven = [name for name in upwards if len(set(manifest.splits[name].counts)) > 1]
     words = "".join(
-        html.paragraph(f"{name}: every class has {manifest.splits[name].counts[0]:,} images.")
+        html.paragraph(f"{name}: every class has {_images(manifest.splits[name].counts[0])}.")
         for name in reversed(upwards)
         if name not in uneven
     )
@@ -119,6 +119,10 @@ def _counts(manifest: Manifest, main: str) -> str:
         caption=f"Images of each class, the most frequent of {main} first.",
         height=180 + 120 * len(uneven),
     )
+
+
+def _images(count: int) -> str:
+    return f"{count:,} image{'s' * (count != 1)}"
 
 
 def _classes(manifest: Manifest) -> str:
