@@ -39,7 +39,8 @@ def unit_keys(seed: int, layer: int, columns: range, each: int, device: torch.de
     """int64 (columns * each,): a key for every unit of a layer, a column after the other."""
     place = torch.arange(each, device=device)
     column = torch.arange(columns.start, columns.stop, device=device)[:, None]
-    start = mix(torch.tensor([seed], device=device) * _SPREAD + layer)
+    # Filled, not copied from the host: a CUDA graph may not copy.
+    start = mix(torch.full((1,), seed, device=device) * _SPREAD + layer)
     return mix(mix(start + column * _SPREAD) + place * _SPREAD).flatten()
 
 

@@ -1,0 +1,53 @@
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from alexnet import build
+from alexnet.networks import code2012, smoke
+from alexprep.bench_columns import two_processes
+from alexprep.bench_layers import layers
+from alexprep.bench_plain import plain
+from alexprep.bench_step import Case, norms, steps, training_step
+
+
+def test_the_floor_computes_the_network_it_is_the_floor_of():
+    config = replace(smoke(code2012(), crop=48, classes=10), dropout=0.0)
+    model, floor = build(config, seed=1), plain(config)
+    with torch.no_grad():
+        for here, there in zip(floor.parameters(), model.parameters(), strict=True):
+            here.copy_(there)
+        images = torch.randn(3, 3, 48, 48) * 60
+        torch.testing.assert_close(floor(images), model(images), rtol=1e-4, atol=1e-5)
+
+
+def test_every_case_trains(monkeypatch):
+    # The bench's memory setting would outlive this test.
+    monkeypatch.setattr("alexprep.bench_step.keep_freed_memory", bool)
+    small = smoke(code2012(), crop=48, classes=10)
+    for case in (
+        Case(network=small, batch=2, plain=True),
+        Case(network=small, batch=2, form="columns"),
+        Case(network=small, batch=2, bf16=True),
+    ):
+        training_step(case)()
+
+
+@pytest.mark.slow
+def test_the_step_is_as_much_faster_than_eager_as_promised():
+    found = {row.name: row for row in [*norms(3), *steps(3)]}
+    assert found["LRN of conv1, channels_last"].ratio >= 3
+    assert found["float32"].ratio >= 1.7
+    assert found["bf16"].ratio >= 3
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="bytes are counted by Linux's loopback")
+def test_two_processes_send_what_the_released_split_sent():
+    rows = {row.name: row for row in two_processes(3)}
+    forward = 2 * (21_632 + 4_608 + 2_048) + 2_048
+    images = 3 * 224 * 224
+    expected = (2 * forward + 1000 + images) * 4 * 64 / 1e6
+    assert rows["sent in a step, two processes"].median == pytest.approx(expected, rel=0.1)
+    assert {row.unit for row in layers(1)} == {"ms a step of 64", "GFLOP/s"}
