@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from alexprep.options import PATH, json_option, usage, workers_option
+from alexprep.options import PATH, json_option, print_json, usage, workers_option
 
 
 @click.command()
@@ -79,4 +79,27 @@ def bench(
         click.echo(found.to_json() if as_json else f"{found.part}\n{table(found.rows)}\n")
 
 
-COMMANDS = (demo, report, bench)
+@click.command()
+@json_option
+def doctor(as_json: bool) -> None:
+    """Say what this machine has and what is wrong with it, each fault with the line that mends it.
+
+    Exit code 1 if something needed is missing.
+
+    \b
+    Example:
+        alexprep doctor
+    """
+    from dataclasses import asdict
+
+    from alexprep.doctor import examine, format_findings
+
+    found = examine(Path.cwd())
+    if as_json:
+        print_json([asdict(one) for one in found])
+    else:
+        click.echo(format_findings(found))
+    raise SystemExit(1 if any(one.state == "fault" for one in found) else 0)
+
+
+COMMANDS = (demo, report, bench, doctor)
