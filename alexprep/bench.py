@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from alexprep.machine import cores, machine
+from pipelines.files import write_whole
 
 PARTS = ("shard", "stats", "load", "step")
 
@@ -202,7 +203,5 @@ def save(found: Result, folder: Path) -> Path:
     slug = "-".join("".join(c if c.isalnum() else " " for c in kind).lower().split())
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{found.part}-{slug}.json"
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(found.to_json())
-    partial.replace(path)
+    write_whole(path, found.to_json().encode())
     return path

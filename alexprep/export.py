@@ -13,6 +13,7 @@ from typing import Literal
 
 from alexprep.errors import PrepareError
 from alexprep.tarscan import Entry, scan_tar
+from pipelines.files import write_whole
 from pipelines.format import BLOCK, MANIFEST, Manifest, Shard, padded, parse_index
 
 # Energon's names for the parts of a data set; others keep theirs.
@@ -37,7 +38,7 @@ def index_tars(tars: Sequence[Path], out: Path | None = None) -> list[Path]:
         folder = out or _index_folder(tar)
         folder.mkdir(parents=True, exist_ok=True)
         written.append(folder / f"{tar.name.removesuffix('.tar')}.idx")
-        _appear(written[-1], dali_index(tar).encode())
+        write_whole(written[-1], dali_index(tar).encode())
     return written
 
 
@@ -145,9 +146,3 @@ def _link(source: Path, target: Path) -> None:
         target.hardlink_to(source)
     except OSError:
         target.symlink_to(source.absolute())
-
-
-def _appear(path: Path, data: bytes) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_bytes(data)
-    partial.replace(path)

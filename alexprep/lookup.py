@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from alexprep.tarstream import TarStream
 from pipelines.errors import DataError
+from pipelines.files import write_whole
 from pipelines.format import BLOCK, MANIFEST, Manifest, parse_index
 
 ENTRY = np.dtype([("key", "<u8"), ("shard", "<u4"), ("offset", "<u8")])
@@ -111,6 +112,4 @@ def _list_keys(root: Path, names: list[str]) -> Table:
 def _write(path: Path, array: NDArray[Any]) -> None:
     data = io.BytesIO()
     np.save(data, array)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_bytes(data.getvalue())
-    partial.replace(path)
+    write_whole(path, data.getvalue())

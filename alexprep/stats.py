@@ -23,6 +23,7 @@ from alexprep.progress import Progress
 from alexprep.tarstream import TarMember, TarStream
 from alexprep.tasks import completed
 from pipelines.errors import DataError
+from pipelines.files import write_whole
 from pipelines.format import Manifest, Shard
 from pipelines.imagestats import ImageStats
 
@@ -155,9 +156,7 @@ class Kept:
             products=json.dumps(self.moments.products),
             sum_HWC=self.moments.sum_HWC,
         )
-        beside = self.path.with_name(f"{self.path.name}.new")
-        beside.write_bytes(data.getvalue())
-        beside.replace(self.path)
+        write_whole(self.path, data.getvalue())
 
 
 def _check_files(root: Path, shards: tuple[Shard, ...]) -> None:

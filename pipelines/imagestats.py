@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipelines.errors import DataError
+from pipelines.files import write_whole
 from pipelines.format import Manifest
 
 Floats = NDArray[np.float64]
@@ -106,12 +107,12 @@ class ImageStats:
         np.savez(npz, **{name: getattr(self, name) for name in SHAPES})
         mean = np.rint(self.mean_image_HWC).astype(np.uint8)
         Image.fromarray(mean).save(png, "PNG")
-        _appear(paths.npz, npz.getvalue())
-        _appear(paths.png, png.getvalue())
+        write_whole(paths.npz, npz.getvalue())
+        write_whole(paths.png, png.getvalue())
         sha256 = hashlib.sha256(npz.getvalue()).hexdigest()
         # Floats are written so that reading gives the same bits.
         text = json.dumps({"version": VERSION, "npz_sha256": sha256, **self.to_dict()}, indent=1)
-        _appear(paths.json, f"{text}\n".encode())
+        write_whole(paths.json, f"{text}\n".encode())
 
     def to_dict(self) -> dict[str, Any]:
         """All but the mean image as JSON values, the unit in the key."""
@@ -181,9 +182,3 @@ def _read_arrays(root: Path, split: str, raw: Mapping[str, Any]) -> dict[str, Fl
                 )
             arrays[name] = array
     return arrays
-
-
-def _appear(path: Path, data: bytes) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_bytes(data)
-    partial.replace(path)

@@ -26,16 +26,16 @@ FOUND = [
 ]
 
 
-def test_a_case_that_sleeps_twice_as_long_has_half_the_rate():
+def test_a_case_that_sleeps_three_times_as_long_has_a_lower_rate():
     def sleep(seconds):
         time.sleep(seconds)
         return 10
 
-    rates = interleaved({"one": lambda: sleep(0.02), "two": lambda: sleep(0.04)}, rounds=3)
+    rates = interleaved({"one": lambda: sleep(0.02), "two": lambda: sleep(0.06)}, rounds=3)
     assert {name: len(values) for name, values in rates.items()} == {"one": 3, "two": 3}
     one, two = rows(rates, floor="one", targets={"two": ">= 0.4"})
     assert (one.ratio, one.floor) == (None, "")
-    assert two.ratio == pytest.approx(0.5, rel=0.2)
+    assert 0.1 < two.ratio < 0.9  # a third, on a machine that does nothing else
     assert (two.floor, two.target) == ("one", ">= 0.4")
 
 

@@ -1,0 +1,17 @@
+import pytest
+
+from pipelines.files import write_whole
+
+
+def test_a_file_is_replaced_and_nothing_is_left_beside_it(tmp_path):
+    for data in (b"old", b"new"):
+        write_whole(tmp_path / "a.json", data)
+    assert (tmp_path / "a.json").read_bytes() == b"new"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_file_that_cannot_be_put_in_place_leaves_what_was_there(tmp_path):
+    (tmp_path / "a.json").mkdir()
+    with pytest.raises(OSError, match=r"a\.json"):
+        write_whole(tmp_path / "a.json", b"new")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
