@@ -11,7 +11,7 @@ which DALI takes back when the tensor is dropped.
 from collections import deque
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from pipelines.readahead import RawBatch, Reader
 from pipelines.torch_cpu import Recipe, decode_at
 
 Decode = Literal["auto", "cpu", "mixed"]
+RGB = types.DALIImageType.RGB
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,49 +130,49 @@ def _build(feed: _Feed, recipe: Recipe, options: DaliOptions) -> Pipeline:
             source=feed, num_outputs=2 + 2 * crops + 2 * floats, batch=True
         )
         place, levels = (rest[:2], rest[2:]) if crops else ([], rest)
-        images = _decode(jpg, place, recipe.spec.crop, "mixed" if mixed else "cpu")
-        if on_gpu:
-            images = images.gpu()
-        pipeline.set_outputs(_normalise(images, mirror, levels, recipe))
+        if mixed:
+            images = fn.decoders.image(jpg, device="mixed", output_type=RGB)
+        else:
+            images = _decode(jpg, place, recipe.spec.crop)
+            images, place = (images.gpu() if on_gpu else images), []
+        pipeline.set_outputs(_normalise(images, mirror, place, levels, recipe))
     pipeline.build()
     return pipeline
 
 
-def _decode(jpg: DataNode, place: list[DataNode], crop: int, device: str) -> DataNode:
+def _decode(jpg: DataNode, place: list[DataNode], crop: int) -> DataNode:
+    """Decode on the CPU, nothing but the crop if there is one."""
     if not place:
-        return fn.decoders.image(jpg, device=device, output_type=types.DALIImageType.RGB)
+        return fn.decoders.image(jpg, device="cpu", output_type=RGB)
     y, x = place
     return fn.decoders.image_crop(
-        jpg,
-        device=device,
-        output_type=types.DALIImageType.RGB,
-        crop=(crop, crop),
-        crop_pos_y=y,
-        crop_pos_x=x,
+        jpg, device="cpu", output_type=RGB, crop=(crop, crop), crop_pos_y=y, crop_pos_x=x
     )
 
 
 def _normalise(
-    images: DataNode, mirror: DataNode, levels: list[DataNode], recipe: Recipe
+    images: DataNode,
+    mirror: DataNode,
+    place: list[DataNode],
+    levels: list[DataNode],
+    recipe: Recipe,
 ) -> DataNode:
-    layout = "HWC" if recipe.finish.channels_last else "CHW"
-    if not levels:
-        return fn.crop_mirror_normalize(
-            images,
-            mirror=mirror,
-            mean=[0.0],
-            std=[1.0],
-            dtype=types.DALIDataType.UINT8,
-            output_layout=layout,
-        )
-    mean, std = levels
+    """Mirror, mean, sd and layout in one kernel; the crop too, where a GPU decodes whole images.
+
+    (The GPU's JPEG engine takes whole images, and memory stays as it is when all have one size.)
+    """
+    side = recipe.spec.crop
+    where: dict[str, Any] = dict(zip(("crop_pos_y", "crop_pos_x"), place, strict=False))
+    where |= {"crop": (side, side)} if place else {}
+    mean, std = levels or ([0.0], [1.0])
     return fn.crop_mirror_normalize(
         images,
         mirror=mirror,
         mean=mean,
         std=std,
-        dtype=types.DALIDataType.FLOAT,
-        output_layout=layout,
+        dtype=types.DALIDataType.FLOAT if levels else types.DALIDataType.UINT8,
+        output_layout="HWC" if recipe.finish.channels_last else "CHW",
+        **where,
     )
 
 
