@@ -1,16 +1,15 @@
 """`alexprep bench shard`: beside a bare loop on as many processes, and beside the usual script.
 
-A bare loop decodes, resizes and encodes the same images from memory and throws the result away. The
-floor is the faster of the two plain ones; our codec in such a loop is faster still, since it computes
-the middle square alone, and says what reading, hashing and writing cost. Every case starts its
-processes and ends them, and nothing is taken off for that.
+A bare loop decodes, resizes and encodes the same images from memory and throws the result away.
+The floor is the faster of the two plain ones. Our codec in such a loop is faster still, since it
+computes the middle square alone; it says what reading, hashing and writing cost. Every case starts
+its processes and ends them, and nothing is taken off for that.
 """
 
 import io
 import json
 import multiprocessing
 import os
-import resource
 import shutil
 from collections.abc import Callable
 from functools import cache, partial
@@ -21,6 +20,7 @@ import simplejpeg  # pyright: ignore[reportMissingTypeStubs]
 from PIL import Image
 
 from alexprep.bench import BenchConfig, Row, interleaved, row, rows
+from alexprep.bench_plan import peak_megabytes
 from alexprep.codec import encode
 from alexprep.drawing import DrawConfig, draw_source
 from alexprep.progress import Progress
@@ -152,7 +152,7 @@ def _peak(job: tuple[Path, Path]) -> float:
     """The most memory this process ever held, after a whole run in it."""
     source, out = job
     _ours(source, out.with_name(f"{out.name}-{os.getpid()}"), 1)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return peak_megabytes()
 
 
 def _originals(config: BenchConfig, folder: Path) -> list[Path]:

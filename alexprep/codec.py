@@ -124,7 +124,11 @@ def _decode_jpeg(data: bytes, header: Header) -> tuple[Image.Image, tuple[str, .
 def _turbo(data: bytes, header: Header) -> Image.Image:
     """Decode to four bytes a pixel; ValueError on anything that libjpeg complains of."""
     colours = "CMYK" if header.components == 4 else "RGBX"
-    pixels = simplejpeg.decode_jpeg(data, colours, min_factor=_factor(header))
+    factor = _factor(header)
+    least = (header.height // factor, header.width // factor) if factor > 1 else (0, 0)
+    pixels = simplejpeg.decode_jpeg(
+        data, colours, min_height=least[0], min_width=least[1], min_factor=factor
+    )
     if header.components == 4:
         pixels = _from_inverted_cmyk(pixels)
     return Image.frombuffer("RGBX", pixels.shape[1::-1], pixels, "raw", "RGBX", 0, 1)

@@ -84,7 +84,9 @@ def finish(target: Target, plan: Plan, records: Mapping[str, Record]) -> Manifes
     manifest = _manifest(plan, records)
     for name, data in sidecars(manifest).items():
         write_bytes(target, name, data.encode())
+    target.settle()
     write_bytes(target, MANIFEST, manifest.to_json().encode())
+    target.settle()
     return manifest
 
 

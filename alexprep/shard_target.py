@@ -1,6 +1,8 @@
 """Where a data set is written: a folder, or an fsspec URL. Nothing is seen there until it is whole.
 
-In a folder a file is written under STATE, synced, renamed to its name, and the folder synced. For
+In a folder a file is written under STATE, synced, and renamed to its name; the folders are synced
+before the manifest is written, and after. A sync takes as long as encoding several images, so that
+there is one a file: a name that a power cut takes back is seen by the next run, like any other. For
 other storage it is written to a temporary file here; an object store shows an object when its
 upload is complete, on anything else it is uploaded beside its name and renamed.
 """
@@ -39,6 +41,10 @@ class Target(Protocol):
 
     def publish(self, staged: Path, name: str) -> None:
         """Make a finished file visible under its name."""
+        ...
+
+    def settle(self) -> None:
+        """Make sure that all names published so far outlive a power cut."""
         ...
 
     def read(self, name: str) -> bytes | None:
@@ -129,10 +135,15 @@ class LocalTarget:
     def publish(self, staged: Path, name: str) -> None:
         path = self.root / name
         self._make(path.parent)
-        with staged.open("rb") as file:
-            os.fsync(file.fileno())
+        if not name.startswith(STATE):  # what a power cut takes of the state is done again
+            with staged.open("rb") as file:
+                os.fsync(file.fileno())
         staged.replace(path)
-        _sync_folder(path.parent)
+
+    def settle(self) -> None:
+        for folder in (path for path in self.root.iterdir() if path.is_dir()):
+            _sync_folder(folder)
+        _sync_folder(self.root)
 
     def read(self, name: str) -> bytes | None:
         path = self.root / name
@@ -224,6 +235,9 @@ class RemoteTarget:
                 f"Cannot write {self.url}/{name}: {error}. Finished shards are kept: "
                 "run the same command again."
             ) from error
+
+    def settle(self) -> None:
+        """Nothing to do: storage that is not ours is durable on its own."""
 
     def read(self, name: str) -> bytes | None:
         try:
