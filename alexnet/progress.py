@@ -36,11 +36,15 @@ class Progress:
         values["watched"] = Watched(**raw["watched"])
         return cls(**values)
 
-    def count(self, images: int) -> None:
+    def count(self) -> None:
         """One more step."""
         self.step += 1
         self.steps += 1
-        self.images += images
+
+    def add(self, taken: Taken) -> None:
+        """What the last steps came to."""
+        self.images += taken.images
+        self.totals = self.totals.plus(taken)
 
     def end_epoch(self, error: float) -> None:
         """Remember the error and begin the next epoch."""

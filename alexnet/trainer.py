@@ -8,11 +8,12 @@ import torch
 from torch import nn
 
 from alexnet import checkpoint
+from alexnet.ahead import Ahead
 from alexnet.config import TrainConfig
 from alexnet.dropout import Dropout
 from alexnet.errors import RunError
 from alexnet.evaluate import Errors
-from alexnet.meter import Meter
+from alexnet.meter import Meter, Taken
 from alexnet.metrics import Metrics, Record
 from alexnet.optim import load_velocities, set_rates, sgd, velocities
 from alexnet.progress import Progress
@@ -36,7 +37,8 @@ class Trainer:
     """One run; `epoch` is called until `done`."""
 
     def __init__(self, model: nn.Module, config: TrainConfig, data: Data, run: Run) -> None:
-        self.config, self.data, self.run = config, data, run
+        self.config, self.validation, self.run = config, data.validation, run
+        self.train = Ahead(data.train)
         self.model: nn.Module = model
         if config.channels_last:
             set_channels_last(model)
@@ -77,7 +79,7 @@ class Trainer:
         torch.set_rng_state(saved.parts["chance"]["cpu"])
         if self.device.type == "cuda" and "cuda" in saved.parts["chance"]:
             torch.cuda.set_rng_state(saved.parts["chance"]["cuda"], self.device)
-        self.data.train.load_state_dict(saved.meta["loader"])
+        self.train.load_state_dict(saved.meta["loader"])
         self._mark_best()
         place = f"epoch {self.progress.epoch}, step {self.progress.step}"
         self.note(f"goes on from {path}: {place}")
@@ -89,7 +91,7 @@ class Trainer:
             Stopped: a signal came; the caller saves.
         """
         self._set_rates()
-        if self.progress.step < len(self.data.train):
+        if self.progress.step < len(self.train):
             self._train(stop)
         errors = self._validate(stop)
         watched = self.progress.watched.after(errors.top1, self.config.schedule)
@@ -114,14 +116,14 @@ class Trainer:
         progress, replicas = self.progress, self.run.replicas
         self.model.train()
         dropouts = [part for part in self.model.modules() if isinstance(part, Dropout)]
-        for batch in self.meter.batches(self.data.train):
+        for batch in self.meter.batches(self.train):
             for dropout in dropouts:
                 first = progress.steps * POSITIONS_A_STEP + replicas.rank
                 dropout.set_position(first, stride=replicas.world)
             loss = train_step(self.forward, self.optimizer, batch, self.config, replicas)
             self.meter.add(loss, len(batch[1]))
-            progress.count(len(batch[1]) * replicas.world)
-            last = progress.step == len(self.data.train)
+            progress.count()
+            last = progress.step == len(self.train)
             if last or progress.steps % self.config.log_steps == 0:
                 self._log()
             if not last:
@@ -138,22 +140,31 @@ class Trainer:
 
     def _log(self) -> None:
         """One line of the log; the loss is looked at here and before saving, nowhere between."""
-        taken = self.meter.take()
-        self._check(taken.mean_loss)
-        self.progress.totals = self.progress.totals.plus(taken)
+        taken = self._take()
         self.tell(
             {
                 "kind": "step",
                 "step": self.progress.steps,
                 "epoch": self.progress.epoch,
                 "at": self.progress.step,
-                "of": len(self.data.train),
+                "of": len(self.train),
                 "loss": taken.mean_loss,
                 "lr": max(g["lr"] for g in self.optimizer.param_groups if g["kind"] == "weight"),
-                "images_per_second": taken.rate * self.run.replicas.world,
+                "images_per_second": taken.rate,
                 "waiting": taken.waiting,
             }
         )
+
+    def _take(self) -> Taken:
+        """What all replicas did since the last call; RunError if it led nowhere."""
+        taken = self.meter.take()
+        if self.run.replicas.world > 1:
+            own = torch.tensor([taken.images, taken.loss], device=self.device, dtype=torch.float64)
+            images, loss = (float(part) for part in self.run.replicas.total(own))
+            taken = taken._replace(images=round(images), loss=loss)
+        self._check(taken.mean_loss)
+        self.progress.add(taken)
+        return taken
 
     def _check(self, loss: float) -> None:
         guess = math.log(max(self.outputs, 2))
@@ -175,7 +186,7 @@ class Trainer:
         began = time.perf_counter()
         self.model.eval()
         with torch.inference_mode():
-            for batch in self.data.validation:
+            for batch in self.validation:
                 sums += count_errors(self.model, batch, self.config)
                 # Replicas may have batches of different number here: they leave a step later.
                 if stop and self.run.replicas.processes == 1:
@@ -193,7 +204,7 @@ class Trainer:
                 "validation_loss": loss / count,
                 "top1": errors.top1,
                 "top5": errors.top5,
-                "images_per_second": totals.rate * self.run.replicas.world,
+                "images_per_second": totals.rate,
                 "waiting": totals.waiting,
                 "bound": "data" if totals.waiting > DATA_BOUND else "compute",
                 "seconds": totals.seconds,
@@ -205,9 +216,7 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint of this moment; RunError instead, if the network is past saving."""
         if self.meter.steps:
-            taken = self.meter.take()
-            self._check(taken.mean_loss)
-            self.progress.totals = self.progress.totals.plus(taken)
+            self._take()
         if not all(bool(p.isfinite().all()) for p in self.model.parameters()):
             raise RunError(self._gone("weights are not finite"))
         weights = to_whole(self.model, dict(self.model.named_parameters()))
@@ -224,7 +233,7 @@ class Trainer:
             {
                 **self.run.meta,
                 "progress": self.progress.to_dict(),
-                "loader": self.data.train.state_dict(),
+                "loader": self.train.state_dict(),
             },
             {
                 **self.run.tensors,

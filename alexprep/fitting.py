@@ -42,6 +42,8 @@ def fit_on(
     ):
         if placement.replicas.writes:
             claim(run, describe(dataset, manifest, made), dataset, options)
+        # The others must not touch the folder before the first one has taken it.
+        placement.meet()
         watcher.begin()
         keep_freed_memory()
         model = placement.network(made)

@@ -38,6 +38,10 @@ class Placement:
         form = "columns" if len(self.devices) > 1 else "grouped"
         return alexnet.build(made.model, form=form, devices=self.devices, seed=seed)
 
+    def meet(self) -> None:
+        """Wait until all processes of the run have come this far."""
+        self.replicas.any((False,), torch.device(self.devices[0]))
+
     def text(self) -> str:
         """For the log."""
         if self.team is None:
@@ -65,6 +69,7 @@ def placed(made: Recipe, devices: Sequence[str]) -> Generator[Placement]:
         group=team.mesh.get_group("replica"),
         processes=team.replicas * team.columns,
         writes=team.replica == 0 and team.column == 0,
+        exchange=team.exchange,
     )
     yield Placement(devices=(str(team.device),), replicas=replicas, team=team)
     team.close()

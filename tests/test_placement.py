@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from alexnet import checkpoint
+from alexnet import checkpoint, metrics
 from alexprep.stats import compute_stats
 from alexprep.training import train
 from tests.datasets import write_dataset
@@ -44,10 +44,12 @@ def assert_close(run, other):
     for part in ("model", "velocity"):
         assert one.parts[part].keys() == two.parts[part].keys()
         for name, tensor in one.parts[part].items():
-            scale = float(tensor.abs().max())
-            torch.testing.assert_close(
-                two.parts[part][name], tensor, rtol=0, atol=2e-3 * scale, msg=f"{part} {name}"
-            )
+            # float32 in another order: now and then a pooling or a neuron falls the other way.
+            room = 1e-5 if part == "model" else 0.03 * float(tensor.abs().max())
+            difference = float((two.parts[part][name] - tensor).abs().max())
+            assert difference <= room, (part, name, difference)
+    losses = [[r["loss"] for r in metrics.read(r) if r["kind"] == "step"] for r in (run, other)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 def test_columns_learn_what_one_device_learns_and_write_its_checkpoints(alone, dataset, tmp_path):

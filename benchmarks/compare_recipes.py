@@ -1,0 +1,131 @@
+"""Train variants of a recipe on one data set, some seeds each, and put them beside each other.
+
+    python benchmarks/compare_recipes.py ablations DATASET OUT --smoke --epochs 15 --seeds 3
+    python benchmarks/compare_recipes.py paper DATASET OUT --epochs 3 --seeds 1
+    python benchmarks/compare_recipes.py ensemble DATASET OUT --smoke --epochs 15 --seeds 3
+
+Every variant is a run of `alexprep train` in OUT/<variant>-<seed>; finished ones are not run again.
+OUT/summary.json and OUT/summary.md have the errors; for `ensemble` also that of the seeds' mean.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from pathlib import Path
+
+from alexnet import metrics, networks
+from alexprep.evaluation import EvalOptions, evaluate
+from alexprep.machine import machine
+from alexprep.training import TrainOptions, train
+
+WIDE_START = tuple(f"model.conv{n}.sd=.03" for n in (3, 4, 5))
+# variant -> (recipe, settings)
+EXPERIMENTS = {
+    # The paper's deltas in top-1: no_lrn 1.4, no_overlap .4, no_lighting over 1, one_gpu 1.7.
+    "ablations": {
+        name: (name, ())
+        for name in (
+            *("code2012", "no_lrn", "no_overlap", "no_lighting", "no_dropout", "tanh"),
+            *("one_gpu", "no_communication", "four_conv"),
+        )
+    },
+    # One difference at a time from the paper's text towards the released code.
+    "paper": {
+        "code2012": ("code2012", ("train.schedule=constant", "augment.lighting_epochs=none")),
+        "paper": ("paper", ()),
+        "paper, sd .03 in conv3-5": ("paper", WIDE_START),
+        "paper, biases' rate 2x, no decay": ("paper", ("train.bias_lr=2", "train.bias_decay=0")),
+        "paper, alpha divided by n": ("paper", ("model.lrn_alpha=1e-4",)),
+        "paper, inverted dropout": ("paper", ("model.dropout_kind=inverted",)),
+        "paper, no dropout": ("paper", ("model.dropout=0",)),
+        "code2012, sd .01 in conv3-5": (
+            "code2012",
+            (*(s.replace(".03", ".01") for s in WIDE_START), "train.schedule=constant"),
+        ),
+    },
+    "ensemble": {"code2012": ("code2012", ())},
+}
+
+
+def main() -> None:
+    """Run what is not done yet, then write the summary."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("experiment", choices=EXPERIMENTS)
+    parser.add_argument("dataset", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--epochs", type=int, required=True)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--smoke", action="store_true")
+    parser.add_argument("--devices", default="cpu")
+    args = parser.parse_args()
+    rows = []
+    for variant, (recipe, settings) in EXPERIMENTS[args.experiment].items():
+        runs = []
+        for seed in range(args.seeds):
+            run = args.out / f"{variant.replace(' ', '_').replace(',', '')}-{seed}"
+            options = TrainOptions(
+                recipe=recipe,
+                smoke=args.smoke,
+                epochs=args.epochs,
+                seed=seed,
+                devices=tuple(args.devices.split(",")),
+                settings=tuple(at_size(setting, smoke=args.smoke) for setting in settings),
+            )
+            if train(args.dataset, run, options).stopped:
+                sys.exit(1)
+            runs.append(run)
+        rows.append(summary(variant, runs, args.dataset, ensemble=args.experiment == "ensemble"))
+    about = {"machine": machine(), "argv": sys.argv[1:], "rows": rows}
+    (args.out / "summary.json").write_text(json.dumps(about, indent=1) + "\n")
+    (args.out / "summary.md").write_text(table(rows))
+    sys.stdout.write(table(rows))
+
+
+def at_size(setting: str, *, smoke: bool) -> str:
+    """A setting of the full size for the smoke size: sds grow as its layers have fewer terms."""
+    name, value = setting.split("=")
+    if smoke and name.endswith(".sd"):
+        return f"{name}={float(value) * networks.SMOKE**0.5:.4f}"
+    return setting
+
+
+def summary(variant: str, runs: list[Path], dataset: Path, *, ensemble: bool) -> dict:
+    """Last training loss and errors on validation, over the seeds."""
+    last = [[r for r in metrics.read(run) if r["kind"] == "epoch"][-1] for run in runs]
+    row = {
+        "variant": variant,
+        "loss": [record["loss"] for record in last],
+        "top1_error": [record["top1"] for record in last],
+        "top5_error": [record["top5"] for record in last],
+    }
+    if ensemble:
+        mean = evaluate(runs, dataset, EvalOptions())
+        row["mean_prediction"] = [mean.top1, mean.top5]
+    return row
+
+
+def table(rows: list[dict]) -> str:
+    """Medians over the seeds, with the lowest and the highest, as Markdown."""
+    lines = [
+        "| variant | seeds | training loss | top-1 error | top-5 error |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows:
+        cells = [
+            f"{statistics.median(row['loss']):.3f}",
+            *(
+                f"{statistics.median(v):.2%} ({min(v):.2%} to {max(v):.2%})"
+                for v in (row["top1_error"], row["top5_error"])
+            ),
+        ]
+        lines.append(f"| {row['variant']} | {len(row['loss'])} | {' | '.join(cells)} |")
+    for row in rows:
+        if "mean_prediction" in row:
+            one, five = row["mean_prediction"]
+            lines.append(f"| mean of {row['variant']} | | | {one:.2%} | {five:.2%} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
