@@ -3,10 +3,10 @@
     python benchmarks/figure1.py ROOT OUT --rates .0005,.001,.002,.004 --seeds 1
 
 ROOT is a data set of 32 pixels: `alexprep shard cifar10 ROOT --size 32`, `alexprep stats ROOT`.
-The paper gives neither network nor rates: a four-layer network, no regularisation of any kind,
-the rate chosen for each by itself. Here: 5x5 convolutions of 32, 32 and 64 maps with
-overlapping pools (layers-19pct.cfg without its decay) and a dense layer, batch 128, no crops, no
-mirror, inputs in 0..255 minus the mean image. OUT/figure1.json has every curve, OUT/figure1.md the table.
+The paper gives neither network nor rates: a four-layer network, no regularisation of any kind, the
+rate chosen for each by itself. Here: 5x5 convolutions of 32, 32 and 64 maps with overlapping pools
+(layers-19pct.cfg without its decay) and a dense layer, batch 128, no crops, no mirror, inputs in
+0..255 minus the mean image. OUT/figure1.json has every curve, figure1.md the table.
 """
 
 import argparse

@@ -1,0 +1,79 @@
+from alexprep.watching import Watcher, line
+
+STEP = {
+    "kind": "step",
+    "step": 50,
+    "epoch": 2,
+    "at": 50,
+    "of": 782,
+    "loss": 1.23456,
+    "lr": 0.01,
+    "images_per_second": 1234.5,
+    "waiting": 0.004,
+}
+EPOCH = {
+    "kind": "epoch",
+    "step": 782,
+    "epoch": 2,
+    "epochs": 15,
+    "loss": 1.2,
+    "validation_loss": 1.1,
+    "top1": 0.4,
+    "top5": 0.1,
+    "images_per_second": 1234.5,
+    "waiting": 0.074,
+    "bound": "data",
+    "seconds": 61.0,
+    "validation_seconds": 3.0,
+}
+
+
+def test_a_step_is_one_line_with_speed_waiting_loss_and_rate():
+    said = line(STEP, 15)
+    assert (
+        said == "epoch 3 step 50/782: loss 1.2346, lr 0.01, 1,234 images/s, 0.4% waiting for data"
+    )
+
+
+def test_an_epoch_says_what_bounds_it_with_figures():
+    said = line(EPOCH, 15)
+    for part in ("epoch 3/15", "top-1 60.00%", "data-bound: 1,234 images/s, 7.4% of the time"):
+        assert part in said
+
+
+def test_away_from_a_terminal_records_are_plain_lines(tmp_path, capsys):
+    with Watcher(tmp_path, 15) as watcher:
+        watcher.report(STEP)
+        watcher.note("hello")
+    said = capsys.readouterr()
+    assert said.err.splitlines() == [line(STEP, 15), "hello"]
+    assert said.out == ""
+
+
+def test_a_silent_watcher_says_nothing(tmp_path, capsys):
+    with Watcher(tmp_path, 15, silent=True) as watcher:
+        watcher.begin()
+        watcher.report(EPOCH)
+    assert capsys.readouterr().err == ""
+    assert not list(tmp_path.iterdir())
+
+
+def test_on_a_terminal_epochs_make_a_table(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    with Watcher(tmp_path, 15) as watcher:
+        watcher.report(STEP)
+        watcher.report(EPOCH)
+    said = capsys.readouterr().err
+    assert "60.00%" in said
+    assert "3/15" in said
+
+
+def test_tensorboard_events_are_written(tmp_path):
+    with Watcher(tmp_path, 15) as watcher:
+        watcher.begin()
+        watcher.report(STEP)
+        watcher.report(EPOCH)
+    (events,) = tmp_path.glob("events.*")
+    data = events.read_bytes()
+    for tag in (b"train/loss", b"epoch/top1"):
+        assert tag in data
