@@ -4,6 +4,7 @@ Plain dicts, so that making a page needs no more of plotly than its script; the 
 them to plotly's own checks.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -56,13 +57,16 @@ def line(
     dots: bool = False,
     hover: str = "%{y:.3f}",
 ) -> dict[str, Any]:
-    """A curve; a single point is a dot, since a line through it could not be seen."""
+    """A curve with gaps where a value is no number.
+
+    A single point is a dot, since a line through it could not be seen.
+    """
     return {
         "type": "scatter",
         "mode": "lines+markers" if dots or len(x) < 2 else "lines",
         "name": name,
         "x": list(x),
-        "y": list(y),
+        "y": [value if math.isfinite(value) else None for value in y],
         "line": {"color": colour, "width": 2 if dots else 1.5},
         "marker": {"color": colour, "size": 6},
         "cliponaxis": False,

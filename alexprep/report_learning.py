@@ -55,12 +55,19 @@ def read_run(folder: Path, device: str) -> Run:
         ) from None
     try:
         config: dict[str, Any] = json.loads((folder / CONFIG).read_text())
-        flat(config["recipe"]["train"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+        parts = [config["recipe"][part] for part in ("model", "augment", "train", "loader")]
+        for part in (*parts, config["data"], config["calls"][-1]["machine"]):
+            flat(part)
+    except (FileNotFoundError, ValueError, LookupError, TypeError) as error:
         raise PrepareError(
             f"{folder / CONFIG} is missing or damaged ({error!r}); `alexprep train` writes it."
         ) from None
-    records = list(metrics.read(folder)) if (folder / metrics.NAME).is_file() else []
+    try:
+        records = list(metrics.read(folder)) if (folder / metrics.NAME).is_file() else []
+    except ValueError as error:
+        raise PrepareError(
+            f"{folder / metrics.NAME} is damaged ({error}). Remove the line, or copy it again."
+        ) from None
     progress = checkpoint.load(path, ()).meta.get("progress", {})
     return Run(
         folder=folder,

@@ -9,6 +9,7 @@ import base64
 import gzip
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from html import escape
 from importlib.resources import files
 from typing import Any, NamedTuple
@@ -194,6 +195,7 @@ def _data(name: str) -> str:
     return files("alexprep").joinpath("data", name).read_text("utf-8")
 
 
+@cache
 def _plotly() -> str:
     """The library, packed."""
     library = files("plotly").joinpath("package_data", "plotly.min.js").read_bytes()

@@ -7,6 +7,7 @@ from typing import Any
 
 from alexprep import __version__
 from alexprep import report_page as html
+from alexprep.placement import check_devices
 from alexprep.report_answers import confusion, error_table, examples, nearest
 from alexprep.report_kernels import kernels
 from alexprep.report_learning import Run, learning, read_run, speed
@@ -18,6 +19,7 @@ from pipelines.format import Manifest
 
 def run_page(folder: Path, *, data: Path | None, images: int, device: str) -> str:
     """The HTML of a run; without its data set, a page that says so where pictures would be."""
+    check_devices((device,))
     run = read_run(folder, device)
     seen, missing = _see(run, data, images, device)
     pictures = (

@@ -228,6 +228,34 @@ def test_what_cannot_be_reported_on_is_refused_in_one_line(spoil, words, tmp_pat
     assert not list(tmp_path.rglob("*report*"))
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("config.json", "{", "is missing or damaged"),
+        ("config.json", '{"recipe": {"train": {}}}', "is missing or damaged"),
+        ("metrics.jsonl", '{"kind":\n', "is damaged"),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_named(moved, name, text, words):
+    (moved / name).write_text(text)
+    with pytest.raises(PrepareError, match=f"{name} {words}"):
+        report(moved)
+
+
+def test_a_device_that_is_not_there_is_refused(run, tmp_path):
+    with pytest.raises(RunError, match="There is no cuda:97 here"):
+        report(run, tmp_path / "page.html", device="cuda:97")
+
+
+def test_a_loss_that_is_no_number_leaves_a_gap_in_its_curve(moved):
+    lines = [json.loads(line) for line in (moved / "metrics.jsonl").read_text().splitlines()]
+    lines[-1]["validation_loss"] = float("nan")
+    (moved / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    validation = Page(report(moved)).charts["loss"]["data"][1]
+    assert validation["y"][-1] is None
+    assert validation["y"][0] > 0
+
+
 def test_a_folder_of_runs_names_what_is_in_it(run):
     with pytest.raises(PrepareError, match=re.escape(str(run))):
         kind_of(run.parent)
