@@ -14,10 +14,12 @@ from pipelines.torch_cpu import Recipe, torch_batches
 
 def choose_backend(config: LoaderConfig, means: str = "") -> str:
     """Name of the backend and the reason, as one phrase; DataError if it cannot work here."""
-    if config.device.startswith("cuda") and not torch.cuda.is_available():
+    wants_gpu = config.device.startswith("cuda") or config.pin_memory
+    if wants_gpu and not torch.cuda.is_available():
         raise DataError(
-            f"LoaderConfig.device is {config.device!r}, but torch {torch.__version__} sees no GPU. "
-            "Use device='cpu', or see `alexprep doctor`."
+            f"LoaderConfig has device={config.device!r} and pin_memory={config.pin_memory}, but "
+            f"torch {torch.__version__} sees no GPU. Use device='cpu' without pinned memory, or "
+            "see `alexprep doctor`."
         )
     if config.backend == "torch":
         return f"{means}torch: asked for"

@@ -74,6 +74,9 @@ class LoaderConfig:
             raise ValueError(
                 f"LoaderConfig.rank must be in 0..world-1, got {self.rank} of {self.world}."
             )
+        kind, _, number = self.device.partition(":")
+        if kind not in ("cpu", "cuda") or not (number.isdigit() or number == ""):
+            raise ValueError(f"LoaderConfig.device must be 'cpu' or 'cuda:N', got {self.device!r}.")
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"LoaderConfig.seed must be in 0..2**64-1, got {self.seed}.")
         choices = {

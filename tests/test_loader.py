@@ -208,6 +208,15 @@ def test_wrong_use_is_answered_with_what_to_change(root):
         LoaderConfig(rank=2, world=2)
 
 
+def test_a_gpu_that_is_not_there_is_an_error_when_the_loader_is_opened(root, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for change in ({"device": "cuda:0"}, {"pin_memory": True}):
+        with pytest.raises(DataError, match=r"sees no GPU. Use device='cpu'"):
+            open_loader(root, config=LoaderConfig(**change))
+    with pytest.raises(ValueError, match="must be 'cpu' or 'cuda:N', got 'gpu'"):
+        LoaderConfig(device="gpu")
+
+
 def test_statistics_are_asked_for_only_when_they_are_needed(tmp_path, rng):
     write_dataset(tmp_path, {"train": drawn_items(rng, 4)}, size=64)
     with open_loader(tmp_path, config=LoaderConfig(batch=2), augment=RAW) as loader:

@@ -1,0 +1,27 @@
+"""Every way of loading that is measured gives the pictures it is measured for."""
+
+from contextlib import ExitStack
+from itertools import islice
+
+import pytest
+
+from alexprep.bench_load import BATCH, CROP, images_per_second, open_cases
+from tests.datasets import drawn_items, measured, write_dataset
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the libraries we are compared with
+def test_every_measured_loader_gives_full_batches_of_the_crop(tmp_path, rng):
+    root = write_dataset(tmp_path, {"train": drawn_items(rng, 256, size=256)}, size=256)
+    measured(root, 256)
+    with ExitStack() as stack:
+        cases = open_cases(root, stack)
+        for name, batches in cases.items():
+            (images, labels) = next(islice(batches, 1))
+            if "decode" not in name:
+                shape = (
+                    images.shape() if callable(images.shape) else images.shape
+                )  # DALI's is called
+                assert tuple(shape) == (BATCH, 3, CROP, CROP), name
+            assert len(labels) == BATCH, name
+        assert images_per_second(cases["alexprep dali"], 2) > 0
