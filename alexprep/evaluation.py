@@ -226,10 +226,13 @@ def _check_classes(
 ) -> None:
     wnids, here = [wnid for wnid, _ in there], [wnid for wnid, _ in manifest.classes]
     if len(wnids) != len(here):
-        raise RunError(f"{path} knows {len(wnids)} classes, {dataset} has {len(here)}.")
+        raise RunError(
+            f"{path} knows {len(wnids)} classes, {dataset} has {len(here)}. "
+            "Evaluate on the classes it learned."
+        )
     for label, (one, other) in enumerate(zip(wnids, here, strict=True)):
         if one != other:
             raise RunError(
                 f"{path} learned other classes than those of {dataset}: {label} is {one} there "
-                f"and {other} here."
+                f"and {other} here. Evaluate on the classes it learned."
             )
