@@ -1,13 +1,14 @@
 # make demo    the whole way on images it draws itself: shard, stats, train, eval
 # make test    the tests          make check   format, lint, types, imports
-# Both set-ups land in .venv, ask nothing, and do nothing when they have been done.
+# make browser Debian's chromium, which the tests of the report look at its pages with
+# All set-ups ask nothing and do nothing when they have been done; Python's land in .venv.
 
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 APT := apt-get install --yes --no-install-recommends
 
-.PHONY: demo test check headers clean
+.PHONY: demo test check browser headers clean
 
 demo: .venv/.installed
 	$(BIN)/alexprep demo
@@ -30,16 +31,25 @@ headers:
 	printf '#include <stdio.h>\n#include <jpeglib.h>\n' | $(CC) -E - >/dev/null 2>&1 \
 	    || missing="$$missing libjpeg-dev"; \
 	printf '#include <zlib.h>\n' | $(CC) -E - >/dev/null 2>&1 || missing="$$missing zlib1g-dev"; \
-	test -z "$$missing" && exit 0; \
-	if ! command -v apt-get >/dev/null; then sudo=none; \
-	elif [ "$$(id -u)" = 0 ]; then sudo=; \
-	elif sudo -n true 2>/dev/null; then sudo="sudo -n"; \
-	else sudo=none; fi; \
-	if [ "$$sudo" = none ]; then \
-	    echo "missing:$$missing. Type: sudo apt-get install --yes$$missing" >&2; exit 1; fi; \
-	echo "installing:$$missing"; \
-	export DEBIAN_FRONTEND=noninteractive; \
-	$$sudo apt-get update -qq && $$sudo $(APT) -qq $$missing >/dev/null
+	$(INSTALL_MISSING)
+
+browser:
+	@missing=""; command -v chromium >/dev/null || missing=" chromium"; \
+	$(INSTALL_MISSING)
+
+# Debian packages in $$missing: installed where that needs no password, else the line to type.
+define INSTALL_MISSING
+test -z "$$missing" && exit 0; \
+if ! command -v apt-get >/dev/null; then sudo=none; \
+elif [ "$$(id -u)" = 0 ]; then sudo=; \
+elif sudo -n true 2>/dev/null; then sudo="sudo -n"; \
+else sudo=none; fi; \
+if [ "$$sudo" = none ]; then \
+    echo "missing:$$missing. Type: sudo apt-get install --yes$$missing" >&2; exit 1; fi; \
+echo "installing:$$missing"; \
+export DEBIAN_FRONTEND=noninteractive; \
+$$sudo apt-get update -qq && $$sudo $(APT) -qq $$missing >/dev/null
+endef
 
 .venv/bin/python:
 	@$(MAKE) --no-print-directory headers
