@@ -150,10 +150,11 @@ class Columns(nn.Module):
         return {name: value for name, value in state.items() if name.startswith(mine)}
 
     def _hidden(self, images_NCHW: Tensor) -> list[Tensor]:
-        parts = [
-            prepared(images_NCHW.to(device, non_blocking=True), self.config)
-            for device in self.seam.devices
-        ]
+        images = {
+            device: prepared(images_NCHW.to(device, non_blocking=True), self.config)
+            for device in set(self.seam.devices)
+        }
+        parts = [images[device] for device in self.seam.devices]
         for number, meets in enumerate(self.meets):
             if meets:
                 parts = self.seam.gather(parts)

@@ -84,6 +84,32 @@ def train(model, loader, replicas):
     return losses, first
 
 
+# Largest differences of the logits and of conv1's gradient, relative to plain float32.
+MODES = {
+    "float32": (1e-5, 1e-4),
+    "channels_last": (1e-5, 1e-4),
+    "bf16": (0.02, 0.3),
+    "compiled": (1e-5, 1e-4),
+}
+
+
+def one_step(mode, **build_options):
+    """Logits and the gradient of conv1 of one step in float32, in a mode of running."""
+    model = build(SMOKE, seed=3, **build_options)
+    chance = torch.Generator().manual_seed(5)
+    images, labels = torch.randn(4, 3, 48, 48, generator=chance) * 60, torch.arange(4)
+    if mode == "channels_last":
+        model.to(memory_format=torch.channels_last)
+        images = images.to(memory_format=torch.channels_last)
+    run = torch.compile(model, backend="aot_eager") if mode == "compiled" else model
+    with torch.autocast("cpu", torch.bfloat16, enabled=mode == "bf16"):
+        logits = run(images)
+        loss = F.cross_entropy(logits, labels)
+    loss.backward()
+    gradient = next(p.grad for n, p in model.named_parameters() if n.endswith("conv1.weight"))
+    return logits.detach().float(), gradient
+
+
 def start(worker, processes, folder, **environment):
     """Start `processes` of worker(rank, folder); returns the process objects."""
     with socket.socket() as free:
@@ -93,7 +119,10 @@ def start(worker, processes, folder, **environment):
     os.environ.update(
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE=str(processes), **environment
     )
-    started = [context.Process(target=worker, args=(rank, folder)) for rank in range(processes)]
+    started = [
+        context.Process(target=worker, args=(rank, folder), daemon=True)
+        for rank in range(processes)
+    ]
     for process in started:
         process.start()
     return started
@@ -117,14 +146,26 @@ def train_worker(rank, folder):
     team.close()
 
 
+def modes_worker(rank, folder):
+    team = enlist(rank)
+    modes = {mode: one_step(mode, form="columns", team=team) for mode in MODES}
+    torch.save(modes, folder / f"{rank}.pt")
+    team.close()
+
+
+def finished(worker, processes, folder):
+    """What each process of worker(rank, folder) wrote, once all have ended well."""
+    started = start(worker, processes, folder)
+    for process in started:
+        process.join(250)
+    assert [process.exitcode for process in started] == [0] * processes
+    return [torch.load(folder / f"{rank}.pt") for rank in range(processes)]
+
+
 @pytest.fixture(scope="module", params=[2, 4], ids=["2 processes", "2 x 2 processes"])
 def trained(request, tmp_path_factory):
     """What each process of a run ended with, by (replica, column)."""
-    folder = tmp_path_factory.mktemp("ranks")
-    for process in start(train_worker, request.param, folder):
-        process.join(120)
-        assert process.exitcode == 0
-    results = [torch.load(folder / f"{rank}.pt") for rank in range(request.param)]
+    results = finished(train_worker, request.param, tmp_path_factory.mktemp("ranks"))
     return [results[rank : rank + 2] for rank in range(0, request.param, 2)]
 
 
@@ -161,6 +202,16 @@ def test_processes_have_the_gradients_of_one_device(trained, oracle):
 def test_processes_have_the_weights_of_one_device_after_five_steps(trained, oracle):
     for replica in trained:
         assert_same(joined(replica, 2), oracle[2])
+
+
+def test_processes_run_channels_last_bf16_and_compiled_within_tolerance(tmp_path):
+    logits, gradient = one_step("float32")
+    first, second = finished(modes_worker, 2, tmp_path)
+    for mode, (logit_limit, gradient_limit) in MODES.items():
+        assert torch.equal(first[mode][0], second[mode][0])
+        assert (first[mode][0] - logits).norm() <= logit_limit * logits.norm(), mode
+        found = torch.cat([first[mode][1], second[mode][1]])
+        assert (found - gradient).norm() <= gradient_limit * gradient.norm(), mode
 
 
 def broken_worker(rank, folder):
