@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 
 from alexprep.codec import MAX_PIXELS, MAX_WHOLE, ImageError, encode, square
 from alexprep.drawing import EXIF_ORIENTATION
-from alexprep.jpeg import exif_orientation, read_header
+from alexprep.jpeg import read_header
 from pipelines.format import FIXES
 
 
@@ -115,23 +115,6 @@ def test_orientation_is_applied_when_asked_for_as_pillow_does(rng, orientation):
     ours = opened(encoded(data, apply_orientation=True, quality=100).jpg)
     expected = resized_then_cropped(upright, 64)
     assert np.abs(np.asarray(ours, dtype=int) - expected).mean() < 3
-
-
-@pytest.mark.parametrize(
-    ("block", "orientation"),
-    [
-        (b"II*\0" + struct.pack("<IHHHIHH", 8, 1, 0x0112, 3, 1, 6, 0), 6),
-        (b"MM\0*" + struct.pack(">IHHHIHH", 8, 1, 0x0112, 3, 1, 8, 0), 8),
-        (b"MM\0*" + struct.pack(">IHHHIHH", 8, 1, 0x0100, 3, 1, 8, 0), 1),
-        (b"II*\0" + struct.pack("<IHHHIHH", 8, 1, 0x0112, 3, 1, 0, 0), 1),
-        (b"II*\0" + struct.pack("<IHHHIHH", 8, 1, 0x0112, 3, 1, 99, 0), None),
-        (b"II*\0" + struct.pack("<IH", 8, 50), None),
-        (b"II*\0" + struct.pack("<I", 1 << 30), None),
-        (b"garbage", None),
-    ],
-)
-def test_exif_orientation_is_read_in_both_byte_orders_and_damage_is_noticed(block, orientation):
-    assert exif_orientation(block) == orientation
 
 
 def corrupt_exif(data):
