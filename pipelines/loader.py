@@ -113,6 +113,7 @@ class Loader:
         own = {"world": plan.world} if plan.order == "shards" else {}
         window = {"window": plan.window} if plan.order == "window" else {}
         return {
+            "train": plan.train,
             "seed": plan.seed,
             "batch": plan.batch,
             "order": plan.order,
@@ -139,9 +140,11 @@ class Loader:
         return self._placed(images), self._placed(torch.as_tensor(raw.labels))
 
     def _placed(self, tensor: Tensor) -> Tensor:
-        if self._config.pin_memory and tensor.device.type == "cpu":
-            tensor = tensor.pin_memory()
-        return tensor.to(self._config.device, non_blocking=True)
+        config = self._config
+        to_gpu = config.device.startswith("cuda")
+        if tensor.device.type == "cpu" and (config.pin_memory or to_gpu):
+            tensor = tensor.pin_memory()  # else the copy to a GPU would wait for itself
+        return tensor.to(config.device, non_blocking=True)
 
     def _open_stream(self) -> Generator[tuple[RawBatch, Tensor]]:
         config, reader = self._config, self._reader
