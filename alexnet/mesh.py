@@ -163,11 +163,12 @@ class _Gather(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         team: Team = ctx.team
-        slices = grad.chunk(team.columns, dim=1)
-        shares = [as_rows(share, ctx.format) for share in slices]
-        mine = torch.empty_like(shares[0])
-        team.exchange(dist.reduce_scatter, mine, shares, group=team.group)
-        return as_maps(mine, ctx.format), None
+        # Each column gets its part's gradients and adds them up in order. Not reduce_scatter,
+        # which sends twice as much with gloo.
+        shares = torch.stack([as_rows(g, ctx.format) for g in grad.chunk(team.columns, dim=1)])
+        mine = torch.empty_like(shares)
+        team.exchange(dist.all_to_all_single, mine, shares, group=team.group)
+        return as_maps(mine.sum(0), ctx.format), None
 
 
 class _ToFirst(Function):
