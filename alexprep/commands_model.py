@@ -91,7 +91,12 @@ def train(
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda:0.")
 @click.option("--weights", help="Weights of the checkpoints' predictions, as 1,1,2.")
 @click.option("--labels", type=PATH, help="Other labels: a JSON file of key to list of labels.")
-@click.option("--save-predictions", "save", type=PATH, help="Keep the probabilities in a file.")
+@click.option(
+    "--save-predictions",
+    "save",
+    type=PATH,
+    help="Keep the probabilities in this file, *.predictions.",
+)
 @click.option("--per-class", is_flag=True, help="Print a table of the classes.")
 @json_option
 def evaluate(
@@ -127,7 +132,7 @@ def evaluate(
             weights=tuple(float(weight) for weight in weights.split(",")) if weights else (),
             labels=labels,
         )
-    result = work(checkpoints, data, options, save=save)
+        result = work(checkpoints, data, options, save=save)
     if as_json:
         print_json(result.to_dict())
         return

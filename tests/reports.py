@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from alexprep.training import TrainOptions, train
-from tests.datasets import drawn_items, measured, write_dataset
+from tests.tarsets import drawn_items, measured, write_dataset
 
 EPOCHS = 2
 TRAIN, VALIDATION = 50, 24

@@ -6,7 +6,7 @@ import pytest
 from pipelines.augment import AugmentSpec, centre, colours, draw, shift, ten_views
 from pipelines.errors import DataError
 from pipelines.philox import philox
-from tests.datasets import measured
+from tests.tarsets import measured
 
 MANY = np.arange(40_000)
 

@@ -8,7 +8,7 @@ import pytest
 from alexprep.bench import BenchConfig, Result, Row, interleaved, result, row, rows, save, table
 from alexprep.bench_all import readme, run_bench
 from alexprep.bench_stats import run as bench_stats
-from tests.datasets import drawn_items, write_dataset
+from tests.tarsets import drawn_items, write_dataset
 
 FOUND = [
     Row(name="decode", unit="images/s", median=1000, p5=900, p95=1100, n=5),

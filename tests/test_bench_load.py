@@ -6,7 +6,7 @@ from itertools import islice
 import pytest
 
 from alexprep.bench_load import BATCH, CROP, images_per_second, open_cases
-from tests.datasets import drawn_items, measured, write_dataset
+from tests.tarsets import drawn_items, measured, write_dataset
 
 
 @pytest.mark.slow

@@ -11,8 +11,8 @@ from PIL import Image
 from pipelines import AugmentSpec, LoaderConfig, open_loader
 from pipelines.augment import draw
 from pipelines.order import global_order
-from tests.datasets import Item, drawn_items, measured, write_dataset
 from tests.drawing import jpeg
+from tests.tarsets import Item, drawn_items, measured, write_dataset
 
 BACKENDS = ("dali", "torch")
 SPECS = {

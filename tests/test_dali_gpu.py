@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pipelines import AugmentSpec, LoaderConfig, open_loader
-from tests.datasets import drawn_items, measured, write_dataset
+from tests.tarsets import drawn_items, measured, write_dataset
 
 pytestmark = pytest.mark.gpu
 

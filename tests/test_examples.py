@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.datasets import Item, write_dataset
 from tests.drawing import jpeg, photograph
+from tests.tarsets import Item, write_dataset
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

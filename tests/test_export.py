@@ -11,7 +11,7 @@ import pytest
 from alexprep.errors import PrepareError
 from alexprep.export import dali_index, export, index_tars
 from pipelines.format import Manifest
-from tests.datasets import drawn_items, write_dataset
+from tests.tarsets import drawn_items, write_dataset
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import pytest
 from pipelines import AugmentSpec, DataError, LoaderConfig, open_loader
 from pipelines.format import Manifest
 from pipelines.shards import SplitReader
-from tests.datasets import drawn_items, measured, write_dataset
+from tests.tarsets import drawn_items, measured, write_dataset
 
 RAW = AugmentSpec(source=32, crop=28, mean="none", lighting=0, divide=1)
 BACKENDS = ("dali", "torch")

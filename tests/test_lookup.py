@@ -5,7 +5,7 @@ import pytest
 
 from alexprep.lookup import read_sample
 from pipelines.errors import DataError
-from tests.datasets import drawn_items, write_dataset
+from tests.tarsets import drawn_items, write_dataset
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import torch
 from alexnet import checkpoint, metrics
 from alexprep.stats import compute_stats
 from alexprep.training import train
-from tests.datasets import write_dataset
+from tests.tarsets import write_dataset
 from tests.test_training import OPTIONS, items
 
 # Lighting off and few steps: float32 sums in another order drift apart with every step.

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from pipelines import AugmentSpec, DataError, LoaderConfig, open_loader
-from tests.datasets import drawn_items, measured, write_dataset
+from tests.tarsets import drawn_items, measured, write_dataset
 
 RAW = AugmentSpec(source=64, crop=48, mean="none", lighting=0, divide=1)
 SHARD = "train/drawn-train-000001.tar"

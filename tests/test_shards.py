@@ -14,7 +14,7 @@ from pipelines import AugmentSpec, DataError, LoaderConfig, open_loader
 from pipelines.format import Manifest, parse_index
 from pipelines.jpeg import check_scan
 from pipelines.shards import SplitReader
-from tests.datasets import drawn_items, write_dataset
+from tests.tarsets import drawn_items, write_dataset
 
 RAW = AugmentSpec(source=64, crop=48, mean="none", lighting=0, divide=1)
 SHARD = "train/drawn-train-000001.tar"

@@ -19,8 +19,8 @@ from alexprep.stats_report import format_report
 from pipelines.errors import DataError
 from pipelines.format import Manifest
 from pipelines.imagestats import ImageStats
-from tests.datasets import Item, drawn_items, write_dataset
 from tests.drawing import jpeg, photograph
+from tests.tarsets import Item, drawn_items, write_dataset
 
 SIZE = 40
 FILES = ("stats.json", "stats.npz", "mean.png")

@@ -4,7 +4,7 @@ import numpy as np
 from test_shard_cluster import cluster
 
 from alexprep.stats import compute_stats
-from tests.datasets import drawn_items, write_dataset
+from tests.tarsets import drawn_items, write_dataset
 
 __all__ = ["cluster"]  # the fixture
 

@@ -24,8 +24,8 @@ from alexprep.stats import compute_stats
 from alexprep.training import TrainOptions, train
 from pipelines.errors import DataError
 from pipelines.format import Manifest
-from tests.datasets import Item, write_dataset
 from tests.drawing import jpeg
+from tests.tarsets import Item, write_dataset
 
 OPTIONS = TrainOptions(
     smoke=True,

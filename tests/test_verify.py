@@ -9,8 +9,8 @@ from alexprep.shard import RunOptions, ShardConfig, shard
 from alexprep.verify import format_verified, verify
 from pipelines.errors import DataError
 from pipelines.format import Manifest
-from tests.datasets import Item, drawn_items, write_dataset
 from tests.drawing import draw_classes, jpeg, photograph
+from tests.tarsets import Item, drawn_items, write_dataset
 
 CONFIG = ShardConfig(size=48, shards={"train": 3, "validation": 2})
 
