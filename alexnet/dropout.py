@@ -1,8 +1,12 @@
+# pyright: reportUnknownMemberType=false
+# torch.library types the methods of an operator only in part.
 """Dropout whose masks are a function of seed, layer, column, unit and image, not of a generator.
 
 So the one-device form, two columns and any number of replicas drop the same units of the same
 images, a resumed run drops what an unstopped one would have, and CPU and GPU agree.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -31,8 +35,8 @@ def kept(images: Tensor, units: Tensor, probability: float) -> Tensor:
         units: int64 (F,), keys as `unit_keys` makes them.
         probability: of being kept.
     """
-    threshold = round((1.0 - probability) * 2**64) - 2**63
-    return mix(mix(images * _SPREAD)[:, None] ^ units) >= threshold
+    drawn = (mix(mix(images * _SPREAD)[:, None] ^ units) >> 33) & _LOW
+    return drawn < round(probability * 2**31)
 
 
 def unit_keys(seed: int, layer: int, columns: range, each: int, device: torch.device) -> Tensor:
@@ -42,6 +46,21 @@ def unit_keys(seed: int, layer: int, columns: range, each: int, device: torch.de
     # Filled, not copied from the host: a CUDA graph may not copy.
     start = mix(torch.full((1,), seed, device=device) * _SPREAD + layer)
     return mix(mix(start + column * _SPREAD) + place * _SPREAD).flatten()
+
+
+# An operator of its own: what torch.compile of torch 2.13 makes of these shifts and products for a
+# CPU computes other bits.
+@torch.library.custom_op("alexnet::dropout_mask", mutates_args=())
+def _mask(position: Tensor, place: Sequence[int], size: Sequence[int], keep: float) -> Tensor:
+    seed, layer, first, stop = place
+    images = position + torch.arange(size[0], device=position.device)
+    each = size[1] // (stop - first)
+    return kept(images, unit_keys(seed, layer, range(first, stop), each, position.device), keep)
+
+
+@_mask.register_fake
+def _(position: Tensor, place: Sequence[int], size: Sequence[int], keep: float) -> Tensor:
+    return position.new_empty((size[0], size[1]), dtype=torch.bool)
 
 
 class Dropout(nn.Module):
@@ -79,8 +98,7 @@ class Dropout(nn.Module):
             return x
         if not self.training:
             return x if self.inverted else x * self.keep
-        images = self.position + torch.arange(len(x), device=x.device) * self.stride
-        each = x[0].numel() // len(self.columns)
-        units = unit_keys(self.seed, layer, self.columns, each, x.device)
-        mask = kept(images, units, self.keep).view(x.shape).to(x.dtype)
+        place = (self.seed, layer, self.columns.start, self.columns.stop)
+        drawn = _mask(self.position, place, (len(x), x[0].numel()), self.keep)
+        mask = drawn.view(x.shape).to(x.dtype)
         return x * (mask / self.keep if self.inverted else mask)
