@@ -16,7 +16,9 @@ HEAD = "# The commands\n\nWritten by `python docs/make_commands.py` from what `-
 def reference() -> str:
     """The help of `alexprep` and of each command, as Markdown."""
     sections = [HEAD]
-    with click.Context(cli, info_name="alexprep", **cli.context_settings) as context:
+    with click.Context(
+        cli, info_name="alexprep", terminal_width=80, **cli.context_settings
+    ) as context:
         sections.append(f"\n```text\n{cli.get_help(context)}\n```\n")
         for name in cli.list_commands(context):
             command = cli.commands[name]
