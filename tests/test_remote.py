@@ -189,12 +189,27 @@ def test_a_url_without_a_data_set_is_named(http_root):
 
 
 def test_a_server_that_dies_in_the_middle_is_an_error_in_the_consumer(root):
-    server, thread, url = serve(functools.partial(Quiet, directory=root))
+    died = threading.Event()
+
+    class Mortal(Quiet):
+        tars = 0
+
+        def copyfile(self, source, outputfile):
+            Mortal.tars += self.path.endswith(".tar")
+            if Mortal.tars < 3:
+                return super().copyfile(source, outputfile)
+            # However far ahead the reader is: it gets no more of the last shard than this.
+            outputfile.write(source.read(10_000))
+            died.wait(20)
+            return None
+
+    server, thread, url = serve(functools.partial(Mortal, directory=root))
     loader = open_loader(url, "train", config(readers=1, timeout=3.0), RAW)
     given = iter(loader)
     next(given)
     server.shutdown()
     server.server_close()
+    died.set()
     thread.join()
     with pytest.raises(DataError, match=rf"{url}/train/.*, sample \d+: the shard cannot be read"):
         list(given)
