@@ -50,7 +50,5 @@ def test_another_network_learns_through_the_loader(root):
 
 @pytest.mark.parametrize("library", ["webdataset", "datasets", "dali"])
 def test_other_libraries_read_the_shards_in_a_few_lines(root, library):
-    if library == "datasets":
-        pytest.importorskip("datasets")
     said = run("read_shards.py", root, library)
     assert said == f"{library}: 64 samples; the first is item_000, label 0, 64x64\n"
