@@ -152,6 +152,12 @@ def no_lighting(to: Target) -> Recipe:
     return replace(recipe, augment=_unlit(recipe.augment))
 
 
+def no_crops(to: Target) -> Recipe:
+    """code2012 on centre crops, none mirrored: "substantial overfitting" in the paper."""
+    recipe = _recipe("no_crops", networks.code2012, to, epochs=91)
+    return replace(recipe, augment=replace(recipe.augment, random_crop=False, mirror=False))
+
+
 def tanh(to: Target) -> Recipe:
     """code2012 with tanh neurons: several times slower in the paper's figure 1."""
     return _recipe("tanh", networks.tanh, to, epochs=91)
@@ -166,7 +172,7 @@ RECIPES: dict[str, Callable[[Target], Recipe]] = {
     function.__name__: function
     for function in (
         *(code2012, paper, one_gpu, six_conv, net_170, ungrouped, caffe, torchvision),
-        *(no_lrn, no_overlap, no_communication, no_dropout, no_lighting),
+        *(no_lrn, no_overlap, no_communication, no_dropout, no_lighting, no_crops),
         *(tanh, four_conv),
     )
 }

@@ -1,11 +1,14 @@
 """Train variants of a recipe on one data set, some seeds each, and put them beside each other.
 
-    python benchmarks/compare_recipes.py ablations DATASET OUT --smoke --epochs 15 --seeds 3
+    python benchmarks/compare_recipes.py ablations DATASET OUT --smoke --epochs 4 --seeds 3
+        --set train.precision=bfloat16
     python benchmarks/compare_recipes.py paper DATASET OUT --epochs 3 --seeds 1
     python benchmarks/compare_recipes.py ensemble DATASET OUT --smoke --epochs 15 --seeds 3
 
-Every variant is a run of `alexprep train` in OUT/<variant>-<seed>; finished ones are not run again.
-OUT/summary.json and OUT/summary.md have the errors; for `ensemble` also that of the seeds' mean.
+Every variant is a run of `alexprep train` in OUT/<variant>-<seed>; finished ones are not run again,
+so that `--only` can divide the variants among processes, and a last call without it puts them
+together. OUT/summary.json and OUT/summary.md have the errors; for `ensemble` also that of the
+seeds' mean prediction, which the runs of `ablations` serve as well.
 """
 
 import argparse
@@ -22,12 +25,11 @@ from alexprep.training import TrainOptions, train
 WIDE_START = tuple(f"model.conv{n}.sd=.03" for n in (3, 4, 5))
 # variant -> (recipe, settings)
 EXPERIMENTS = {
-    # The paper's deltas in top-1: no_lrn 1.4, no_overlap .4, no_lighting over 1, one_gpu 1.7.
+    # The paper's deltas in top-1: no_lrn 1.4, no_overlap .4, no_lighting over 1.
     "ablations": {
         name: (name, ())
         for name in (
-            *("code2012", "no_lrn", "no_overlap", "no_lighting", "no_dropout", "tanh"),
-            *("one_gpu", "no_communication", "four_conv"),
+            *("code2012", "no_lrn", "no_overlap", "no_lighting", "no_crops", "no_dropout", "tanh"),
         )
     },
     # One difference at a time from the paper's text towards the released code, at one rate.
@@ -58,12 +60,20 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--devices", default="cpu")
+    parser.add_argument("--only", help="variants to train, with commas; no summary then")
+    parser.add_argument("--set", action="append", default=[], help="as of `alexprep train`")
     args = parser.parse_args()
-    rows = []
-    for variant, (recipe, settings) in EXPERIMENTS[args.experiment].items():
-        runs = []
-        for seed in range(args.seeds):
-            run = args.out / f"{variant.replace(' ', '_').replace(',', '')}-{seed}"
+    variants = EXPERIMENTS[args.experiment]
+    names = args.only.split(",") if args.only else list(variants)
+    folders = {
+        name: [
+            args.out / f"{name.replace(' ', '_').replace(',', '')}-{s}" for s in range(args.seeds)
+        ]
+        for name in names
+    }
+    for seed in range(args.seeds):
+        for name, runs in folders.items():
+            recipe, settings = variants[name]
             if args.experiment == "paper":
                 settings = (*settings, "train.schedule=constant")
             options = TrainOptions(
@@ -72,12 +82,14 @@ def main() -> None:
                 epochs=args.epochs,
                 seed=seed,
                 devices=tuple(args.devices.split(",")),
-                settings=tuple(at_size(setting, smoke=args.smoke) for setting in settings),
+                settings=(*(at_size(each, smoke=args.smoke) for each in settings), *args.set),
             )
-            if train(args.dataset, run, options).stopped:
+            if train(args.dataset, runs[seed], options).stopped:
                 sys.exit(1)
-            runs.append(run)
-        rows.append(summary(variant, runs, args.dataset, ensemble=args.experiment == "ensemble"))
+    if args.only:
+        return
+    together = args.experiment == "ensemble"
+    rows = [summary(name, runs, args.dataset, together) for name, runs in folders.items()]
     about = {"machine": machine(), "argv": sys.argv[1:], "rows": rows}
     (args.out / "summary.json").write_text(json.dumps(about, indent=1) + "\n")
     (args.out / "summary.md").write_text(table(rows))
@@ -92,7 +104,7 @@ def at_size(setting: str, *, smoke: bool) -> str:
     return setting
 
 
-def summary(variant: str, runs: list[Path], dataset: Path, *, ensemble: bool) -> dict:
+def summary(variant: str, runs: list[Path], dataset: Path, together: bool) -> dict:
     """Last training loss and errors on validation, over the seeds."""
     last = [[r for r in metrics.read(run) if r["kind"] == "epoch"][-1] for run in runs]
     row = {
@@ -101,7 +113,7 @@ def summary(variant: str, runs: list[Path], dataset: Path, *, ensemble: bool) ->
         "top1_error": [record["top1"] for record in last],
         "top5_error": [record["top5"] for record in last],
     }
-    if ensemble:
+    if together:
         mean = evaluate(runs, dataset, EvalOptions())
         row["mean_prediction"] = [mean.top1, mean.top5]
     return row

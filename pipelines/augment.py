@@ -33,6 +33,7 @@ class AugmentSpec:
     Attributes:
         source: pixels a side of the stored images.
         crop: pixels a side of what the network sees (the code 224; others 227).
+        random_crop: crop training images at random places; off: at the centre.
         mirror: mirror half of the training images.
         mean: what is subtracted. "image": the centre crop of the mean image, wherever the crop
             came from (the code). "image_at_crop": the mean image at the crop's own place, mirrored
@@ -54,6 +55,7 @@ class AugmentSpec:
 
     source: int = 256
     crop: int = 224
+    random_crop: bool = True
     mirror: bool = True
     mean: Mean | Triple = "image"
     lighting: float = 0.1
@@ -144,9 +146,12 @@ def draw(spec: AugmentSpec, seed: int, epoch: int, positions: Integers) -> Draws
         alpha = normals(words(at, LIGHT))[:, :3] * spec.lighting
     room = spec.source - spec.crop + 1
     flips = below(2, place[2]).astype(np.bool_)
+    y, x = below(room, place[0]), below(room, place[1])
+    if not spec.random_crop:
+        y = x = np.full_like(y, (spec.source - spec.crop) // 2)
     return Draws(
-        y=below(room, place[0]),
-        x=below(room, place[1]),
+        y=y,
+        x=x,
         mirror=flips if spec.mirror else np.zeros_like(flips),
         alpha=alpha,
         divide=spec.divide if spec.lit(epoch) else 1.0,

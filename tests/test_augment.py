@@ -1,5 +1,7 @@
 """Draws: pinned, uniform, pure; what each field of AugmentSpec turns on."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -86,6 +88,15 @@ def test_light_and_division_end_with_their_epoch():
     assert (lit.divide, dark.divide) == (1.1, 1.0)
     assert lit.alpha.any()
     assert not dark.alpha.any()
+
+
+def test_random_crops_can_be_turned_off_without_changing_any_other_draw():
+    spec = AugmentSpec()
+    here = draw(spec, 5, 2, np.arange(64))
+    middle = draw(replace(spec, random_crop=False), 5, 2, np.arange(64))
+    assert set(middle.y) == set(middle.x) == {16}
+    assert (middle.mirror == here.mirror).all()
+    assert (middle.alpha == here.alpha).all()
 
 
 def test_mirror_and_lighting_can_be_turned_off():
