@@ -13,6 +13,7 @@ PACKAGES = (
     "nvidia-dali-cuda130",
     "pillow-simd",
     "numpy",
+    "numba",
     "webdataset",
     "dask",
 )

@@ -5,9 +5,7 @@ images are divided among workers or in which order the parts are added.
 
 Bounds. All of ILSVRC2012 at 256x256: a pixel's sum is at most 1,281,167 * 255 = 3.3e8, a channel
 product's sum at most 1,281,167 * 65,536 * 255**2 = 5.46e15; uint64 and int hold both, and so would
-float64 (2**53 = 9.0e15). Within `Accumulator`: uint16 holds the sum of 257 images (257 * 255 =
-65,535), and float32, which is exact up to 2**24, the sum of 256 products (256 * 255**2 < 2**24), in
-whatever order they are added.
+float64 (2**53 = 9.0e15).
 """
 
 import math
@@ -21,11 +19,6 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Ints = tuple[tuple[int, ...], ...]
 
-IMAGES_BEFORE_FLUSH = 257
-ROWS = 256
-COLUMNS = 1024 * 3
-# (lag, colour of the first factor, of the second): in R G B R G B ..., the value `lag` further on.
-LAGS = ((0, 0, 0), (0, 1, 1), (0, 2, 2), (1, 0, 1), (1, 1, 2), (2, 0, 2))
 # Below this a component of a unit axis counts as zero where the sign of the axis is chosen.
 ZERO = 1e-9
 
@@ -63,62 +56,6 @@ class Moments:
     def channel_sums(self) -> tuple[int, int, int]:
         red, green, blue = (int(self.sum_HWC[..., channel].sum()) for channel in range(3))
         return red, green, blue
-
-
-class Accumulator:
-    """Adds images one by one; `moments()` gives what was added so far.
-
-    The values of an image, R G B R G B ..., are laid out in at most 256 rows of a multiple of three
-    columns. The product of the values with themselves, one and two further on, summed down the
-    rows, has every pair of colours in a third of its columns. Pulling the colours apart first
-    takes longer than the third of these products that nobody needs.
-    """
-
-    def __init__(self, height: int, width: int) -> None:
-        values = height * width * 3
-        columns = max(COLUMNS, 3 * -(-values // (3 * ROWS)))
-        self._shape = (height, width, 3)
-        self._grid = (-(-values // columns), columns)
-        self._images = self._pending = 0
-        self._sums = np.zeros(values, np.uint16)
-        self._total = np.zeros(values, np.uint64)
-        # What lies beyond the last value stays zero and adds nothing to a product.
-        self._floats = np.zeros(self._grid[0] * columns + 2, np.float32)
-        self._lagged = np.zeros((3, columns))
-        self._products = dict.fromkeys(LAGS, 0)
-
-    def add(self, pixels_HWC: NDArray[np.uint8]) -> None:
-        """Add one image of height x width x RGB."""
-        values = pixels_HWC.reshape(-1)
-        np.add(self._sums, values, out=self._sums)
-        np.copyto(self._floats[: len(values)], values)
-        whole = len(self._floats) - 2
-        first = self._floats[:whole].reshape(self._grid)
-        for lag in range(3):
-            second = self._floats[lag : lag + whole].reshape(self._grid)
-            self._lagged[lag] += np.einsum("ij,ij->j", first, second)
-        self._images += 1
-        self._pending += 1
-        if self._pending == IMAGES_BEFORE_FLUSH:
-            self._flush()
-
-    def moments(self) -> Moments:
-        self._flush()
-        products = [[0] * 3 for _ in range(3)]
-        for (_, i, j), total in self._products.items():
-            products[i][j] = products[j][i] = total
-        total = self._total.reshape(self._shape).copy()
-        return Moments(self._images, total, tuple(tuple(row) for row in products))
-
-    def _flush(self) -> None:
-        """Move the small sums to where there is room."""
-        self._total += self._sums
-        self._sums[:] = 0
-        for key in LAGS:
-            lag, colour, _ = key
-            self._products[key] += int(self._lagged[lag, colour::3].sum())
-        self._lagged[:] = 0
-        self._pending = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)

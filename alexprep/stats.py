@@ -18,7 +18,8 @@ import simplejpeg  # pyright: ignore[reportMissingTypeStubs]
 from numpy.typing import NDArray
 
 from alexprep.machine import cores
-from alexprep.moments import Accumulator, Moments, colour, mean_image
+from alexprep.moments import Moments, colour, mean_image
+from alexprep.pixelsums import Accumulator
 from alexprep.progress import Progress
 from alexprep.tarstream import TarMember, TarStream
 from alexprep.tasks import completed

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alexprep.moments import IMAGES_BEFORE_FLUSH, Accumulator, Moments, colour, mean_image
+from alexprep.moments import Moments, colour, mean_image
 from alexprep.moments import principal_axes as axes_of
+from alexprep.pixelsums import IMAGES_BEFORE_FLUSH, Accumulator
 
 ILSVRC_IMAGES, SIDE = 1_281_167, 256
 
@@ -45,12 +46,12 @@ def test_sums_are_those_of_integer_arithmetic_for_any_size(images, height, width
 
 @pytest.mark.parametrize("value", [0, 127, 128, 255])
 def test_extreme_images_neither_overflow_nor_round_in_the_small_sums(value):
-    # 257 images of 255 fill uint16 to the brim, and 256 rows of 255 * 255 nearly fill float32.
+    # 257 images of 255 fill uint16 to the brim.
     pixels = np.full((2 * IMAGES_BEFORE_FLUSH + 3, 40, 60, 3), value, np.uint8)
     assert_same(accumulated(pixels), summed(pixels))
 
 
-def test_a_large_image_has_no_more_rows_than_float32_can_add():
+def test_the_products_of_one_large_white_image_need_more_than_32_bits_and_are_exact():
     pixels = np.full((2, 700, 500, 3), 255, np.uint8)
     assert_same(accumulated(pixels), summed(pixels))
 
