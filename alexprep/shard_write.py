@@ -7,6 +7,7 @@ knows it by.
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -89,16 +90,30 @@ def outcomes(items: Items, config: ShardConfig) -> Iterator[Outcome]:
         # pyarrow is an extra
         from alexprep.sources_parquet import RowReader  # noqa: PLC0415
 
-        yield from (outcome(data, config) for data in RowReader(items))
+        yield from (outcome(*file, config) for file in hashed(RowReader(items)))
         return
     with Reader(items) as reader:
-        for data in reader:
-            yield outcome(data, config)
+        for data, sha256 in hashed(reader):
+            yield outcome(data, sha256, config)
 
 
-def outcome(data: bytes, config: ShardConfig) -> Outcome:
+def hashed(files: Iterable[bytes]) -> Iterator[tuple[bytes, str]]:
+    """Each file with its sha256: a thread reads and hashes the next while one is worked on."""
+    rest = iter(files)
+
+    def following() -> tuple[bytes, str] | None:
+        data = next(rest, None)
+        return None if data is None else (data, hashlib.sha256(data).hexdigest())
+
+    with ThreadPoolExecutor(1) as aside:
+        coming = aside.submit(following)
+        while (file := coming.result()) is not None:
+            coming = aside.submit(following)
+            yield file
+
+
+def outcome(data: bytes, sha256: str, config: ShardConfig) -> Outcome:
     """Encode one source file, or say why it cannot be."""
-    sha256 = hashlib.sha256(data).hexdigest()
     try:
         encoded = encode(
             data,
@@ -135,24 +150,26 @@ def publish_shard(target: Target, task: ShardTask, results: Iterable[Outcome]) -
 def _write(
     file: IO[bytes], task: ShardTask, results: Iterable[Outcome]
 ) -> tuple[Record, list[Sample]]:
-    tar, index = TarWriter(file), list[Sample]()
+    index = list[Sample]()
     largest = source_bytes = 0
     mended: dict[str, list[str]] = {}
     faults: list[Fault] = []
-    for place, result in enumerate(results):
-        label = int(task.samples.label[place])
-        source_bytes += result.source_bytes
-        if result.encoded is None:
-            path = task.samples.items.where(place)
-            faults.append(Fault(path, result.sha256, result.reason, label))
-            continue
-        key = text(task.samples.key[place])
-        for fix in result.encoded.fixes:
-            mended.setdefault(fix, []).append(key)
-        largest = max(largest, len(result.encoded.jpg))
-        index.append(tar.add(key, _members(result.encoded, label, result.sha256, task)))
+    with TarWriter(file) as tar:
+        for place, result in enumerate(results):
+            label = int(task.samples.label[place])
+            source_bytes += result.source_bytes
+            if result.encoded is None:
+                path = task.samples.items.where(place)
+                faults.append(Fault(path, result.sha256, result.reason, label))
+                continue
+            key = text(task.samples.key[place])
+            for fix in result.encoded.fixes:
+                mended.setdefault(fix, []).append(key)
+            largest = max(largest, len(result.encoded.jpg))
+            index.append(tar.add(key, _members(result.encoded, label, result.sha256, task)))
+        shard = tar.close(task.name) if index and (task.skip or not faults) else None
     record = Record(
-        shard=tar.close(task.name) if index and (task.skip or not faults) else None,
+        shard=shard,
         largest_jpg=largest,
         source_bytes=source_bytes,
         mended=mended,

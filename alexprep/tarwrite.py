@@ -1,7 +1,9 @@
 """Write tars whose bytes follow from the members alone: USTAR, one owner, one time, no pax."""
 
 import hashlib
-from typing import IO
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import IO, Self
 
 from pipelines.format import BLOCK, MEMBERS, MTIME, Member, Sample, Shard, padded
 
@@ -21,11 +23,24 @@ def tar_header(name: bytes, size: int) -> bytes:
 
 
 class TarWriter:
-    """Appends samples to a file, hashing as it goes."""
+    """Appends samples to a file; a thread hashes each while the next one is made. Enter it."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file, self.bytes, self.samples = file, 0, 0
         self._sha256, self._md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
+        self._aside = ThreadPoolExecutor(1)
+        self._hashing: Future[None] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._aside.shutdown()
 
     def add(self, key: str, contents: tuple[bytes, ...]) -> Sample:
         """Append KEY.jpg, KEY.cls and KEY.json; where their data lies."""
@@ -44,6 +59,7 @@ class TarWriter:
     def close(self, name: str) -> Shard:
         """End the archive as tar does: two empty blocks, then up to a whole record."""
         self._append(bytes(2 * BLOCK + -(self.bytes + 2 * BLOCK) % RECORD))
+        self._hashed()
         return Shard(
             name=name,
             samples=self.samples,
@@ -56,6 +72,15 @@ class TarWriter:
         view = memoryview(data)
         while view:  # an unbuffered write may take less than it was given
             view = view[self.file.write(view) :]
+        self.bytes += len(data)
+        self._hashed()
+        self._hashing = self._aside.submit(self._hash, data)
+
+    def _hash(self, data: bytes) -> None:
         self._sha256.update(data)
         self._md5.update(data)
-        self.bytes += len(data)
+
+    def _hashed(self) -> None:
+        """Wait for what is being hashed, so that no more than one sample is kept for it."""
+        if self._hashing is not None:
+            self._hashing.result()
