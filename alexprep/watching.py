@@ -1,13 +1,17 @@
 """What is seen of a run: a live table on a terminal, plain lines anywhere else; TensorBoard."""
 
 import sys
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from alexprep.events import Events
 
 Record = dict[str, Any]
 
@@ -23,7 +27,7 @@ class Watcher:
         self._live: Live | None = None
         self._rows: list[Record] = []
         self._now: Record = {}
-        self._events: Any = None
+        self._events: Events | None = None
 
     def __enter__(self) -> Self:
         if sys.stderr.isatty() and not self.silent:
@@ -35,16 +39,16 @@ class Watcher:
         if self._live is not None:
             self._live.stop()
         if self._events is not None:
-            self._events.close()
+            # Each epoch flushes, where a fault ends the run: what is lost here is its last lines.
+            with suppress(OSError):
+                self._events.close()
 
     def begin(self) -> None:
         """Open the event files, now that the folder of the run is ours."""
         if find_spec("tensorboardX") is not None and not self.silent:
-            from tensorboardX import (  # noqa: PLC0415 - an extra  # pyright: ignore
-                SummaryWriter,
-            )
+            from alexprep.events import Events  # noqa: PLC0415 - an extra
 
-            self._events = SummaryWriter(str(self.run), flush_secs=30)
+            self._events = Events(self.run)
 
     def note(self, text: str) -> None:
         self.report({"kind": "note", "text": text})
@@ -53,8 +57,8 @@ class Watcher:
         """Show a record of alexnet.trainer."""
         if self.silent:
             return
-        if self._events is not None:
-            self._write_events(record)
+        if self._events is not None and record["kind"] != "note":
+            self._events.write(record)
         if self._live is None:
             sys.stderr.write(f"{line(record, self.epochs)}\n")
             sys.stderr.flush()
@@ -66,14 +70,6 @@ class Watcher:
         else:
             self._now = record
         self._live.update(self._table())
-
-    def _write_events(self, record: Record) -> None:
-        if record["kind"] == "note":
-            return
-        prefix = "train" if record["kind"] == "step" else "epoch"
-        for name, value in record.items():
-            if isinstance(value, float):
-                self._events.add_scalar(f"{prefix}/{name}", value, record["step"])
 
     def _table(self) -> Table:
         table = Table(title=f"{self.run}", caption=_step(self._now) if self._now else None)

@@ -1,3 +1,12 @@
+import errno
+import os
+import socket
+import struct
+from pathlib import Path
+
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+
 from alexprep.watching import Watcher, line
 
 STEP = {
@@ -77,3 +86,37 @@ def test_tensorboard_events_are_written(tmp_path):
     data = events.read_bytes()
     for tag in (b"train/loss", b"epoch/top1"):
         assert tag in data
+
+
+def test_events_are_read_back_by_another_reader_with_their_steps(tmp_path):
+    with Watcher(tmp_path, 15) as watcher:
+        watcher.begin()
+        watcher.report(STEP)
+        watcher.report({**STEP, "step": 100, "loss": 0.5})
+    (events,) = tmp_path.glob("events.*")
+    found = list(scalars(events.read_bytes()))
+    assert (50, "train/loss", pytest.approx(1.23456)) in found
+    assert (100, "train/loss", 0.5) in found
+
+
+def scalars(data):
+    """(step, tag, value) of each record: length, its check, the message, its check."""
+    at = 0
+    while at < len(data):
+        (length,) = struct.unpack_from("<Q", data, at)
+        event = Event.FromString(data[at + 12 : at + 12 + length])
+        yield from ((event.step, one.tag, one.simple_value) for one in event.summary.value)
+        at += 12 + length + 4
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_under_the_events_raises_and_does_not_wait(tmp_path, monkeypatch):
+    monkeypatch.setattr("time.time", lambda: 1234567890.0)
+    (tmp_path / f"events.out.tfevents.1234567890.{socket.gethostname()}").symlink_to("/dev/full")
+    watcher = Watcher(tmp_path, 15)
+    watcher.begin()
+    with watcher:
+        for _ in range(5):
+            watcher.report(STEP)
+        with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+            watcher.report(EPOCH)  # an epoch is flushed
