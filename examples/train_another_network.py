@@ -2,9 +2,10 @@
 
     python examples/train_another_network.py DATASET [--epochs 10] [--batch 128] [--device cuda:0]
 
-Nothing of AlexNet is in here: the network is plain torch, the pictures come normalised as most
-networks published for ImageNet expect them. DATASET is what `alexprep shard` wrote; statistics are
-not needed, since mean and sd are given.
+You see a line an epoch: the loss of its last batch, and the share of the validation split that the
+network gets right. Nothing of AlexNet is in here: the network is plain torch, the pictures come
+normalised as most networks published for ImageNet expect them. DATASET is what `alexprep shard`
+wrote; statistics are not needed, since mean and sd are given.
 """
 # ruff: noqa: T201 - it prints
 

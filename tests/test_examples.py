@@ -8,8 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+from safetensors.numpy import load_file
 
+from alexnet import checkpoint
+from alexprep.shard_finish import sidecars
+from pipelines.format import Manifest
 from tests.drawing import jpeg, photograph
+from tests.reports import make_dataset, make_run
 from tests.tarsets import Item, write_dataset
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -24,7 +30,10 @@ def root(tmp_path_factory):
         picture = photograph(rng, 64, 64).point(lambda value, up=number % 2: value // 2 + 120 * up)
         items.append(Item(f"item_{number:03d}", jpeg(picture, 95, subsampling=2), number % 2))
     root = tmp_path_factory.mktemp("examples")
-    return write_dataset(root, {"train": items[:64], "validation": items[64:]}, size=64, classes=2)
+    write_dataset(root, {"train": items[:64], "validation": items[64:]}, size=64, classes=2)
+    for name, text in sidecars(Manifest.load(root)).items():
+        (root / name).write_text(text)
+    return root
 
 
 def run(name, *arguments):
@@ -48,7 +57,34 @@ def test_another_network_learns_through_the_loader(root):
     assert max(shares) > 85
 
 
-@pytest.mark.parametrize("library", ["webdataset", "datasets", "dali"])
+@pytest.mark.parametrize("library", ["webdataset", "wids", "datasets", "dali", "torch"])
 def test_other_libraries_read_the_shards_in_a_few_lines(root, library):
     said = run("read_shards.py", root, library)
     assert said == f"{library}: 64 samples; the first is item_000, label 0, 64x64\n"
+
+
+def test_the_kernels_of_both_columns_are_drawn_and_measured(tmp_path):
+    made = make_run(make_dataset(tmp_path / "set"), tmp_path / "run")
+    said = run("draw_kernels.py", made, tmp_path / "kernels.png").splitlines()
+    weights = load_file(checkpoint.resolve(made))["model/conv1.weight"].astype(np.float64)
+    for number, (line, kernels) in enumerate(zip(said, np.split(weights, 2), strict=False), 1):
+        gray = kernels.mean(axis=1, keepdims=True)
+        share = [((k - g) ** 2).sum() / (k**2).sum() for k, g in zip(kernels, gray, strict=True)]
+        assert line == (
+            f"column {number}: 16 kernels of 5x5, colour share {np.median(share):.2f} in the "
+            f"median, from {min(share):.2f} to {max(share):.2f}"
+        )
+    with Image.open(tmp_path / "kernels.png") as picture:
+        pixels = np.asarray(picture)
+    zoom = pixels.shape[1] // (8 * 6 - 1)
+    # The last kernel of column 2 stands at the end of the picture.
+    last = pixels[::-zoom, ::-zoom][:5, :5][::-1, ::-1].astype(float)
+    drawn = (last - 127.5) / 127.5 * np.abs(weights[-1]).max()
+    np.testing.assert_allclose(drawn.transpose(2, 0, 1), weights[-1], atol=0.01)
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
+def test_an_example_says_what_to_type_and_what_one_sees(path):
+    head = path.read_text().split('"""')[1]
+    assert f"    python examples/{path.name} " in head
+    assert "You see" in head
