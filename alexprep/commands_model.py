@@ -8,10 +8,23 @@ import click
 from alexprep.options import PATH, json_option, print_json, seed_option, usage
 
 
+def complete_recipe(_ctx: click.Context, _param: click.Parameter, begun: str) -> list[str]:
+    """For the shell: the recipes that begin so."""
+    from alexprep.recipes import RECIPES
+
+    return [name for name in RECIPES if name.startswith(begun)]
+
+
 @click.command()
 @click.argument("dataset", type=PATH)
 @click.option("--run", type=PATH, required=True, help="Folder of this run; one there is resumed.")
-@click.option("--recipe", default="code2012", show_default=True, help="See docs/recipes.md.")
+@click.option(
+    "--recipe",
+    default="code2012",
+    show_default=True,
+    shell_complete=complete_recipe,
+    help="See docs/recipes.md.",
+)
 @click.option("--smoke", is_flag=True, help="The recipe's small size, for a CPU.")
 @click.option(
     "--devices",

@@ -8,8 +8,10 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as RichProgress
+from rich.table import Column
 
 SECONDS_BETWEEN_LINES = 5.0
+WIDE = 100  # columns that the whole text fits beside a bar
 
 
 class Progress:
@@ -38,14 +40,16 @@ class Progress:
     def __enter__(self) -> Self:
         self._started = self._last_line = time.perf_counter()
         if sys.stderr.isatty():
+            # What is narrow shortens the bar, never what stands beside it.
             self._bar = RichProgress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", table_column=Column(min_width=len(self.label))),
                 BarColumn(),
-                TextColumn("{task.fields[text]}"),
+                TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True)),
                 console=Console(stderr=True),
             )
             self._bar.start()
-            self._task = self._bar.add_task(self.label, total=self.total, text=self.text())
+            # Without a total the bar moves: the first unit may be minutes away.
+            self._task = self._bar.add_task(self.label, total=None, text=self._beside_the_bar())
         return self
 
     def advance(self, count: int, bytes: int = 0, errors: int = 0) -> None:
@@ -55,15 +59,17 @@ class Progress:
         self.errors += errors
         now = time.perf_counter()
         if self._bar is not None:
-            self._bar.update(self._task, completed=self.done, text=self.text())
+            self._draw(self._bar)
         elif now - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = now
             self._line()
 
-    def text(self) -> str:
+    def text(self, *, short: bool = False) -> str:
         """Units done, units and megabytes a second, time left and errors."""
-        parts = [f"{self.done:,}/{self.total:,} {self.unit}", f"{self.rate:,.0f} {self.unit}/s"]
-        if self.bytes:
+        parts = [f"{self.done:,}/{self.total:,} {self.unit}"]
+        if self.done:
+            parts.append(f"{self.rate:,.0f}{'' if short else f' {self.unit}'}/s")
+        if self.bytes and not short:
             parts.append(f"{self.bytes / 1e6 / max(self.seconds, 1e-9):,.1f} MB/s")
         if 0 < self.done < self.total:
             parts.append(f"{clock((self.total - self.done) / self.rate)} left")
@@ -79,10 +85,17 @@ class Progress:
     ) -> None:
         self._ended = time.perf_counter()
         if self._bar is not None:
-            self._bar.update(self._task, completed=self.done, text=self.text())
+            self._draw(self._bar)
             self._bar.stop()
         else:
             self._line()
+
+    def _draw(self, bar: RichProgress) -> None:
+        text = self._beside_the_bar()
+        bar.update(self._task, total=self.total, completed=self.done, text=text)
+
+    def _beside_the_bar(self) -> str:
+        return self.text(short=self._bar is not None and self._bar.console.width < WIDE)
 
     def _line(self) -> None:
         sys.stderr.write(f"{self.label}: {self.text()}\n")

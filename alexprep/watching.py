@@ -6,9 +6,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from rich.console import Console
+from rich import box
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from alexprep.events import Events
@@ -64,16 +66,24 @@ class Watcher:
             sys.stderr.flush()
             return
         if record["kind"] == "note":
-            self._live.console.print(record["text"], highlight=False)
+            self._live.console.print(record["text"], highlight=False, markup=False)
         elif record["kind"] == "epoch":
             self._rows = [*self._rows, record][-12:]
         else:
             self._now = record
         self._live.update(self._table())
 
-    def _table(self) -> Table:
-        table = Table(title=f"{self.run}", caption=_step(self._now) if self._now else None)
-        for name in ("epoch", "loss", "validation", "top-1", "top-5", "images/s", "waiting"):
+    def _table(self) -> Group:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for name in (
+            "epoch",
+            "loss",
+            "validation",
+            "top-1 right",
+            "top-5 right",
+            "images/s",
+            "waiting",
+        ):
             table.add_column(name, justify="right")
         for row in self._rows:
             table.add_row(
@@ -85,7 +95,9 @@ class Watcher:
                 f"{row['images_per_second']:,.0f}",
                 f"{row['waiting']:.1%}",
             )
-        return table
+        # Above and below the table, so that they may be wider than it.
+        now = _step(self._now).removesuffix(" for data") if self._now else ""
+        return Group(Text(str(self.run), style="bold"), table, Text(now))
 
 
 def line(record: Record, epochs: int) -> str:
