@@ -52,8 +52,8 @@ def unit_keys(seed: int, layer: int, columns: range, each: int, device: torch.de
 # CPU computes other bits.
 @torch.library.custom_op("alexnet::dropout_mask", mutates_args=())
 def _mask(position: Tensor, place: Sequence[int], size: Sequence[int], keep: float) -> Tensor:
-    seed, layer, first, stop = place
-    images = position + torch.arange(size[0], device=position.device)
+    seed, layer, first, stop, stride = place
+    images = position + torch.arange(size[0], device=position.device) * stride
     each = size[1] // (stop - first)
     return kept(images, unit_keys(seed, layer, range(first, stop), each, position.device), keep)
 
@@ -98,7 +98,7 @@ class Dropout(nn.Module):
             return x
         if not self.training:
             return x if self.inverted else x * self.keep
-        place = (self.seed, layer, self.columns.start, self.columns.stop)
+        place = (self.seed, layer, self.columns.start, self.columns.stop, self.stride)
         drawn = _mask(self.position, place, (len(x), x[0].numel()), self.keep)
         mask = drawn.view(x.shape).to(x.dtype)
         return x * (mask / self.keep if self.inverted else mask)

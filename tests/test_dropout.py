@@ -63,6 +63,9 @@ def test_a_replica_drops_what_the_whole_batch_drops_in_its_images():
     whole = layer(x, 5)
     layer.set_position(104)
     assert torch.equal(layer(x[4:], 5), whole[4:])
+    for replica in range(3):
+        layer.set_position(100 + replica, stride=3)
+        assert torch.equal(layer(x[replica::3], 5), whole[replica::3])
 
 
 def test_the_2012_kind_masks_in_training_and_scales_in_use():
