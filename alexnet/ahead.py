@@ -1,4 +1,4 @@
-"""In lockstep: the batch after this one is made in a thread while this one trains."""
+"""The batch after this one is made in a thread while this one trains."""
 
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -25,6 +25,10 @@ class Ahead:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the thread, once it has made what it is making."""
         if self._coming is not None:
             wait([self._coming])
         self._thread.shutdown()

@@ -1,33 +1,28 @@
 """One loader a replica feeds all its columns: the same images at the same step everywhere.
 
 The process of the first column reads its loader and sends every batch on; while a batch is
-trained on, the next one travels, over connections of its own. A loader is what the trainer takes:
-an iterable of (images, labels), an epoch at a time, with state_dict and load_state_dict.
+trained on, the next one travels, over connections of its own, and the one after that is made. A
+loader is what the trainer takes: an iterable of (images, labels), an epoch at a time, with
+state_dict and load_state_dict.
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from alexnet.ahead import Ahead
 from alexnet.lrn_cpu import memory_format
 from alexnet.mesh import Team, as_maps, as_rows
+from alexnet.meter import Batch
+from alexnet.run import Loader
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.uint8, torch.int64)
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 AXES = 6  # most axes of a tensor of images: views, and one to spare
-
-
-class Loader(Protocol):
-    """What the first column reads."""
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
-    def __len__(self) -> int: ...
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,36 +36,53 @@ class _Travelling:
     works: tuple[Any, ...]
 
 
+def in_lockstep(loader: Loader | None, team: Team | None) -> "Ahead | Lockstep":
+    """What a process trains on: its loader, or the one that the first column's process has."""
+    if team is not None:
+        return Lockstep(team, loader)
+    if loader is None:
+        raise ValueError("A process without a team needs a loader of its own.")
+    return Ahead(loader)
+
+
 class Lockstep:
     """The loader of one process of a team; gives every column of a replica the same batches.
 
     The first column's process passes the loader of its replica, the others None: their state is
-    empty, for the first's is the replica's.
+    empty, for the first's is the replica's. Enter it, so that no batch is on its way at the end.
     """
 
     def __init__(self, team: Team, loader: Loader | None) -> None:
         if (loader is None) == (team.column == 0):
             raise ValueError("Lockstep needs a loader in the process of column 0, and only there.")
         self.team = team
-        self.loader = loader
-        self._state = loader.state_dict() if loader else {}
-        length = torch.tensor([len(loader) if loader else 0], device=team.device)
-        self._send(length)
+        self.loader = Ahead(loader) if loader else None
+        self._state = self.loader.state_dict() if self.loader else {}
+        self._coming: _Travelling | None = None
+        length = torch.tensor([len(self.loader) if self.loader else 0])
+        self._send("length", length)
         self._length = int(length.item())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self.loader:
+            self.loader.close()
+        if kind is None:  # else a process may be gone, and what it sends would never come
+            self._receive()
 
     def __len__(self) -> int:
         return self._length
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[Batch]:
+        """The rest of the epoch."""
         batches = iter(self.loader) if self.loader else None
-        coming = self._start(batches)
-        while coming:
-            following = self._start(batches)
-            for work in coming.works:
-                self.team.exchange(work.wait)
-            self._state = coming.state
-            yield as_maps(coming.images, coming.layout), coming.labels
-            coming = following
+        self._coming = self._start(batches)
+        while arrived := self._receive():
+            self._coming = self._start(batches)
+            self._state = arrived.state
+            yield as_maps(arrived.images, arrived.layout), arrived.labels
         self._state = self.loader.state_dict() if self.loader else {}
 
     def state_dict(self) -> dict[str, Any]:
@@ -83,11 +95,11 @@ class Lockstep:
             self.loader.load_state_dict(dict(state))
         self._state = dict(state)
 
-    def _start(self, batches: Iterator[tuple[Tensor, Tensor]] | None) -> _Travelling | None:
+    def _start(self, batches: Iterator[Batch] | None) -> _Travelling | None:
         """Begin to send, or to receive, the next batch; None at the end of the epoch."""
         batch = next(batches, None) if batches else None
-        header = _described(batch[0] if batch else None).to(self.team.device)
-        self._send(header)
+        header = _described(batch[0] if batch else None)
+        self._send("header", header)
         *shape, axes, dtype, order = (int(number) for number in header)
         if not axes:
             return None
@@ -103,11 +115,23 @@ class Lockstep:
             labels=labels,
             layout=layout,
             state=self.loader.state_dict() if self.loader else {},
-            works=(self._send(images, wait=False), self._send(labels, wait=False)),
+            works=(
+                self._send("images", images, wait=False),
+                self._send("labels", labels, wait=False),
+            ),
         )
 
-    def _send(self, tensor: Tensor, *, wait: bool = True) -> Any:
+    def _receive(self) -> _Travelling | None:
+        """The batch on its way, once it is here; None where none is."""
+        coming, self._coming = self._coming, None
+        for work in coming.works if coming else ():
+            self.team.exchange(work.wait)
+        return coming
+
+    def _send(self, what: str, tensor: Tensor, *, wait: bool = True) -> Any:
         """Send from the first column's process to the others; torch's handle where not waited."""
+        if self.team.column == 0:
+            self.team.count(what, tensor, self.team.columns - 1)
         to = {"group": self.team.feed, "group_src": 0, "async_op": not wait}
         return self.team.exchange(dist.broadcast, tensor, **to)
 

@@ -12,8 +12,9 @@ the sum over the columns that used a part, which are different uses.
 """
 
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -39,6 +40,10 @@ class Team:
     watch: Watch
     # The columns of this replica again, so that batches travel beside activations.
     feed: Any
+    # Bytes this process has sent to other columns, by what they were and one image's shape.
+    sent: Counter[tuple[str, tuple[int, ...]]] = field(
+        default_factory=Counter[tuple[str, tuple[int, ...]]]
+    )
 
     @property
     def column(self) -> int:
@@ -66,10 +71,17 @@ class Team:
         try:
             return collective(*args, **options)
         except RuntimeError as error:
+            rank = dist.get_rank()
+            if cause := self.watch.cause():
+                raise RunError(f"Rank {rank} ends because of {cause}") from error
             raise RunError(
-                f"Rank {dist.get_rank()} lost {self.watch.lost()} during an exchange between "
+                f"Rank {rank} lost {self.watch.lost()} during an exchange between "
                 "processes. Start the run again: it goes on from its last checkpoint."
             ) from error
+
+    def count(self, what: str, tensor: Tensor, receivers: int = 1) -> None:
+        """Note that `tensor` (N, ...) goes from this process to so many others."""
+        self.sent[what, tuple(tensor.shape[1:])] += tensor.nbytes * receivers
 
     def close(self) -> None:
         """Leave after the last step, when all have come this far."""
@@ -96,7 +108,8 @@ def join(device: str = "cpu", *, columns: int = 2, timeout: float = TIMEOUT_SECO
     if place.type == "cuda":
         place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(place)
-    backend = "nccl" if place.type == "cuda" else "gloo"
+    # Votes and headers of batches are of the host: on a GPU they would wait for its queue.
+    backend = "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
     rank, world = dist.get_rank(), dist.get_world_size()
     if world % columns:
@@ -155,6 +168,7 @@ class _Gather(Function):
         ctx.team, ctx.format = team, memory_format(part)
         mine = as_rows(part, ctx.format)
         parts = [torch.empty_like(mine) for _ in range(team.columns)]
+        team.count("gather", part, team.columns - 1)
         team.exchange(dist.all_gather, parts, mine, group=team.group)
         return as_maps(
             torch.cat(parts, dim=-1 if ctx.format is torch.channels_last else 1), ctx.format
@@ -165,8 +179,10 @@ class _Gather(Function):
         team: Team = ctx.team
         # Each column gets its part's gradients and adds them up in order. Not reduce_scatter,
         # which sends twice as much with gloo.
-        shares = torch.stack([as_rows(g, ctx.format) for g in grad.chunk(team.columns, dim=1)])
+        chunks = grad.chunk(team.columns, dim=1)
+        shares = torch.stack([as_rows(chunk, ctx.format) for chunk in chunks])
         mine = torch.empty_like(shares)
+        team.count("gather, gradient", chunks[0], team.columns - 1)
         team.exchange(dist.all_to_all_single, mine, shares, group=team.group)
         return as_maps(mine.sum(0), ctx.format), None
 
@@ -179,6 +195,7 @@ class _ToFirst(Function):
         ctx.team = team
         mine = part.contiguous()
         if team.column:
+            team.count("to first", mine)
             team.exchange(dist.send, mine, group=team.group, group_dst=0)
             return part.view_as(part)
         others = [torch.empty_like(mine) for _ in range(1, team.columns)]
@@ -196,6 +213,7 @@ class _ToFirst(Function):
         mine, *others = grad.chunk(team.columns, dim=1)
         for column, other in enumerate(others, start=1):
             share = other.contiguous()
+            team.count("to first, gradient", share)
             team.exchange(dist.send, share, group=team.group, group_dst=column)
         return mine, None
 
@@ -207,6 +225,8 @@ class _Publish(Function):
     def forward(ctx: Any, answer: Tensor, team: Team, units: int) -> Tensor:
         ctx.team, ctx.shape = team, answer.shape
         shared = answer.contiguous() if team.column == 0 else answer.new_empty(len(answer), units)
+        if team.column == 0:
+            team.count("publish", shared, team.columns - 1)
         team.exchange(dist.broadcast, shared, group=team.group, group_src=0)
         return shared.view_as(shared)
 

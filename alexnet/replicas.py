@@ -2,39 +2,39 @@
 # torch.distributed is typed only in part.
 """Several processes that train one network: sums over shares of a batch, and common decisions."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-
-def directly(collective: Callable[..., Any], *args: Any, **options: Any) -> None:
-    """Call it."""
-    collective(*args, **options)
+from alexnet.mesh import Team
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Replicas:
-    """This process among `world` that hold the same weights and share each batch.
+    """This process among those that hold the same weights and share each batch.
 
     Attributes:
-        rank: of this process among them.
-        world: how many there are.
-        group: of torch.distributed; None: all processes.
-        processes: of the run in all; more than `world` where columns have processes of their own.
-        writes: whether this process writes the files of the run and reports.
-        exchange: calls a collective; alexnet.mesh.Team.exchange names a process that has died.
+        team: all processes of the run; None: this one is alone.
     """
 
-    rank: int = 0
-    world: int = 1
-    group: Any = None
-    processes: int = 1
-    writes: bool = True
-    exchange: Callable[..., None] = directly
+    team: Team | None = None
+
+    @property
+    def rank(self) -> int:
+        """Of this process's replica."""
+        return self.team.replica if self.team else 0
+
+    @property
+    def world(self) -> int:
+        """How many replicas there are."""
+        return self.team.replicas if self.team else 1
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process writes the files of the run and reports."""
+        return self.team is None or (self.team.replica, self.team.column) == (0, 0)
 
     def average_gradients(self, optimizer: torch.optim.Optimizer, images: int) -> None:
         """Turn gradients of mean losses over shares into that of the mean over the whole batch.
@@ -50,8 +50,7 @@ class Replicas:
             if parameter.grad is not None
         ]
         count = gradients[0].new_tensor([float(images)])
-        flat = torch.cat([*(g.reshape(-1) * images for g in gradients), count])
-        self.exchange(dist.all_reduce, flat, group=self.group)
+        flat = self.total(torch.cat([*(g.reshape(-1) * images for g in gradients), count]))
         flat = flat[:-1] / flat[-1]
         for gradient, mean in zip(
             gradients, flat.split([g.numel() for g in gradients]), strict=True
@@ -60,16 +59,17 @@ class Replicas:
 
     def total(self, values: Tensor) -> Tensor:
         """The sum of `values` over the replicas, in place."""
-        if self.world > 1:
-            self.exchange(dist.all_reduce, values, group=self.group)
+        if self.team and self.world > 1:
+            group = self.team.mesh.get_group("replica")
+            self.team.exchange(dist.all_reduce, values, group=group)
         return values
 
-    def any(self, here: tuple[bool, ...], device: torch.device) -> tuple[bool, ...]:
+    def any(self, here: tuple[bool, ...]) -> tuple[bool, ...]:
         """Which of several questions some process of the run answers with yes."""
-        if self.processes == 1:
+        if self.team is None:
             return here
-        votes = torch.tensor([int(vote) for vote in here], device=device)
-        self.exchange(dist.all_reduce, votes)
+        votes = torch.tensor([int(vote) for vote in here])
+        self.team.exchange(dist.all_reduce, votes)
         return tuple(bool(vote) for vote in votes)
 
 

@@ -22,10 +22,13 @@ class Loader(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Data:
-    """What the network learns from, and what its error is counted on after each epoch."""
+    """What the network learns from, and what its error is counted on after each epoch.
 
-    train: Loader
-    validation: Loader
+    None where another process has the loaders: the first column's feeds the others of its replica.
+    """
+
+    train: Loader | None
+    validation: Loader | None
 
 
 def silent(_record: Record) -> None:

@@ -34,7 +34,7 @@ def fit(model: nn.Module, config: TrainConfig, data: Data, run: Run) -> Summary:
     with naming_last_good(run.folder):
         trainer = Trainer(model, config, data, run)
         trainer.resume()
-        with trainer.train, stop_requests() as stop:
+        with trainer.train, trainer.validation, stop_requests() as stop:
             began = time.perf_counter()
             try:
                 while not trainer.done:

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from alexnet import checkpoint
-from alexnet.ahead import Ahead
 from alexnet.config import TrainConfig
 from alexnet.dropout import Dropout
 from alexnet.errors import RunError
 from alexnet.evaluate import Errors
+from alexnet.lockstep import in_lockstep
 from alexnet.meter import Meter, Taken
 from alexnet.metrics import Metrics, Record
 from alexnet.optim import load_velocities, set_rates, sgd, velocities
@@ -37,8 +37,9 @@ class Trainer:
     """One run; `epoch` is called until `done`."""
 
     def __init__(self, model: nn.Module, config: TrainConfig, data: Data, run: Run) -> None:
-        self.config, self.validation, self.run = config, data.validation, run
-        self.train = Ahead(data.train)
+        self.config, self.run = config, run
+        self.train = in_lockstep(data.train, run.replicas.team)
+        self.validation = in_lockstep(data.validation, run.replicas.team)
         self.model: nn.Module = model
         if config.channels_last:
             set_channels_last(model)
@@ -132,7 +133,7 @@ class Trainer:
     def _between_steps(self, stop: Stop) -> None:
         """Save when it is time; leave when a signal came: all processes after the same step."""
         due = time.monotonic() - self.saved_at > 60 * self.config.checkpoint_minutes
-        asked, due = self.run.replicas.any((bool(stop), due), self.device)
+        asked, due = self.run.replicas.any((bool(stop), due))
         if asked:
             raise Stopped
         if due:
@@ -189,7 +190,7 @@ class Trainer:
             for batch in self.validation:
                 sums += count_errors(self.model, batch, self.config)
                 # Replicas may have batches of different number here: they leave a step later.
-                if stop and self.run.replicas.processes == 1:
+                if stop and self.run.replicas.team is None:
                     raise Stopped
         count, loss, first, five = (float(part) for part in self.run.replicas.total(sums))
         errors = Errors(first / count, five / count)

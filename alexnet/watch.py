@@ -5,7 +5,8 @@
 Every process counts up a number in the run's store twice a second. One whose number stands still
 is lost. Where a collective fails (gloo notices a closed connection at once) the name is known a
 few seconds later; where it would wait for ever (a CUDA stream that waits for a dead peer) the
-watch itself ends the process after `timeout` seconds of silence.
+watch itself ends the process after `timeout` seconds of silence. A process that ends because of
+something it can name tells it first, and the others give its reason in place of its loss.
 """
 
 import atexit
@@ -13,6 +14,7 @@ import os
 import sys
 import threading
 import time
+from contextlib import suppress
 
 import torch.distributed as dist
 
@@ -31,6 +33,7 @@ class Watch:
         # A client each: a request of one thread must not wait for that of another.
         self._beats, self._looks = (_client(host, port) for _ in range(2))
         self._beats.add(f"beat/{rank}", 1)
+        self._cause = ""
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
         self._thread.start()
@@ -45,6 +48,28 @@ class Watch:
     def _stop(self) -> None:
         self._end.set()
         self._thread.join()
+
+    def tell(self, cause: str) -> None:
+        """Say why this process is about to end; the first to tell is the one that is heard.
+
+        Returns once the others know, for the store may end with this process; after LOOK_SECONDS
+        at the latest.
+        """
+        mine = f"rank {self.rank}: {cause}"
+        with suppress(dist.DistError, RuntimeError):
+            if self._cause or self._looks.check(["lost"]):
+                return  # named already
+            if self._looks.compare_set("cause", "", mine).decode() != mine:
+                return
+            until = time.monotonic() + LOOK_SECONDS
+            while self._looks.add("heard", 0) < self.world and time.monotonic() < until:
+                time.sleep(BEAT_SECONDS / 10)
+
+    def cause(self) -> str:
+        """The process that ended first and why, as it told; "" if none did."""
+        with suppress(dist.DistError, RuntimeError):
+            return self._cause or _told(self._looks)
+        return self._cause
 
     def lost(self) -> str:
         """The processes that stand still, as a text for an error; takes LOOK_SECONDS."""
@@ -70,10 +95,13 @@ class Watch:
 
     def _watch(self) -> None:
         seen, since = [0] * self.world, [time.monotonic()] * self.world
-        while not self._end.wait(BEAT_SECONDS):
+        while not self._cause:
+            if self._end.wait(BEAT_SECONDS):
+                return
             try:
                 self._beats.add(f"beat/{self.rank}", 1)
                 counts = self._counts(self._beats)
+                self._hear()
             except (dist.DistError, RuntimeError):
                 counts = seen
             now = time.monotonic()
@@ -82,16 +110,30 @@ class Watch:
                     seen[rank], since[rank] = count, now
             silent = [rank for rank in range(self.world) if now - since[rank] > self.timeout]
             if silent:
-                _end_process(self.rank, _named(silent), self.timeout)
+                silence = f"{_named(silent)}, which was silent for {self.timeout:.0f} s."
+                _end_process(self.rank, silence)
+        # Nothing more is asked of the store, which may have gone with the process that told.
+        if not self._end.wait(self.timeout):
+            _end_process(self.rank, self._cause)
+
+    def _hear(self) -> None:
+        """Keep what another told, before the store is gone, and let it know."""
+        if not self._cause and (told := _told(self._beats)):
+            self._cause = told
+            self._beats.add("heard", 1)
 
 
 def _named(ranks: list[int]) -> str:
     return "rank " + ", ".join(map(str, ranks)) if ranks else "a connection, but no rank"
 
 
-def _end_process(rank: int, lost: str, timeout: float) -> None:
+def _told(store: dist.Store) -> str:
+    return store.get("cause").decode() if store.check(["cause"]) else ""
+
+
+def _end_process(rank: int, cause: str) -> None:
     """Leave at once: the main thread may wait inside CUDA, where no exception reaches it."""
-    sys.stderr.write(f"Error: rank {rank} ends: {lost} was silent for {timeout:.0f} s.\n")
+    sys.stderr.write(f"Error: rank {rank} ends because of {cause}\n")
     sys.stderr.flush()
     os._exit(1)
 

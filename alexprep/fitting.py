@@ -37,7 +37,7 @@ def fit_on(
     stats = ImageStats.load(dataset, manifest) if made.augment.needs_stats else None
     with (
         placed(made, options.devices) as placement,
-        _loaders(dataset, made, stats, placement) as (train, validation),
+        _loaders(dataset, made, stats, placement) as loaders,
         Watcher(run, made.train.epochs, silent=not placement.replicas.writes) as watcher,
     ):
         if placement.replicas.writes:
@@ -47,7 +47,9 @@ def fit_on(
         watcher.begin()
         keep_freed_memory()
         model = placement.network(made)
-        _introduce(watcher, made, train, placement)
+        train, validation = loaders or (None, None)
+        if train is not None:
+            _introduce(watcher, made, train, placement)
         if options.init_from is not None and not checkpoint.steps(run):
             _start_from(model, options.init_from, watcher)
         with naming_lost_data(run):
@@ -68,8 +70,11 @@ def fit_on(
 @contextmanager
 def _loaders(
     dataset: Path, made: Recipe, stats: ImageStats | None, placement: Placement
-) -> Generator[tuple[Loader, Loader]]:
-    """This process's share of training and validation; columns of a replica see the same."""
+) -> Generator[tuple[Loader, Loader] | None]:
+    """The replica's share of training and validation; None where another process feeds this."""
+    if not placement.reads:
+        yield None
+        return
     config = replace(
         made.loader,
         device=placement.devices[0],

@@ -17,9 +17,10 @@ from torch import nn
 
 import alexnet
 from alexnet.errors import RunError
-from alexnet.mesh import Team, join
+from alexnet.mesh import join
 from alexnet.replicas import ALONE, Replicas
 from alexprep.recipes import Recipe
+from pipelines.errors import DataError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,31 +29,38 @@ class Placement:
 
     devices: tuple[str, ...]
     replicas: Replicas = ALONE
-    team: Team | None = None
+
+    @property
+    def reads(self) -> bool:
+        """Whether this process opens loaders; those of other columns are fed by the first's."""
+        return self.replicas.team is None or self.replicas.team.column == 0
 
     def network(self, made: Recipe) -> nn.Module:
         """The recipe's network, where it is to live."""
         seed = made.train.seed
-        if self.team is not None:
-            return alexnet.build(made.model, form="columns", team=self.team, seed=seed)
+        if self.replicas.team is not None:
+            return alexnet.build(made.model, form="columns", team=self.replicas.team, seed=seed)
         form = "columns" if len(self.devices) > 1 else "grouped"
         return alexnet.build(made.model, form=form, devices=self.devices, seed=seed)
 
     def meet(self) -> None:
         """Wait until all processes of the run have come this far."""
-        self.replicas.any((False,), torch.device(self.devices[0]))
+        self.replicas.any((False,))
 
     def text(self) -> str:
         """For the log."""
-        if self.team is None:
+        team = self.replicas.team
+        if team is None:
             return " and ".join(self.devices)
-        shape = f"{self.team.columns} columns x {self.team.replicas} replicas"
-        return f"{shape}, one in each process, on {self.team.device.type}"
+        shape = f"{team.columns} columns x {team.replicas} replicas"
+        return f"{shape}, one in each process, on {team.device.type}"
 
 
 @contextmanager
 def placed(made: Recipe, devices: Sequence[str]) -> Generator[Placement]:
     """Take the devices; with torchrun's variables set, meet the other processes.
+
+    An error that ends this process is told to the others, which end with it.
 
     RunError for a device that is not here, ValueError for a word that names none.
     """
@@ -63,15 +71,12 @@ def placed(made: Recipe, devices: Sequence[str]) -> Generator[Placement]:
     if len(devices) > 1:
         raise ValueError("Under torchrun --devices is cpu or cuda: each process has its own.")
     team = join(torch.device(devices[0]).type, columns=made.model.columns)
-    replicas = Replicas(
-        rank=team.replica,
-        world=team.replicas,
-        group=team.mesh.get_group("replica"),
-        processes=team.replicas * team.columns,
-        writes=team.replica == 0 and team.column == 0,
-        exchange=team.exchange,
-    )
-    yield Placement(devices=(str(team.device),), replicas=replicas, team=team)
+    try:
+        yield Placement(devices=(str(team.device),), replicas=Replicas(team=team))
+    except BaseException as error:
+        ours = isinstance(error, (RunError, DataError))
+        team.watch.tell(str(error) if ours else repr(error))
+        raise
     team.close()
 
 

@@ -1,10 +1,12 @@
 """Columns in processes of their own, against the network on one device; all in float64."""
 
+import math
 import os
 import signal
 import socket
 import sys
 import time
+from collections import Counter
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ from alexnet.mesh import join
 from alexnet.networks import code2012, smoke
 from alexnet.replicas import Replicas
 from alexnet.spec import Conv, with_rows
+from alexnet.traffic import exchanges
 from alexnet.weights import to_grouped
 
 SMOKE = smoke(code2012(), crop=48, classes=10)
@@ -138,11 +141,10 @@ def enlist(rank, **options):
 def train_worker(rank, folder):
     team = enlist(rank)
     model = build(CONFIG, form="columns", team=team, seed=3).double()
-    group = team.mesh.get_group("replica")
-    replicas = Replicas(rank=team.replica, world=team.replicas, group=group)
-    loader = Lockstep(team, Batches(replicas) if team.column == 0 else None)
-    losses, first = train(model, loader, replicas)
-    torch.save((losses, first, model.state_dict()), folder / f"{rank}.pt")
+    replicas = Replicas(team=team)
+    with Lockstep(team, Batches(replicas) if team.column == 0 else None) as loader:
+        losses, first = train(model, loader, replicas)
+    torch.save((losses, first, model.state_dict(), dict(team.sent)), folder / f"{rank}.pt")
     team.close()
 
 
@@ -202,6 +204,25 @@ def test_processes_have_the_gradients_of_one_device(trained, oracle):
 def test_processes_have_the_weights_of_one_device_after_five_steps(trained, oracle):
     for replica in trained:
         assert_same(joined(replica, 2), oracle[2])
+
+
+def test_columns_send_each_other_what_the_table_of_the_network_says(trained):
+    images = BATCH // len(trained) * STEPS
+    for replica in trained:
+        sent = Counter(replica[0][3]) + Counter(replica[1][3])
+        for there in exchanges(CONFIG):
+            values = images * there.sent * math.prod(there.shape)
+            forward = sent.pop((there.what, there.shape))
+            back = sent.pop((f"{there.what}, gradient", there.shape), 0)
+            assert (forward, back) == (8 * values, 8 * values * there.returns), there
+        # One loader feeds both columns: its batches travel once, and a header each to the end.
+        assert replica[1][3].keys().isdisjoint({("images", (48, 48, 3)), ("labels", ())})
+        assert sent == {
+            ("images", (48, 48, 3)): 8 * images * 48 * 48 * 3,
+            ("labels", ()): 8 * images,
+            ("header", ()): 8 * 9 * (STEPS + 1),
+            ("length", ()): 8,
+        }
 
 
 def test_processes_run_channels_last_bf16_and_compiled_within_tolerance(tmp_path):

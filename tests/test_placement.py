@@ -1,9 +1,10 @@
 """A run is the same on one device, in columns, and in columns and replicas of several processes."""
 
-import os
-import socket
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -13,11 +14,13 @@ import torch
 from alexnet import checkpoint, metrics
 from alexprep.stats import compute_stats
 from alexprep.training import train
+from tests.ranks import ended, run_ranks, start_ranks
 from tests.tarsets import write_dataset
 from tests.test_training import OPTIONS, items
 
-# Lighting off and few steps: float32 sums in another order drift apart with every step.
-SHORT = replace(OPTIONS, epochs=1, settings=(*OPTIONS.settings, "train.lr=.001"))
+# Few steps: float32 sums in another order drift apart with every step.
+CONSTANT = ("train.schedule=constant", "augment.lighting_epochs=none")
+SHORT = replace(OPTIONS, epochs=1, settings=(*OPTIONS.settings, *CONSTANT, "train.lr=.001"))
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +51,7 @@ def assert_close(run, other):
             room = 1e-5 if part == "model" else 0.03 * float(tensor.abs().max())
             difference = float((two.parts[part][name] - tensor).abs().max())
             assert difference <= room, (part, name, difference)
-    losses = [[r["loss"] for r in metrics.read(r) if r["kind"] == "step"] for r in (run, other)]
+    losses = [[r["loss"] for r in metrics.read(r) if r["kind"] == "epoch"] for r in (run, other)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
@@ -57,46 +60,104 @@ def test_columns_learn_what_one_device_learns_and_write_its_checkpoints(alone, d
     assert_close(alone, tmp_path / "columns")
 
 
-def test_a_run_may_go_on_in_another_form(dataset, tmp_path):
-    constant = replace(
-        SHORT,
-        settings=(*SHORT.settings, "train.schedule=constant", "augment.lighting_epochs=none"),
-    )
-    train(dataset, tmp_path / "one", replace(constant, epochs=2))
-    train(dataset, tmp_path / "both", replace(constant, devices=("cpu", "cpu")))
-    train(dataset, tmp_path / "both", replace(constant, epochs=2))
-    assert_close(tmp_path / "one", tmp_path / "both")
+@pytest.fixture(scope="module")
+def longer(dataset, tmp_path_factory):
+    run = tmp_path_factory.mktemp("runs") / "longer"
+    train(dataset, run, replace(SHORT, epochs=2))
+    return run
 
 
+def test_a_run_may_go_on_in_another_form(longer, dataset, tmp_path):
+    train(dataset, tmp_path / "both", replace(SHORT, devices=("cpu", "cpu")))
+    train(dataset, tmp_path / "both", replace(SHORT, epochs=2))
+    assert_close(longer, tmp_path / "both")
+
+
+# Trains, then writes which shards this process has opened, and whether it has loaded DALI.
 COMMAND = """
-import sys, torch
+import os, sys, torch
 from pathlib import Path
+shards = set()
+def watch(event, arguments):
+    if event == "open" and str(arguments[0]).endswith(".tar"):
+        shards.add(Path(arguments[0]).parent.name)
+sys.addaudithook(watch)
 from alexprep.training import train
 from tests.test_placement import SHORT
 torch.set_num_threads(1)
-train(Path(sys.argv[1]), Path(sys.argv[2]), SHORT)
+run = Path(sys.argv[2])
+train(Path(sys.argv[1]), run, SHORT)
+told = " ".join([*sorted(shards), *(["dali"] if "nvidia.dali" in sys.modules else [])])
+run.with_name(f"read-{os.environ['RANK']}").write_text(told)
 """
 
 
-def free_port():
-    with socket.socket() as place:
-        place.bind(("127.0.0.1", 0))
-        return place.getsockname()[1]
+@pytest.mark.parametrize("world", [2, 4])
+def test_columns_and_replicas_in_processes_learn_what_one_learns_and_first_columns_read(
+    alone, dataset, tmp_path, world
+):
+    command = [sys.executable, "-c", COMMAND, dataset, tmp_path / "run"]
+    assert run_ranks(world, command) == [0] * world
+    assert_close(alone, tmp_path / "run")
+    read = [(tmp_path / f"read-{rank}").read_text() for rank in range(world)]
+    assert read == ["train validation dali", ""] * (world // 2)
 
 
-def run_processes(dataset, run, world):
-    """What torchrun does: the same command in `world` processes that are told their ranks."""
-    port = str(free_port())
-    processes = []
-    for rank in range(world):
-        told = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
-        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-c", COMMAND, str(dataset), str(run)]
-        processes.append(subprocess.Popen(command, env={**os.environ, **told, **meeting}))
-    return [process.wait(timeout=200) for process in processes]
+def command_of(dataset, run, epochs, *settings):
+    """What a user types, with the settings of SHORT."""
+    changes = [word for change in (*SHORT.settings, *settings) for word in ("--set", change)]
+    return [
+        *(sys.executable, "-m", "alexprep", "train", dataset, "--run", run),
+        *("--smoke", "--epochs", epochs, *changes),
+    ]
 
 
-@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_processes_as_columns_and_replicas_learn_what_one_learns(alone, dataset, tmp_path, world):
-    assert run_processes(dataset, tmp_path / "run", world) == [0] * world
+def test_a_signal_to_one_process_saves_and_one_alone_goes_on(longer, dataset, tmp_path):
+    run = tmp_path / "run"
+    command = command_of(dataset, run, 2, "train.checkpoint_minutes=1e-9")
+    processes = start_ranks(2, command, stderr=subprocess.PIPE)
+    while not checkpoint.steps(run) and processes[0].poll() is None:
+        time.sleep(0.01)
+    processes[1].send_signal(signal.SIGTERM)
+    codes, said = ended(processes)
+    # The other was not asked, and leaves as one that has nothing more to do.
+    assert codes == [0, 128 + signal.SIGTERM], said
+    stopped = checkpoint.load(checkpoint.steps(run)[-1]).meta
+    assert stopped["progress"]["epoch"] < 2
+    assert stopped["loader"]["step"] == stopped["progress"]["step"]
+    train(dataset, run, replace(SHORT, epochs=2))
+    assert_close(longer, run)
+
+
+def test_a_damaged_image_of_one_replica_ends_all_with_its_name_and_the_last_checkpoint(
+    dataset, tmp_path
+):
+    damaged, run = tmp_path / "damaged", tmp_path / "run"
+    shutil.copytree(dataset, damaged)
+    train(damaged, run, SHORT)
+    shard = next((damaged / "train").glob("*.tar"))
+    data = bytearray(shard.read_bytes())
+    place = data.index(b"\xff\xd8\xff")
+    data[place : place + 2] = b"\0\0"
+    shard.write_bytes(data)
+    command = command_of(damaged, run, 2, "loader.check=size")
+    processes = start_ranks(4, command, stderr=subprocess.PIPE)
+    while all(process.poll() is None for process in processes):
+        time.sleep(0.1)
+    codes, said = ended(processes, timeout=30)
+    assert codes == [1] * 4
+    errors = [line for text in said for line in text.splitlines() if line.startswith("Error: ")]
+    assert len(errors) == 4, said
+    reasons = {text.partition(shard.name)[2] for text in errors}
+    assert len(reasons) == 1, said
+    assert f"Last good checkpoint: {checkpoint.steps(run)[-1]}" in reasons.pop()
+    own = [error for error in errors if error.startswith(f"Error: {shard.parent}")]
+    assert len(own) == 1
+    assert sum("ends because of rank" in error for error in errors) == 3
+
+
+@pytest.mark.parametrize("world", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_compiled_training_learns_what_it_learns_uncompiled(alone, dataset, tmp_path, world):
+    command = command_of(dataset, tmp_path / "run", 1, "train.compile=on")
+    assert run_ranks(world, command) == [0] * world
     assert_close(alone, tmp_path / "run")

@@ -1,7 +1,6 @@
 import errno
 import os
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -18,6 +17,7 @@ from alexnet.run import Data, Run
 from alexnet.schedule import CONSTANT, Hand, Plateau
 from alexnet.train import fit
 from tests.batches import Batches
+from tests.ranks import run_ranks
 
 CONFIG = TrainConfig(epochs=3, lr=0.05, schedule=Hand(weights=((0.5, 0.1),)), log_steps=2, keep=50)
 
@@ -229,15 +229,16 @@ TWO_RANKS = """
 import sys
 from dataclasses import replace
 from pathlib import Path
-import torch, torch.distributed as dist
+from alexnet.mesh import join
 from alexnet.replicas import Replicas
 from alexnet.run import Data, Run
 from alexnet.train import fit
 from tests.test_train import CONFIG, Evaluation, network
 from tests.batches import Batches
 
-rank, folder = int(sys.argv[1]), Path(sys.argv[2])
-dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+folder = Path(sys.argv[1])
+team = join(columns=1)
+rank = team.replica
 
 class Share(Batches):
     def __iter__(self):
@@ -253,10 +254,9 @@ model = network().double()
 model[3].p = 0.0
 train, validation = Share(), EvaluationShare()
 train.images, validation.images = train.images.double(), validation.images.double()
-replicas = Replicas(rank=rank, world=2, processes=2, writes=rank == 0)
-run = Run(folder=folder / "run", replicas=replicas)
+run = Run(folder=folder / "run", replicas=Replicas(team=team))
 fit(model, CONFIG, Data(train=train, validation=validation), run)
-dist.destroy_process_group()
+team.close()
 """
 
 
@@ -267,11 +267,7 @@ def test_two_processes_learn_what_one_learns(tmp_path):
     for batches in (alone.train, alone.validation):
         batches.images = batches.images.double()
     fit(model, CONFIG, alone, Run(folder=tmp_path / "once"))
-    ranks = [
-        subprocess.Popen([sys.executable, "-c", TWO_RANKS, str(rank), str(tmp_path)])
-        for rank in range(2)
-    ]
-    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
+    assert run_ranks(2, [sys.executable, "-c", TWO_RANKS, tmp_path]) == [0, 0]
     expected = weights(tmp_path / "once")["model"]
     for name, tensor in weights(tmp_path / "run")["model"].items():
         torch.testing.assert_close(tensor, expected[name], rtol=1e-9, atol=1e-12)
