@@ -1,7 +1,6 @@
 import os
 import subprocess
 import sys
-from importlib.util import find_spec
 
 import pytest
 import torch
@@ -135,7 +134,7 @@ for norm in (Lrn(), Lrn(alpha=0.5, k=1.0), Lrn(3, 0.1, 0.5, 1.0)):
 """
 
 
-@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+@pytest.mark.skipif(sys.platform != "linux", reason="Triton is for Linux alone")
 def test_the_triton_kernels_compute_what_the_cpu_ones_compute():
     # Triton's interpreter runs them on a CPU; it must be chosen before Triton is imported.
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
