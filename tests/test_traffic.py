@@ -1,0 +1,50 @@
+from pathlib import Path
+
+import pytest
+
+from alexnet import networks
+from alexnet.traffic import exchanges
+
+PAGE = Path(__file__).parents[1] / "docs" / "network.md"
+
+
+def test_the_network_of_2012_sends_what_its_authors_sent_and_the_logits():
+    # Floats for an image in both directions, from the layers' sizes in the released code: conv2's
+    # pool, conv5's pool and fc6 each way, fc7 to the first; the same again with the gradients.
+    assert [there.values for there in exchanges(networks.code2012())] == [
+        *(4 * 128 * 13 * 13, 4 * 128 * 6 * 6, 4 * 2048, 2 * 2048),
+        1000,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [
+        ("one_gpu", ["fc8", "loss"]),
+        ("no_communication", ["fc8", "loss"]),
+        ("six_conv", ["conv3", "conv6", "fc6", "fc7", "fc8", "loss"]),
+    ],
+)
+def test_layers_that_see_both_columns_are_those_that_exchange(name, layers):
+    config = getattr(networks, name)()
+    table = list(exchanges(config))
+    if config.columns == 1:
+        assert sum(there.values for there in table) == 0
+    else:
+        assert [there.before for there in table] == layers
+
+
+def test_the_page_has_the_bytes_of_a_step_of_the_network_of_2012():
+    batch = 64
+    lines = []
+    for there in exchanges(networks.code2012()):
+        megabytes = there.values * 4 * batch / 1e6
+        lines.append(f"{there.values:,} | {megabytes:.2f} |")
+    total = sum(there.values for there in exchanges(networks.code2012()))
+    lines.append(f"{total:,} | {total * 4 * batch / 1e6:.2f} |")
+    images = 3 * 224 * 224
+    lines.append(f"{images:,} | {images * 4 * batch / 1e6:.2f} |")
+    lines.append(f"{total + images:,} | {(total + images) * 4 * batch / 1e6:.2f} |")
+    page = PAGE.read_text().splitlines()
+    found = [page.index(next(row for row in page if row.endswith(line))) for line in lines]
+    assert found == list(range(found[0], found[0] + len(lines)))
