@@ -5,6 +5,7 @@
 import os
 import socket
 import time
+from collections.abc import Mapping
 from multiprocessing import get_context
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -20,6 +21,7 @@ from alexnet.mesh import join
 from alexnet.networks import code2012
 from alexnet.spec import ModelConfig
 from alexnet.step import set_channels_last
+from alexnet.traffic import exchanges
 from alexprep.bench import Row, row, rows
 
 BATCH = 64
@@ -30,15 +32,22 @@ LOOPBACK = Path("/sys/class/net/lo/statistics/tx_bytes")
 def two_processes(rounds: int, network: ModelConfig | None = None) -> list[Row]:
     """Images/s of a network (code2012) in float32, and megabytes sent in a step of 64 images.
 
-    Half of the cores go to each column. The bytes are counted by the loopback interface: they
-    include the batch on its way to the other column, and headers.
+    Half of the cores go to each column. The bytes are those the loopback interface counts, with
+    headers and acknowledgements, beside those of the tensors by the network's table.
     """
     network = network or code2012()
     alone, _ = _measured(1, rounds, network)
     together, sent = _measured(2, rounds, network)
     floor = "one process, both columns"
     found = rows({floor: alone, "two gloo processes, a column each": together}, floor=floor)
-    return [*found, row("sent in a step, two processes", sent, "MB")]
+    tensors = sum(there.values for there in exchanges(network))
+    images = 3 * network.crop**2
+    return [
+        *found,
+        row("sent in a step, two processes", sent, "MB"),
+        row("of it activations and gradients, by the table", [tensors * 4 * BATCH / 1e6], "MB"),
+        row("of it images, from the one loader", [images * 4 * BATCH / 1e6], "MB"),
+    ]
 
 
 def _measured(processes: int, rounds: int, network: ModelConfig) -> tuple[list[float], list[float]]:
@@ -85,7 +94,7 @@ class Repeated:
     def state_dict(self) -> dict[str, Any]:
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
 
 def _train(place: tuple[int, int, str], rounds: int, network: ModelConfig, answers: Any) -> None:

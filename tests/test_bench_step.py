@@ -45,9 +45,11 @@ def test_the_step_is_as_much_faster_than_eager_as_promised():
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="bytes are counted by Linux's loopback")
 def test_two_processes_send_what_the_released_split_sent():
-    rows = {row.name: row for row in two_processes(3)}
+    rows = {row.name: row.median for row in two_processes(3)}
     forward = 2 * (21_632 + 4_608 + 2_048) + 2_048
     images = 3 * 224 * 224
-    expected = (2 * forward + 1000 + images) * 4 * 64 / 1e6
-    assert rows["sent in a step, two processes"].median == pytest.approx(expected, rel=0.1)
+    parts = [(2 * forward + 1000) * 4 * 64 / 1e6, images * 4 * 64 / 1e6]
+    assert rows["of it activations and gradients, by the table"] == pytest.approx(parts[0])
+    assert rows["of it images, from the one loader"] == pytest.approx(parts[1])
+    assert rows["sent in a step, two processes"] == pytest.approx(sum(parts), rel=0.01)
     assert {row.unit for row in layers(1)} == {"ms a step of 64", "GFLOP/s"}
