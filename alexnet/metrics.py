@@ -1,9 +1,13 @@
 """metrics.jsonl: what a run reported, one JSON object a line.
 
-    {"kind": "step", "step": 50, "epoch": 0, "loss": ..., "lr": ..., "images_per_second": ...,
-     "waiting": 0.004}                    every few steps; waiting: share of the time without data
-    {"kind": "epoch", "step": 390, "epoch": 0, "loss": ..., "validation_loss": ..., "top1": ...,
-     "top5": ..., "seconds": ...}         errors in 0..1, counted after the epoch
+    {"kind": "step", "step": 50, "epoch": 0, "at": 50, "of": 390, "loss": ..., "lr": ...,
+     "images_per_second": ..., "waiting": 0.004}    every few steps, of the steps since the last one
+    {"kind": "epoch", "step": 390, "epoch": 0, "epochs": 91, "loss": ..., "validation_loss": ...,
+     "top1": ..., "top5": ..., "images_per_second": ..., "waiting": ..., "bound": "compute",
+     "seconds": ..., "validation_seconds": ...}     of a whole epoch
+
+Epochs count from 0, losses are means in nats, waiting is a share of the time, top1 and top5 are
+errors in 0..1; docs/training.md has a table of the fields.
 
 A resumed run cuts off the lines that came after its checkpoint, since it goes through them again.
 """

@@ -1,4 +1,14 @@
+import re
+from pathlib import Path
+
+import pytest
+
 from alexnet.metrics import Metrics, read
+from alexnet.run import Run
+from alexnet.train import fit
+from tests.test_train import CONFIG, data, network
+
+PAGE = Path(__file__).parents[1] / "docs" / "training.md"
 
 
 def test_records_come_back_in_order(tmp_path):
@@ -23,3 +33,14 @@ def test_a_line_that_a_killed_run_left_unfinished_is_left_out(tmp_path):
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 1, "lo')
     assert list(read(tmp_path)) == [{"step": 0}]
+
+
+@pytest.mark.parametrize("kind", ["step", "epoch"])
+def test_every_field_of_a_run_is_explained_and_no_other(tmp_path, kind):
+    fit(network(), CONFIG, data(), Run(folder=tmp_path))
+    written = {name for record in read(tmp_path) if record["kind"] == kind for name in record}
+    rows = re.findall(r"^\| ([a-z0-9_, ]+) \| (both|step|epoch) \|", PAGE.read_text(), re.MULTILINE)
+    explained = {
+        name for names, place in rows if place in ("both", kind) for name in names.split(", ")
+    }
+    assert explained == written
