@@ -17,7 +17,7 @@ from typing import Any
 from alexprep.machine import cores, machine
 from pipelines.files import write_whole
 
-PARTS = ("shard", "stats", "load", "step")
+PARTS = ("shard", "stats", "load", "step", "train")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,9 +11,10 @@ HEAD = """\
 # Measured speed
 
 Generated from `results/*.json` by `python benchmarks/make_readme.py`; do not edit. Measure again
-with `alexprep bench shard|stats|load|step|all --out benchmarks/results`. A ratio is the median over
-the rounds of the ratio to the floor named, both measured in turns. The JSON beside this file has
-the versions, the commit and the configuration of every run; add a result by putting another there.
+with `alexprep bench shard|stats|load|step|train|all --out benchmarks/results`. A ratio is the
+median over the rounds of the ratio to the floor named, both measured in turns. The JSON beside this
+file has the versions, the commit and the configuration of every run; add a result by putting
+another there.
 """
 
 

@@ -44,7 +44,7 @@ def report(path: Path, out: Path | None, data: Path | None, images: int, device:
 
 
 @click.command()
-@click.argument("what", type=click.Choice(["shard", "stats", "load", "step", "all"]))
+@click.argument("what", type=click.Choice(["shard", "stats", "load", "step", "train", "all"]))
 @click.option("--rounds", default=5, show_default=True, help="Rounds; figures are medians.")
 @click.option("--images", default=1024, show_default=True, help="Images a measurement.")
 @workers_option

@@ -100,7 +100,7 @@ def test_the_command_of_a_result_has_the_options_that_were_given():
 
 
 def test_a_part_there_is_none_of_is_answered_with_those_there_are():
-    with pytest.raises(ValueError, match=r"shard, stats, load, step and all, not 'trian'"):
+    with pytest.raises(ValueError, match=r"shard, stats, load, step, train and all, not 'trian'"):
         list(run_bench("trian", BenchConfig()))
 
 
