@@ -1,12 +1,15 @@
-# pyright: basic, reportMissingImports=false, reportIndexIssue=false
+# pyright: basic, reportMissingImports=false, reportIndexIssue=false, reportArgumentType=false
+# pyright: reportGeneralTypeIssues=false, reportReturnType=false
 # ruff: noqa: ANN001, ANN202, PLR0913
-# Triton's kernels are Python to the eye alone, and Triton is not installed where there is no CUDA.
+# Triton's kernels are Python to the eye alone, and a user without CUDA need not have Triton.
 """Local response normalisation on CUDA: one kernel forward, one backward, the input kept.
 
 A program takes a tile of places x channels of one group of one image. Neighbouring channels are
 loaded again for every place of the window: they are in the first cache, so that main memory is
 read once, x forward and x and g backward, and written once. Strides make NCHW and channels_last
 the same code. Names are those of alexnet.lrn_cpu.
+
+The constants are compiled into the kernels: as arguments they would be float32 for float64 too.
 """
 
 import torch
@@ -25,7 +28,9 @@ def forward(x: Tensor, groups: int, norm: Lrn) -> Tensor:
     """The normalised x, laid out as x, which must be dense."""
     y = torch.empty_like(x)
     grid, sides = _launch(x, groups)
-    _forward[grid](x, y, *sides, *_constants(norm), **_options(x, norm))
+    # Triton launches on the current device, which need not be that of x.
+    with torch.cuda.device_of(x):
+        _forward[grid](x, y, *sides, **_options(x, norm))
     return y
 
 
@@ -34,7 +39,8 @@ def backward(x: Tensor, g: Tensor, groups: int, norm: Lrn) -> Tensor:
     g = g.contiguous(memory_format=memory_format(x))
     dx = torch.empty_like(x)
     grid, sides = _launch(x, groups)
-    _backward[grid](x, g, dx, *sides, *_constants(norm), **_options(x, norm))
+    with torch.cuda.device_of(x):
+        _backward[grid](x, g, dx, *sides, **_options(x, norm))
     return dx
 
 
@@ -52,15 +58,13 @@ def _launch(x: Tensor, groups: int) -> tuple[tuple[int, int, int], tuple[int, ..
     return grid, (groups, channels, places, x[0].numel(), step_channel, step_place)
 
 
-def _constants(norm: Lrn) -> tuple[float, float, float]:
-    return norm.alpha / norm.size, norm.beta, norm.k
-
-
 def _options(x: Tensor, norm: Lrn) -> dict[str, object]:
     tile_places, tile_channels = TILES[memory_format(x)]
     return {
+        "SHARE": norm.alpha / norm.size,
+        "BETA": norm.beta,
+        "K": norm.k,
         "HALF": norm.size // 2,
-        "ROOTS": norm.beta == 0.75,
         "WIDE": tl.float64 if x.dtype == torch.float64 else tl.float32,
         "PLACES": tile_places,
         "CHANNELS": tile_channels,
@@ -88,20 +92,20 @@ def _load(
 
 
 @triton.jit
-def _power(d, beta, ROOTS: tl.constexpr):
-    """The power -beta of d."""
-    if ROOTS:
-        root = 1.0 / tl.sqrt(d)
+def _power(d, BETA: tl.constexpr):
+    """The power -BETA of d."""
+    if BETA == 0.75:
+        root = tl.rsqrt(d)
         return root * tl.sqrt(root)
-    return tl.exp2(-beta * tl.log2(d))
+    return tl.exp2(-BETA * tl.log2(d))
 
 
 @triton.jit
 def _forward(
     x_pointer, y_pointer,
     groups, channels, places, step_image, step_channel, step_place,
-    share, beta, k,
-    HALF: tl.constexpr, ROOTS: tl.constexpr, WIDE: tl.constexpr,
+    SHARE: tl.constexpr, BETA: tl.constexpr, K: tl.constexpr,
+    HALF: tl.constexpr, WIDE: tl.constexpr,
     PLACES: tl.constexpr, CHANNELS: tl.constexpr,
 ) -> None:  # fmt: skip
     start, place, channel = _tile(groups, channels, step_image, step_channel, PLACES, CHANNELS)
@@ -111,7 +115,7 @@ def _forward(
                      step_place, WIDE)  # fmt: skip
         total += near * near
     x = _load(x_pointer, start, place, channel, channels, places, step_channel, step_place, WIDE)
-    y = x * _power(k + share * total, beta, ROOTS)
+    y = x * _power(K + SHARE * total, BETA)
     at = y_pointer + start + channel * step_channel + place * step_place
     tl.store(at, y, mask=(channel < channels) & (place < places))
 
@@ -120,8 +124,8 @@ def _forward(
 def _backward(
     x_pointer, g_pointer, dx_pointer,
     groups, channels, places, step_image, step_channel, step_place,
-    share, beta, k,
-    HALF: tl.constexpr, ROOTS: tl.constexpr, WIDE: tl.constexpr,
+    SHARE: tl.constexpr, BETA: tl.constexpr, K: tl.constexpr,
+    HALF: tl.constexpr, WIDE: tl.constexpr,
     PLACES: tl.constexpr, CHANNELS: tl.constexpr,
 ) -> None:  # fmt: skip
     start, place, channel = _tile(groups, channels, step_image, step_channel, PLACES, CHANNELS)
@@ -133,17 +137,17 @@ def _backward(
             near = _load(x_pointer, start, place, channel + offset + further, channels, places,
                          step_channel, step_place, WIDE)  # fmt: skip
             total += near * near
-        d = k + share * total
+        d = K + SHARE * total
         # Beyond the group g is 0, so that those places add nothing.
         g = _load(g_pointer, start, place, channel + offset, channels, places, step_channel,
                   step_place, WIDE)  # fmt: skip
         x = _load(x_pointer, start, place, channel + offset, channels, places, step_channel,
                   step_place, WIDE)  # fmt: skip
-        passed = g * _power(d, beta, ROOTS)
+        passed = g * _power(d, BETA)
         shares += passed * x / d
         if offset == 0:
             direct = passed
     x = _load(x_pointer, start, place, channel, channels, places, step_channel, step_place, WIDE)
-    dx = direct - 2.0 * share * beta * x * shares
+    dx = direct - 2.0 * SHARE * BETA * x * shares
     at = dx_pointer + start + channel * step_channel + place * step_place
     tl.store(at, dx, mask=(channel < channels) & (place < places))
