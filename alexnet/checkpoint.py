@@ -70,6 +70,7 @@ def load(path: Path, parts: Iterable[str] = ("model",)) -> Checkpoint:
     """Read the JSON and some parts; RunError where the file is missing, damaged or not ours."""
     if not path.is_file():
         raise RunError(f"{path} is not a file. Name a checkpoint, or a run folder that has one.")
+    path.open("rb").close()  # safetensors calls a file that may not be read missing
     try:
         opened: Any = safe_open(path, framework="pt")
         with opened as file:

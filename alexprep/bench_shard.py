@@ -23,6 +23,8 @@ from alexprep.bench import BenchConfig, Row, interleaved, row, rows
 from alexprep.bench_plan import peak_megabytes
 from alexprep.codec import encode
 from alexprep.drawing import DrawConfig, draw_source
+from alexprep.errors import PrepareError
+from alexprep.jpeg import SOI
 from alexprep.progress import Progress
 from alexprep.shard import RunOptions, ShardConfig, shard
 from alexprep.tasks import completed
@@ -157,15 +159,30 @@ def _peak(job: tuple[Path, Path]) -> float:
 
 def _originals(config: BenchConfig, folder: Path) -> list[Path]:
     if config.data is not None:
-        root = config.data
-    else:
-        root = folder / "drawn"
-        each = max(1, min(config.images, 500) // 10)
-        drawing = DrawConfig(train=each, validation=1, shortest=300)
-        for _ in draw_source(root, drawing):
-            pass
-        root /= "train"
-    return sorted(path for path in root.rglob("*") if path.is_file())[: config.images]
+        return _jpegs(config.data)[: config.images]
+    root = folder / "drawn"
+    each = max(1, min(config.images, 500) // 10)
+    drawing = DrawConfig(train=each, validation=1, shortest=300)
+    for _ in draw_source(root, drawing):
+        pass
+    return _files(root / "train")[: config.images]
+
+
+def _jpegs(root: Path) -> list[Path]:
+    """The files below a folder that somebody named; PrepareError where the floors cannot read."""
+    files = _files(root)
+    remedy = "Name a folder of class folders with JPEGs with --data."
+    if not files:
+        raise PrepareError(f"{root} holds no file. {remedy}")
+    for path in files:
+        with path.open("rb") as file:
+            if file.read(2) != SOI:
+                raise PrepareError(f"{path} is no JPEG. {remedy}")
+    return files
+
+
+def _files(root: Path) -> list[Path]:
+    return sorted(path for path in root.rglob("*") if path.is_file())
 
 
 def _multiplied(originals: list[Path], images: int, folder: Path) -> tuple[Path, int]:

@@ -15,6 +15,14 @@ def complete_recipe(_ctx: click.Context, _param: click.Parameter, begun: str) ->
     return [name for name in RECIPES if name.startswith(begun)]
 
 
+def shares(words: str) -> tuple[float, ...]:
+    """The numbers of --weights."""
+    try:
+        return tuple(float(word) for word in words.split(","))
+    except ValueError:
+        raise ValueError(f"--weights wants numbers between commas, got {words!r}.") from None
+
+
 @click.command()
 @click.argument("dataset", type=PATH)
 @click.option("--run", type=PATH, required=True, help="Folder of this run; one there is resumed.")
@@ -23,7 +31,7 @@ def complete_recipe(_ctx: click.Context, _param: click.Parameter, begun: str) ->
     default="code2012",
     show_default=True,
     shell_complete=complete_recipe,
-    help="See docs/recipes.md.",
+    help="See docs/training.md.",
 )
 @click.option("--smoke", is_flag=True, help="The recipe's small size, for a CPU.")
 @click.option(
@@ -142,7 +150,7 @@ def evaluate(
             views=1 if views == "1" else 10,
             batch=batch,
             device=device,
-            weights=tuple(float(weight) for weight in weights.split(",")) if weights else (),
+            weights=shares(weights) if weights else (),
             labels=labels,
         )
         result = work(checkpoints, data, options, save=save)
@@ -156,7 +164,12 @@ def evaluate(
 
 @click.command()
 @click.argument("checkpoint", type=PATH)
-@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path, allow_dash=True))
+@click.argument(
+    "images",
+    nargs=-1,
+    required=True,
+    type=click.Path(path_type=Path, allow_dash=True, readable=False),
+)
 @click.option(
     "--views", type=click.Choice(["1", "10"]), default="10", show_default=True, help="As in eval."
 )
@@ -177,7 +190,7 @@ def predict(
 
     with usage():
         options = PredictOptions(views=1 if views == "1" else 10, top=top, device=device)
-    found = list(work(checkpoint, images, options))
+        found = list(work(checkpoint, images, options))
     if as_json:
         print_json([prediction.to_dict() for prediction in found])
     else:

@@ -1,6 +1,6 @@
 """The half of `train` that needs torch: open the loaders, build the network, fit."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -40,6 +40,9 @@ def fit_on(
         _loaders(dataset, made, stats, placement) as loaders,
         Watcher(run, made.train.epochs, silent=not placement.replicas.writes) as watcher,
     ):
+        # Before the folder is taken: a run without its first weights is no run.
+        source = None if checkpoint.steps(run) else options.init_from
+        start = None if source is None else _first_weights(source)
         if placement.replicas.writes:
             claim(run, describe(dataset, manifest, made), dataset, options)
         # The others must not touch the folder before the first one has taken it.
@@ -50,8 +53,9 @@ def fit_on(
         train, validation = loaders or (None, None)
         if train is not None:
             _introduce(watcher, made, train, placement)
-        if options.init_from is not None and not checkpoint.steps(run):
-            _start_from(model, options.init_from, watcher)
+        if start is not None:
+            _start_from(model, *start, watcher)
+            start = None  # as large as the network
         with naming_lost_data(run):
             return fit(
                 model,
@@ -103,10 +107,15 @@ def _introduce(watcher: Watcher, made: Recipe, train: Loader, placement: Placeme
     )
 
 
-def _start_from(model: nn.Module, source: Path, watcher: Watcher) -> None:
-    """Copy the weights that fit by name and shape, and list both kinds."""
+def _first_weights(source: Path) -> tuple[Path, Mapping[str, Tensor]]:
     path = checkpoint.resolve(source)
-    weights = checkpoint.load(path).parts["model"]
+    return path, checkpoint.load(path).parts["model"]
+
+
+def _start_from(
+    model: nn.Module, path: Path, weights: Mapping[str, Tensor], watcher: Watcher
+) -> None:
+    """Copy the weights that fit by name and shape, and list both kinds."""
     copied, fresh = copy_fitting(model, weights)
     if not copied:
         raise RunError(f"Nothing of {path} fits this network by name and shape.")

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-PATH = click.Path(path_type=Path)
+# What may not be read is not wrong usage: the work says so, in one line and with exit code 1.
+PATH = click.Path(path_type=Path, readable=False)
 workers_option = click.option(
     "--workers", type=click.IntRange(min=1), help="Processes.  [default: one a core]"
 )

@@ -87,11 +87,11 @@ def check_devices(devices: Sequence[str]) -> None:
             device = torch.device(name)
         except RuntimeError:
             raise ValueError(
-                f"--devices wants cpu, cuda:0 or cuda:0,cuda:1; got {name!r}."
+                f"A device is cpu or cuda:0, two are cuda:0,cuda:1; got {name!r}."
             ) from None
         count = torch.cuda.device_count() if device.type == "cuda" else 1
         if device.type not in ("cpu", "cuda") or (device.index or 0) >= count:
             raise RunError(
                 f"There is no {name} here: torch {torch.__version__} sees "
-                f"{torch.cuda.device_count()} GPUs. Use --devices cpu, or see `alexprep doctor`."
+                f"{torch.cuda.device_count()} GPUs. Use cpu, or see `alexprep doctor`."
             )

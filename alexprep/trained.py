@@ -12,6 +12,7 @@ from alexnet import checkpoint
 from alexnet.errors import RunError
 from alexnet.spec import ModelConfig
 from alexnet.whole import load_weights
+from alexprep.placement import check_devices
 from pipelines.augment import AugmentSpec
 from pipelines.imagestats import ImageStats
 
@@ -33,8 +34,10 @@ class Trained:
 def load_trained(path: Path, device: str = "cpu") -> Trained:
     """The network of a checkpoint, or of the best one of a run folder, ready to evaluate.
 
-    RunError if it is none, damaged, or was written by something else than `alexprep train`.
+    RunError if it is none, damaged, or was written by something else than `alexprep train`, and
+    for a device that is not here; ValueError for a word that names none.
     """
+    check_devices((device,))
     file = checkpoint.resolve(path)
     saved = checkpoint.load(file, ("model", "stats"))
     meta = saved.meta

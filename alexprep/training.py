@@ -113,6 +113,8 @@ def claim(run: Path, about: Mapping[str, Any], dataset: Path, options: TrainOpti
         calls = _check_same(path, about)
     elif run.is_dir() and any(run.iterdir()):
         raise RunError(f"{run} is not empty and holds no run. Name another folder with --run.")
+    if run.exists() and not run.is_dir():
+        raise RunError(f"{run} is a file. Name a folder with --run.")
     run.mkdir(parents=True, exist_ok=True)
     call = {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
