@@ -130,11 +130,22 @@ def join(device: str = "cpu", *, columns: int = 2, timeout: float = TIMEOUT_SECO
     )
 
 
+def _apply(function: type[Function], *args: Any) -> Any:
+    return function.apply(*args)
+
+
+def _out_of_sight() -> Callable[..., Any]:
+    """Not at import: the compiler takes longer to load than torch, and few need it."""
+    return torch.compiler.disable(_apply)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TeamSeam:
     """One column in this process; the others are the other processes of its replica."""
 
     team: Team
+    # Exchanges are kept from the compiler: it compiles what lies between two.
+    apply: Callable[..., Any] = field(default_factory=_out_of_sight, repr=False)
 
     @property
     def columns(self) -> Sequence[int]:
@@ -145,19 +156,13 @@ class TeamSeam:
         return (self.team.device,)
 
     def gather(self, parts: Sequence[Tensor]) -> list[Tensor]:
-        return [_apply(_Gather, part, self.team) for part in parts]
+        return [self.apply(_Gather, part, self.team) for part in parts]
 
     def to_first(self, parts: Sequence[Tensor]) -> Tensor:
-        return _apply(_ToFirst, parts[0], self.team)
+        return self.apply(_ToFirst, parts[0], self.team)
 
     def publish(self, answer: Tensor, units: int) -> Tensor:
-        return _apply(_Publish, answer, self.team, units)
-
-
-# Out of the compiler's sight: it compiles what lies between two exchanges.
-@torch.compiler.disable()
-def _apply(function: type[Function], *args: Any) -> Any:
-    return function.apply(*args)
+        return self.apply(_Publish, answer, self.team, units)
 
 
 class _Gather(Function):
