@@ -35,6 +35,7 @@ def ended(processes, timeout=200):
     finally:
         for process in processes:
             process.kill()
+            process.wait()
     return [process.returncode for process in processes], said
 
 
