@@ -135,7 +135,7 @@ def _apply(function: type[Function], *args: Any) -> Any:
 
 
 def _out_of_sight() -> Callable[..., Any]:
-    """Not at import: the compiler takes longer to load than torch, and few need it."""
+    """Not at import: the compiler takes longer to load than torch."""
     return torch.compiler.disable(_apply)
 
 
