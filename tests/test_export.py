@@ -4,13 +4,16 @@ import struct
 import subprocess
 import sys
 import tarfile
+from itertools import pairwise
 
 import numpy as np
 import pytest
+import yaml
 
 from alexprep.errors import PrepareError
 from alexprep.export import dali_index, export, index_tars
 from pipelines.format import Manifest
+from tests.shard_sets import all_samples
 from tests.tarsets import drawn_items, write_dataset
 
 
@@ -93,6 +96,57 @@ def test_energon_finds_where_each_sample_begins_and_the_last_one_ends(root, tmp_
     parts = json.loads((out / ".nv-meta" / "split.yaml").read_text())["split_parts"]
     assert {name: len(shards) for name, shards in parts.items()} == {"train": 2, "val": 2}
     assert all((out / name).is_file() for names in parts.values() for name in names)
+
+
+def energon_samples(out, part):
+    """A split as Energon's documentation describes one, read with tarfile and PyYAML alone.
+
+    The package itself wants Pillow, which would overwrite pillow-simd; release 7.4.1 was tried by
+    hand in an environment of its own.
+    """
+    about = yaml.safe_load((out / ".nv-meta" / "dataset.yaml").read_text())
+    counts = json.loads((out / ".nv-meta" / ".info.json").read_text())["shard_counts"]
+    for shard in yaml.safe_load((out / ".nv-meta" / "split.yaml").read_text())["split_parts"][part]:
+        raw = (out / f"{shard}.idx").read_bytes()
+        places = struct.unpack(f"={len(raw) // 8}Q", raw)
+        assert len(places) == counts[shard] + 1
+        data = (out / shard).read_bytes()
+        for begin, end in pairwise(places):
+            with tarfile.open(fileobj=io.BytesIO(data[begin:end])) as sample:
+                files = {
+                    info.name.partition("."): sample.extractfile(info).read() for info in sample
+                }
+            (key,) = {name for name, _, _ in files}
+            yield key, *(files[key, ".", kind] for kind in about["field_map"].values())
+
+
+def test_a_reader_of_energons_format_finds_every_sample(root, tmp_path):
+    export("energon", root, tmp_path / "energon")
+    for part, split in (("train", "train"), ("val", "validation")):
+        wanted = [(key, jpg, cls) for key, jpg, cls, _ in all_samples(root, split)]
+        assert list(energon_samples(tmp_path / "energon", part)) == wanted
+
+
+DALI = """
+import sys
+from nvidia.dali import fn, pipeline_def
+@pipeline_def(batch_size=1, num_threads=1, device_id=None)
+def pipe():
+    return fn.readers.webdataset(paths=sys.argv[1], index_paths=sys.argv[2], ext=["jpg"], name="r")
+reader = pipe()
+reader.build()
+for _ in range(reader.epoch_size("r")):
+    print(len(bytes(reader.run()[0].at(0))))
+"""
+
+
+def test_dali_reads_a_foreign_tar_by_our_index(tmp_path):
+    path = write_tar(tmp_path / "foreign.tar", FOREIGN)
+    (index,) = index_tars([path])
+    done = subprocess.run(
+        [sys.executable, "-c", DALI, path, index], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["700", "512", "1"]
 
 
 def test_openclip_finds_the_samples_of_each_tar(root, tmp_path):
