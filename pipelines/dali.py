@@ -3,14 +3,16 @@
 
 The bytes are fed in our own order by an external source. On the CPU only the crop is decoded (its
 pixels equal those of a whole decode), then mirror, lighting, mean colour, division and layout are
-one kernel: crop_mirror_normalize takes a mean for each sample, and mean - shift goes in there. A
-mean image is subtracted in place from DALI's own output buffer, which torch sees without a copy and
-which DALI takes back when the tensor is dropped.
+one kernel: crop_mirror_normalize takes a mean for each sample, and mean - shift goes in there. With
+a mean image, the kernel on the CPU is that of pipelines.pixels; on a GPU the image is subtracted in
+place from DALI's own output buffer, which torch sees without a copy and which DALI takes back when
+the tensor is dropped.
 """
 
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any, Literal
 
 import numpy as np
@@ -25,8 +27,10 @@ from pipelines.errors import DataError
 from pipelines.readahead import RawBatch, Reader
 from pipelines.torch_cpu import Recipe, decode_at
 
+Arguments = list[np.ndarray]
 Decode = Literal["auto", "cpu", "mixed"]
 RGB = types.DALIImageType.RGB
+KINDS = types.DALIDataType
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,8 +57,9 @@ def dali_batches(
     raw: Iterator[RawBatch], reader: Reader, recipe: Recipe, options: DaliOptions
 ) -> Generator[tuple[RawBatch, Tensor]]:
     """Images of each raw batch on options.device; closing the generator ends DALI's threads."""
-    feed = _Feed(raw, recipe)
-    pipeline = _build(feed, recipe, options)
+    kernel = _kernel(recipe, options)
+    feed = _Feed(raw, partial(mean_image_arguments if kernel else arguments, recipe=recipe))
+    pipeline = _build(feed, recipe, options, kernel)
     try:
         while True:
             try:
@@ -66,7 +71,9 @@ def dali_batches(
             except RuntimeError as error:
                 raise _blame(feed.waiting[0], reader, error) from error
             batch = feed.waiting.popleft()
-            yield batch, _finish(images, batch, recipe)
+            if recipe.finish.channels_last:
+                images = images.permute(0, 3, 1, 2)
+            yield batch, _finish(images, batch, recipe, done=kernel is not None)
             del images
     finally:
         feed.waiting.clear()
@@ -80,9 +87,9 @@ class _Feed:
     the consumer gets it. The batches inside DALI wait here for their images.
     """
 
-    def __init__(self, raw: Iterator[RawBatch], recipe: Recipe) -> None:
+    def __init__(self, raw: Iterator[RawBatch], made: Callable[[RawBatch], Arguments]) -> None:
         self.raw = raw
-        self.recipe = recipe
+        self.made = made
         self.waiting: deque[RawBatch] = deque()
         self.failure: Exception | None = None
 
@@ -97,16 +104,15 @@ class _Feed:
             self.failure = error
             raise StopIteration from None
         self.waiting.append(batch)
-        return batch.jpgs, *arguments(batch, self.recipe)
+        return batch.jpgs, *self.made(batch)
 
 
-def arguments(batch: RawBatch, recipe: Recipe) -> list[np.ndarray]:
+def arguments(batch: RawBatch, recipe: Recipe) -> Arguments:
     """What DALI takes for each sample: mirror; y and x of a crop; mean and std of float output."""
-    spec, draws, colours = recipe.spec, batch.task.draws, recipe.colours
+    draws, colours = batch.task.draws, recipe.colours
     values = [draws.mirror.astype(np.int32)]
     if recipe.views == 1:
-        room = np.float32(max(1, spec.source - spec.crop))
-        values += [at.astype(np.float32) / room for at in (draws.y, draws.x)]
+        values += _crop_place(batch, recipe)
     if recipe.finish.dtype != torch.uint8:
         mean = colours.mean - shift(draws, colours.axes)
         std = np.broadcast_to(draws.divide * colours.sd, mean.shape)
@@ -114,9 +120,75 @@ def arguments(batch: RawBatch, recipe: Recipe) -> list[np.ndarray]:
     return values
 
 
-def _build(feed: _Feed, recipe: Recipe, options: DaliOptions) -> Pipeline:
+def mean_image_arguments(batch: RawBatch, recipe: Recipe) -> Arguments:
+    """What the kernel of pipelines.pixels takes: y and x of a crop; place, unit and added."""
+    spec, draws, colours = recipe.spec, batch.task.draws, recipe.colours
+    top = left = np.full(len(draws.y), (spec.source - spec.crop) // 2)
+    which = np.zeros_like(top)
+    if spec.mean == "image_at_crop":
+        which = draws.mirror.astype(np.int64)
+        top, left = draws.y, np.where(draws.mirror, spec.source - spec.crop - draws.x, draws.x)
+    place = np.stack([draws.mirror, which, top, left], axis=1).astype(np.int32)
+    added = shift(draws, colours.axes) / (draws.divide * colours.sd)
+    unit = np.broadcast_to(1 / (draws.divide * colours.sd), added.shape)
+    levels = [np.ascontiguousarray(values, np.float32) for values in (unit, added)]
+    return [*_crop_place(batch, recipe), place, *levels]
+
+
+def _crop_place(batch: RawBatch, recipe: Recipe) -> Arguments:
+    """Where crops begin, as DALI wants it: 0 is the first place there is, 1 the last."""
+    room = np.float32(max(1, recipe.spec.source - recipe.spec.crop))
+    return [at.astype(np.float32) / room for at in (batch.task.draws.y, batch.task.draws.x)]
+
+
+def _kernel(recipe: Recipe, options: DaliOptions) -> Any | None:
+    """The operator for crops minus a mean image on the CPU; None where another way is taken."""
+    floats = recipe.finish.dtype != torch.uint8
+    if recipe.colours.image_HWC is None or recipe.views > 1 or not floats:
+        return None
+    return _operator(recipe.finish.channels_last) if options.device.type == "cpu" else None
+
+
+@cache
+def _operator(channels_last: bool) -> Any | None:
+    """One a process; None without numba, when two passes do the same more slowly."""
+    try:
+        from nvidia.dali.plugin.numba import NumbaFunction  # noqa: PLC0415 - slow to import
+
+        from pipelines import pixels  # noqa: PLC0415
+    except ImportError:
+        return None
+
+    class Compiled(NumbaFunction):
+        """numba_function of code that is compiled already, and kept on disk."""
+
+        def _get_run_fn_cpu(self, run_fn: Any, *about: object) -> int:
+            return run_fn.address
+
+        def _get_setup_fn_cpu(self, setup_fn: Any) -> int:
+            return setup_fn.address
+
+    inputs = (KINDS.UINT8, KINDS.INT32, KINDS.FLOAT, KINDS.FLOAT, KINDS.FLOAT)
+    return Compiled(
+        run_fn=pixels.normalise_HWC if channels_last else pixels.normalise_CHW,
+        setup_fn=pixels.shape_HWC if channels_last else pixels.shape_CHW,
+        in_types=list(inputs),
+        ins_ndim=[3, 1, 1, 1, 4],
+        out_types=[KINDS.FLOAT],
+        outs_ndim=[3],
+    )
+
+
+def _mean_images(recipe: Recipe) -> np.ndarray:
+    """The mean image and its mirror, laid out as the crops are, in grey levels."""
+    image = np.asarray(recipe.colours.image_HWC, np.float32)
+    images = np.stack([image, image[:, ::-1]])
+    axes = (0, 1, 2, 3) if recipe.finish.channels_last else (0, 3, 1, 2)
+    return np.ascontiguousarray(images.transpose(axes))
+
+
+def _build(feed: _Feed, recipe: Recipe, options: DaliOptions, kernel: Any | None) -> Pipeline:
     on_gpu = options.device.type == "cuda"
-    mixed = on_gpu and options.decode != "cpu"
     pipeline = Pipeline(
         batch_size=options.batch,
         num_threads=options.threads,
@@ -124,20 +196,35 @@ def _build(feed: _Feed, recipe: Recipe, options: DaliOptions) -> Pipeline:
         prefetch_queue_depth=max(1, options.prefetch),
         exec_dynamic=True,
     )
-    crops, floats = recipe.views == 1, recipe.finish.dtype != torch.uint8
     with pipeline:
-        jpg, mirror, *rest = fn.external_source(
-            source=feed, num_outputs=2 + 2 * crops + 2 * floats, batch=True
+        pipeline.set_outputs(
+            _minus_mean_image(feed, recipe, kernel)
+            if kernel
+            else _minus_mean_colour(feed, recipe, options)
         )
-        place, levels = (rest[:2], rest[2:]) if crops else ([], rest)
-        if mixed:
-            images = fn.decoders.image(jpg, device="mixed", output_type=RGB)
-        else:
-            images = _decode(jpg, place, recipe.spec.crop)
-            images, place = (images.gpu() if on_gpu else images), []
-        pipeline.set_outputs(_normalise(images, mirror, place, levels, recipe))
     pipeline.build()
     return pipeline
+
+
+def _minus_mean_image(feed: _Feed, recipe: Recipe, kernel: Any) -> DataNode:
+    jpg, y, x, place, unit, added = fn.external_source(source=feed, num_outputs=6, batch=True)
+    pixels = _decode(jpg, [y, x], recipe.spec.crop)
+    return kernel(pixels, place, unit, added, types.Constant(_mean_images(recipe), device="cpu"))
+
+
+def _minus_mean_colour(feed: _Feed, recipe: Recipe, options: DaliOptions) -> DataNode:
+    crops, floats = recipe.views == 1, recipe.finish.dtype != torch.uint8
+    jpg, mirror, *rest = fn.external_source(
+        source=feed, num_outputs=2 + 2 * crops + 2 * floats, batch=True
+    )
+    place, levels = (rest[:2], rest[2:]) if crops else ([], rest)
+    on_gpu = options.device.type == "cuda"
+    if on_gpu and options.decode != "cpu":
+        images = fn.decoders.image(jpg, device="mixed", output_type=RGB)
+    else:
+        images = _decode(jpg, place, recipe.spec.crop)
+        images, place = (images.gpu() if on_gpu else images), []
+    return _normalise(images, mirror, place, levels, recipe)
 
 
 def _decode(jpg: DataNode, place: list[DataNode], crop: int) -> DataNode:
@@ -170,7 +257,7 @@ def _normalise(
         mirror=mirror,
         mean=mean,
         std=std,
-        dtype=types.DALIDataType.FLOAT if levels else types.DALIDataType.UINT8,
+        dtype=KINDS.FLOAT if levels else KINDS.UINT8,
         output_layout="HWC" if recipe.finish.channels_last else "CHW",
         **where,
     )
@@ -181,16 +268,20 @@ def _run(pipeline: Pipeline, device: torch.device) -> Tensor:
     if device.type == "cuda":
         with torch.cuda.device(device):
             (images,) = pipeline.run(torch.cuda.current_stream())
-            return torch.from_dlpack(images.as_tensor())
+            # Not by DLPack: DALI gives such memory back in a thread that waits for the whole
+            # device, which ends the capture of a CUDA graph. This way it is free again in the order
+            # of the stream; `Finish` copies out of it, so that users may choose other streams.
+            return torch.as_tensor(images.as_tensor(), device=device)
     (images,) = pipeline.run()
     return torch.from_dlpack(images.as_tensor())
 
 
-def _finish(images: Tensor, batch: RawBatch, recipe: Recipe) -> Tensor:
-    if recipe.finish.channels_last:
-        images = images.permute(0, 3, 1, 2)
+def _finish(images: Tensor, batch: RawBatch, recipe: Recipe, *, done: bool) -> Tensor:
+    """What the pipeline could not do; where it is `done`, the type alone."""
     if recipe.views > 1:
         return recipe.finish.views(images)
+    if done:
+        return images.to(recipe.finish.dtype)
     return recipe.finish.crops(images, batch.task.draws)
 
 

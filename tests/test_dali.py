@@ -1,6 +1,8 @@
 """DALI on the CPU, torch and plain NumPy make the same pictures of real and drawn photographs."""
 
 import io
+import subprocess
+import sys
 import tarfile
 
 import numpy as np
@@ -162,3 +164,25 @@ def test_images_that_are_kept_are_not_written_over(tmp_path, rng):
     with open_loader(tmp_path, "train", LoaderConfig(batch=8, backend="dali")) as loader:
         kept = [(images, images.clone()) for _ in range(4) for images, _ in loader]
     assert all(torch.equal(images, copied) for images, copied in kept)
+
+
+WITHOUT_NUMBA = """
+import sys
+sys.modules["numba"] = None
+import torch
+from pipelines import AugmentSpec, LoaderConfig, open_loader
+spec = AugmentSpec(source=64, crop=56, mean="image_at_crop")
+with open_loader(sys.argv[1], "train", LoaderConfig(batch=8, backend="dali"), spec) as loader:
+    torch.save(next(iter(loader))[0].clone(), sys.argv[2])
+"""
+
+
+def test_without_numba_two_passes_give_the_same_images(tmp_path, rng):
+    root, saved = tmp_path / "set", tmp_path / "images.pt"
+    write_dataset(root, {"train": drawn_items(rng, 24)}, size=64)
+    measured(root)
+    subprocess.run([sys.executable, "-c", WITHOUT_NUMBA, root, saved], check=True, timeout=120)
+    spec = AugmentSpec(source=64, crop=56, mean="image_at_crop")
+    with open_loader(root, "train", LoaderConfig(batch=8, backend="dali"), spec) as loader:
+        images, _ = next(iter(loader))
+        assert (images - torch.load(saved)).abs().max() < 1e-3
