@@ -1,5 +1,7 @@
 # make demo    the whole way on images it draws itself: shard, stats, train, eval
 # make test    the tests          make check   format, lint, types, imports
+# make gpu-check OUT=folder [DATA=data set]   all that needs a GPU, tests and measurements, 8 minutes;
+#              with PYTHON=python3 by that Python and its packages, without .venv (docs/machines.md)
 # make browser Debian's chromium, which the tests of the report look at its pages with
 # All set-ups ask nothing and do nothing when they have been done; Python's land in .venv.
 
@@ -8,7 +10,9 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 APT := apt-get install --yes --no-install-recommends
 
-.PHONY: demo test check browser headers clean
+OUT ?= build/gpu-check
+
+.PHONY: demo test check gpu-check browser headers clean
 
 demo: .venv/.installed
 	$(BIN)/alexprep demo
@@ -21,6 +25,16 @@ check: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+# A PYTHON that was asked for is taken as it is: a GPU host may reach no package index.
+ifeq ($(origin PYTHON),file)
+gpu-check: .venv/.dev
+gpu-check: CHECKER := $(BIN)/python
+else
+gpu-check: CHECKER := $(PYTHON)
+endif
+gpu-check:
+	@$(CHECKER) benchmarks/gpu_check.py --out "$(OUT)" $(if $(DATA),--data "$(DATA)")
 
 # pillow-simd is compiled on installation: it wants the headers of libjpeg, zlib and Python.
 headers:

@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from alexprep.bench import BenchConfig, Row, rows
+from alexprep.bench_load_gpu import gpu_loads
 from alexprep.drawing import DrawConfig, draw_source
 from alexprep.shard import RunOptions, ShardConfig, shard
 from alexprep.stats import compute_stats
@@ -43,9 +44,13 @@ Batches = Iterator[Any]
 def run(config: BenchConfig, folder: Path) -> list[Row]:
     """Images/s of every case; the ratios are to bare DALI with DALI's own reader.
 
+    On a GPU other cases are measured, see alexprep.bench_load_gpu.
+
     config.data is a data set of 256 pixels with statistics; without one, images are drawn.
     """
     root = config.data or drawn_data_set(folder)
+    if config.device != "cpu":
+        return list(gpu_loads(root, config))
     per_round = -(-config.images // BATCH)
     with ExitStack() as stack:
         cases = open_cases(root, stack)

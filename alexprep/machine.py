@@ -10,6 +10,7 @@ from pathlib import Path
 PACKAGES = (
     "alexprep",
     "torch",
+    "triton",
     "nvidia-dali-cuda130",
     "pillow-simd",
     "numpy",
@@ -40,10 +41,13 @@ def cores() -> int:
 
 
 def commit() -> str:
-    """Commit of the folder the code runs from, with -dirty for changed files; "" outside of git."""
+    """Commit of the folder the code runs from, with -dirty for changed files.
+
+    A copy without .git takes it from the environment, ALEXPREP_COMMIT; else it is "".
+    """
     here = Path(__file__).parent
     git = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    return _output(git)
+    return _output(git) or os.environ.get("ALEXPREP_COMMIT", "")
 
 
 def _cpu() -> str:

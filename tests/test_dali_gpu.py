@@ -1,7 +1,5 @@
 """DALI on a GPU: decoder differences bounded, layout, order and memory as on the CPU."""
 
-import gc
-
 import numpy as np
 import pytest
 import torch
@@ -10,6 +8,12 @@ from pipelines import AugmentSpec, LoaderConfig, open_loader
 from tests.tarsets import drawn_items, measured, write_dataset
 
 pytestmark = pytest.mark.gpu
+
+# libjpeg-turbo itself, told to repeat chroma, differs from its usual way by 1.3 on average on these
+# images, 7 at the 99th percentile and 130 at most, on ILSVRC's by 1.3, 6 and 53: the largest says
+# nothing.
+MEAN_LEVELS, HIGH_LEVELS = 2.0, 12.0
+BATCHES = 10_000
 
 
 @pytest.fixture(scope="module")
@@ -43,13 +47,19 @@ def test_cpu_decode_and_gpu_augmentation_equal_the_cpu(root, mean, channels_last
         assert (gpu_images.cpu() - images).abs().max() < 0.01
 
 
-def test_the_gpu_decoder_differs_by_a_few_grey_levels_at_most(root):
-    # nvJPEG and libjpeg-turbo round the inverse DCT and upsample colour differently.
+def test_the_gpu_decoder_differs_by_a_few_grey_levels_at_most(root, record_property):
+    # nvJPEG and libjpeg-turbo round the inverse DCT and upsample colour differently: the latter
+    # interpolates chroma, the former repeats it, which shows at edges between saturated colours.
     plain = AugmentSpec(mean="none", lighting=0, divide=1)
     pairs = zip(epoch(root, plain, device="cpu"), epoch(root, plain, decode="mixed"), strict=True)
     differences = torch.cat([(a[0] - b[0].cpu()).abs().flatten() for a, b in pairs])
-    assert differences.mean() < 1
-    assert differences.max() <= 48
+    sample = differences[:: max(1, differences.numel() // 1_000_000)]
+    mean, high, most = differences.mean(), sample.quantile(0.99), differences.max()
+    record_property("GPU decode against CPU decode, mean grey levels", mean.item())
+    record_property("GPU decode against CPU decode, 99th percentile", high.item())
+    record_property("GPU decode against CPU decode, largest", most.item())
+    assert mean < MEAN_LEVELS
+    assert high <= HIGH_LEVELS
 
 
 @pytest.mark.parametrize("dtype", ["float16", "uint8"])
@@ -99,13 +109,17 @@ def test_images_that_are_kept_while_the_gpu_works_are_not_written_over(root):
     assert all(torch.equal(images, copied) for images, copied in kept)
 
 
-def test_gpu_memory_is_flat_over_many_batches(root):
-    sizes = []
-    with open_loader(root, config=LoaderConfig(batch=64, device="cuda:0")) as loader:
-        for _ in range(40):
-            for images, _labels in loader:
-                images.sum().item()
-            gc.collect()
-            free, total = torch.cuda.mem_get_info()
-            sizes.append(total - free)
-    assert max(sizes[2:]) <= 1.05 * sizes[1]
+def test_gpu_memory_is_flat_over_many_batches(root, record_property):
+    used = []
+    with open_loader(root, config=LoaderConfig(batch=20, device="cuda:0", threads=8)) as loader:
+        total = torch.zeros((), device="cuda:0")
+        for number in range(1, BATCHES + 1):
+            images, _labels = next(iter(loader))
+            total += images[0, 0, 0, 0]
+            if number % (BATCHES // 10) == 0:
+                torch.cuda.synchronize()
+                free, all_of_it = torch.cuda.mem_get_info()
+                used.append((all_of_it - free) / 2**20)
+    record_property("GPU memory after 1,000 batches, MiB", used[0])
+    record_property("GPU memory after 10,000 batches, MiB", used[-1])
+    assert max(used) <= 1.02 * used[0] + 16
