@@ -153,7 +153,8 @@ def table(rows: list[dict]) -> str:
         cells = [
             f"{statistics.median(row['loss']):.3f}",
             *(
-                f"{statistics.median(v):.2%} ({min(v):.2%} to {max(v):.2%})"
+                f"{statistics.median(v):.2%}"
+                + (f" ({min(v):.2%} to {max(v):.2%})" if len(v) > 1 else "")
                 for v in (row["top1_error"], row["top5_error"])
             ),
         ]
