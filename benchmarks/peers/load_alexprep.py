@@ -1,0 +1,37 @@
+# pyright: basic
+"""Our loader in either memory format, or DALI with its own reader, with alexprep's interpreter.
+
+Ours subtracts the mean image and lights the images, which nobody else here does, unless "plain".
+"""
+
+import sys
+
+from batches import BATCH, CROP, MEAN, THREADS, data, rounds_of, serve
+
+from alexprep.bench_load import bare_dali
+from pipelines import AugmentSpec, LoaderConfig, open_loader
+from pipelines.format import Manifest
+
+
+def ours(layout: str) -> None:
+    """Serve open_loader."""
+    config = LoaderConfig(
+        batch=BATCH, threads=THREADS, backend="dali", channels_last=layout == "channels_last"
+    )
+    augment = AugmentSpec(crop=CROP)
+    if layout == "plain":  # what the peers do
+        augment = AugmentSpec(crop=CROP, mean=MEAN, lighting=0, divide=1)
+    with open_loader(data(), "train", config, augment) as loader:
+        serve(lambda: loader)
+
+
+def bare() -> None:
+    """Serve what DALI does alone."""
+    shards = Manifest.load(data()).split("train", data()).shards
+    tars = [str(data() / shard.name) for shard in shards]
+    indexes = [str(data() / shard.index) for shard in shards]
+    serve(rounds_of(bare_dali(tars, indexes, augmented=True)))
+
+
+if __name__ == "__main__":
+    bare() if sys.argv[2] == "bare" else ours(sys.argv[2])

@@ -1,0 +1,24 @@
+# pyright: basic, reportMissingImports=false
+"""LitData's StreamingDataset and StreamingDataLoader with two processes, from the local disk."""
+
+from batches import BATCH, THREADS, augmented, data, serve
+from litdata import StreamingDataLoader, StreamingDataset
+
+
+class Photographs(StreamingDataset):
+    """Decoded and cropped samples."""
+
+    def __getitem__(self, place: int) -> tuple:
+        found = super().__getitem__(place)
+        return augmented(found["image"]), found["label"]
+
+
+if __name__ == "__main__":
+    loader = StreamingDataLoader(
+        Photographs(str(data()), shuffle=True, drop_last=True),
+        batch_size=BATCH,
+        num_workers=THREADS,
+        persistent_workers=True,
+        drop_last=True,
+    )
+    serve(lambda: loader)

@@ -1,0 +1,26 @@
+# pyright: basic, reportMissingImports=false
+"""MosaicML streaming's StreamingDataset in torch's DataLoader with two processes, local disk."""
+
+import torchvision_ops  # noqa: F401 - before streaming
+from batches import BATCH, THREADS, augmented, data, serve
+from streaming import StreamingDataset
+from torch.utils.data import DataLoader
+
+
+class Photographs(StreamingDataset):
+    """Decoded and cropped samples."""
+
+    def __getitem__(self, place: int) -> tuple:
+        found = super().__getitem__(place)
+        return augmented(found["image"]), found["label"]
+
+
+if __name__ == "__main__":
+    loader = DataLoader(
+        Photographs(local=str(data()), shuffle=True, batch_size=BATCH),
+        batch_size=BATCH,
+        num_workers=THREADS,
+        persistent_workers=True,
+        drop_last=True,
+    )
+    serve(lambda: loader)

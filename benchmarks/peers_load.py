@@ -1,0 +1,186 @@
+"""Our loader beside what others load the same photographs with, on the same two cores.
+
+    python benchmarks/peers_load.py SOURCE --venvs VENVS --data DATA --kept FILE --out RESULTS
+
+DATA is filled on the first call: every peer's own writer makes its form of the same 256-pixel
+JPEGs. Everybody then gives float32 batches of 128 random 227-pixel crops, half of them mirrored,
+less a mean, in random order, with two threads or processes. Each loader is a process that stays
+open and idle between its turns; a round is an epoch, clocked from the 7th to the 42nd batch.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from peers_kept import Case, Kept, keep_result, ratios
+
+from alexprep.bench import Row, rows
+from alexprep.shard import RunOptions, ShardConfig, shard
+from alexprep.stats import compute_stats
+from pipelines.format import Manifest
+
+HERE = Path(__file__).parent / "peers"
+IMAGES, AHEAD, COUNT = 6000, 6, 36
+SHAPE, DTYPES = [128, 3, 227, 227], ("float32", "float")
+OURS, BARE = "alexprep", "bare DALI, own reader"
+PLAIN = "alexprep, mean colour, no lighting"
+FFCV, TORCH, WEBDATASET = "FFCV, channels_last", "torch DataLoader + Pillow", "webdataset"
+TARGETS = {BARE: ">= 0.97", FFCV: ">= 1.1", TORCH: ">= 2.9", WEBDATASET: ">= 2.7"}
+CASES = (
+    Case(OURS, "", "nvidia-dali-cuda130", ("load_alexprep.py", "alexprep", "NCHW")),
+    Case("alexprep, channels_last", "", "", ("load_alexprep.py", "alexprep", "channels_last")),
+    Case(PLAIN, "", "", ("load_alexprep.py", "alexprep", "plain")),
+    Case(BARE, "", "", ("load_alexprep.py", "alexprep", "bare")),
+    Case(FFCV, "ffcv", "ffcv numba", ("load_ffcv.py", "ffcv", "channels_last")),
+    Case("FFCV, NCHW", "ffcv", "", ("load_ffcv.py", "ffcv", "NCHW")),
+    Case(WEBDATASET, "webdataset", "webdataset pillow", ("load_webdataset.py", "alexprep")),
+    Case(TORCH, "webdataset", "torch pillow", ("load_torch.py", "files")),
+    Case("LitData", "litdata", "litdata pillow", ("load_litdata.py", "litdata")),
+    Case("streaming", "streaming", "mosaicml-streaming pillow", ("load_streaming.py", "streaming")),
+)
+NOTES = (
+    f"{IMAGES:,} photographs; ours also subtracts the mean image instead of a mean colour and "
+    "lights the images. FFCV decodes with its fast, less exact transform; its memory format is "
+    "channels_last, and NCHW costs a copy. webdataset draws shards with repeats and mixes 1,000 "
+    "samples; the others permute all.",
+)
+
+
+def main() -> None:
+    """Add rounds to those kept, and write the result of them all."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("source", type=Path)
+    parser.add_argument("--venvs", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True, help="folder of the peers' data sets")
+    parser.add_argument("--kept", type=Path, required=True, help="file with the rounds so far")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds to add")
+    parser.add_argument("--only", default="", help="cases whose names have this in them")
+    parser.add_argument("--out", type=Path, help="folder for the result")
+    asked = parser.parse_args()
+    kept = Kept.load(asked.kept)
+    asked.data.mkdir(parents=True, exist_ok=True)
+    os.environ["TMPDIR"] = str(asked.data)  # which some peers empty folders of
+    cases = [case for case in CASES if asked.only in case.name]
+    prepare(asked.source, asked.data, asked.venvs, kept)
+    if asked.rounds:
+        measure(cases, asked.data, asked.venvs, kept, asked.rounds)
+    if kept.rates:
+        said = keep_result("peers-load", found(kept), kept, NOTES, asked.out)
+        sys.stdout.write(f"{said}\n")
+
+
+def prepare(source: Path, data: Path, venvs: Path, kept: Kept) -> None:
+    """Every peer's data set of IMAGES photographs, where it is not there yet."""
+    links = data / "source"
+    originals = sorted(path for path in source.rglob("*") if path.is_file())
+    for number in range(0 if links.exists() else IMAGES):
+        path = originals[number % len(originals)]
+        link = links / path.parent.name / f"{path.stem}_{number}{path.suffix}"
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(path.absolute())
+    if not (data / "alexprep").exists():
+        options = RunOptions(splits=("train",), workers=2)
+        shard(links, data / "alexprep", ShardConfig(shards=8), options)
+        compute_stats(data / "alexprep")
+    if not (data / "files").exists():
+        extract(data / "alexprep", data / "files")
+    for name in ("ffcv", "litdata", "streaming"):
+        made, partial = data / name, data / f"{name}-partial"
+        words = Case(name, name, "", (f"shard_{name}.py",)).command(venvs, HERE)
+        if not made.exists():
+            shutil.rmtree(partial, ignore_errors=True)
+            done = subprocess.run(
+                [*words, str(links), str(partial)], capture_output=True, text=True, check=False
+            )
+            if done.returncode:
+                kept.failures[f"{name}'s writer"] = done.stderr[-300:]
+            else:
+                partial.rename(made)
+
+
+def extract(root: Path, out: Path) -> None:
+    """The JPEGs of our shards as files in class folders."""
+    wnids = [wnid for wnid, _ in Manifest.load(root).classes]
+    for path in sorted((root / "train").glob("*.tar")):
+        with tarfile.open(path) as tar:
+            held: dict[str, bytes] = {}
+            for member in tar:
+                stem, _, kind = member.name.partition(".")
+                stream = tar.extractfile(member)
+                held[kind] = stream.read() if stream else b""
+                if {"jpg", "cls"} <= held.keys():
+                    folder = out / wnids[int(held["cls"])]
+                    folder.mkdir(parents=True, exist_ok=True)
+                    (folder / f"{stem}.jpg").write_bytes(held["jpg"])
+                    held = {}
+
+
+class Loader:
+    """A loader's process, which makes a round when it is asked."""
+
+    def __init__(self, case: Case, data: Path, venvs: Path, stack: ExitStack) -> None:
+        script, folder, *words = case.words
+        command = [case.python(venvs), str(HERE / script), str(data / folder), *words]
+        log = stack.enter_context((data / f"{case.name}.log").open("w"))
+        self.name = case.name
+        self.process = stack.enter_context(
+            subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+            )
+        )
+        self.round()
+
+    def round(self) -> float:
+        """Images/s; RuntimeError where the process ends or gives other batches than asked for."""
+        assert self.process.stdin
+        assert self.process.stdout
+        self.process.stdin.write(f"{AHEAD} {COUNT}\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"its process ended with {self.process.wait()}")
+        said: dict[str, Any] = json.loads(line)
+        shape, kind = said["first"]
+        if shape != SHAPE or not kind.endswith(DTYPES) or said["images"] != COUNT * SHAPE[0]:
+            raise RuntimeError(f"it gave {said['images']} images, of {shape} {kind}")
+        return said["images"] / said["seconds"]
+
+
+def measure(cases: list[Case], data: Path, venvs: Path, kept: Kept, rounds: int) -> None:
+    """Open every loader and let it make an uncounted round, then take turns."""
+    with ExitStack() as stack:
+        loaders: list[Loader] = []
+        for case in cases:
+            try:
+                kept.versions[case.name] = case.versions(venvs)
+                loaders.append(Loader(case, data, venvs, stack))
+            except (RuntimeError, OSError) as error:
+                kept.failures[case.name] = str(error)
+        for _ in range(rounds):
+            at = len(kept.rates.get(OURS, ())) % len(loaders)  # each begins with another
+            for loader in loaders[at:] + loaders[:at]:
+                kept.add(loader.name, loader.round(), 0)
+            kept.save()
+
+
+def found(kept: Kept) -> list[Row]:
+    """Every case beside bare DALI, then ours beside every peer."""
+    peers = {
+        case.name: TARGETS.get(case.name, "")
+        for case in CASES
+        if case.name in kept.rates and not case.name.startswith(OURS) and case.name != BARE
+    }
+    first = rows(kept.rates, floor=BARE, targets={OURS: TARGETS[BARE]})
+    same = {FFCV: TARGETS[FFCV]} if FFCV in kept.rates else {}
+    return first + ratios(kept.rates, OURS, peers) + ratios(kept.rates, PLAIN, same)
+
+
+if __name__ == "__main__":
+    main()
