@@ -53,6 +53,7 @@ class Meter:
 
     def __init__(self, device: torch.device) -> None:
         self.gpu = device.type == "cuda"
+        self.device = device
         self.loss = torch.zeros((), device=device, dtype=torch.float32)
         self.steps = self.images = 0
         self.waited = 0.0
@@ -73,7 +74,7 @@ class Meter:
             self._came(asked)
             yield batch
             if self.gpu:
-                self._ended = _mark()
+                self._ended = _mark(self.device)
 
     def add(self, loss: Tensor, images: int) -> None:
         """One step: the mean loss of its images."""
@@ -98,10 +99,11 @@ class Meter:
         if not self.gpu:
             self.waited += time.perf_counter() - asked
         elif self._ended is not None:
-            self._gaps.append((self._ended, _mark()))
+            self._gaps.append((self._ended, _mark(self.device)))
 
 
-def _mark() -> torch.cuda.Event:
+def _mark(device: torch.device) -> torch.cuda.Event:
+    """An event in the work of this device, which need not be torch's current one."""
     event = torch.cuda.Event(enable_timing=True)
-    event.record()
+    event.record(torch.cuda.current_stream(device))
     return event

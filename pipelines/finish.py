@@ -43,19 +43,25 @@ class Finish:
             self.image_CHW = (image / sd)[None].contiguous(memory_format=memory)[0]
 
     def crops(self, images_NCHW: Tensor, draws: Draws) -> Tensor:
-        """Subtract the mean image from crops; float32 comes back in the memory it came in."""
+        """Subtract the mean image from crops.
+
+        On a CPU float32 comes back in the memory it came in; on a GPU all of it in torch's own.
+        """
         mean, size = self._on(images_NCHW.device), self.spec.crop
-        if mean is not None and self.spec.mean == "image":
-            there = self._centre(mean) / draws.divide
-            subtract(images_NCHW, there, images_NCHW)
-        elif mean is not None:
-            mean = mean / draws.divide
-            for image, y, x, mirrored in zip(
-                images_NCHW, draws.y, draws.x, draws.mirror, strict=True
-            ):
-                there = mean[:, y : y + size, x : x + size]
-                subtract(image, there.flip(2) if mirrored else there, image)
-        return images_NCHW.to(self.dtype)
+        here = images_NCHW.device.type == "cpu"
+        out = images_NCHW if here else torch.empty_like(images_NCHW, dtype=self.dtype)
+        if mean is None:
+            return out.to(self.dtype) if here else out.copy_(images_NCHW)
+        if self.spec.mean == "image":
+            subtract(images_NCHW, self._centre(mean) / draws.divide, out)
+            return out.to(self.dtype)
+        mean = mean / draws.divide
+        for image, y, x, mirrored, made in zip(
+            images_NCHW, draws.y, draws.x, draws.mirror, out, strict=True
+        ):
+            there = mean[:, y : y + size, x : x + size]
+            subtract(image, there.flip(2) if mirrored else there, made)
+        return out.to(self.dtype)
 
     def views(self, images_NCHW: Tensor) -> Tensor:
         """The ten crops of whole images, (N, 10, C, crop, crop)."""
