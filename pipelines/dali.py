@@ -2,11 +2,10 @@
 """The augmentation in NVIDIA DALI, on the CPU or the GPU; the only file that imports nvidia.dali.
 
 The bytes are fed in our own order by an external source. On the CPU only the crop is decoded (its
-pixels equal those of a whole decode), then mirror, lighting, mean colour, division and layout are
-one kernel: crop_mirror_normalize takes a mean for each sample, and mean - shift goes in there. With
-a mean image, the kernel on the CPU is that of pipelines.pixels; on a GPU the image is subtracted in
-place from DALI's own output buffer, which torch sees without a copy and which DALI takes back when
-the tensor is dropped.
+pixels equal those of a whole decode); mirror, lighting, mean, division and layout are then one
+kernel, that of pipelines.pixels. On a GPU, and for ten views, it is crop_mirror_normalize, which
+takes a mean colour for each sample: mean - shift goes in there, and a mean image is subtracted from
+its output.
 """
 
 from collections import deque
@@ -58,7 +57,7 @@ def dali_batches(
 ) -> Generator[tuple[RawBatch, Tensor]]:
     """Images of each raw batch on options.device; closing the generator ends DALI's threads."""
     kernel = _kernel(recipe, options)
-    feed = _Feed(raw, partial(mean_image_arguments if kernel else arguments, recipe=recipe))
+    feed = _Feed(raw, partial(pixel_arguments if kernel else arguments, recipe=recipe))
     pipeline = _build(feed, recipe, options, kernel)
     try:
         while True:
@@ -120,7 +119,7 @@ def arguments(batch: RawBatch, recipe: Recipe) -> Arguments:
     return values
 
 
-def mean_image_arguments(batch: RawBatch, recipe: Recipe) -> Arguments:
+def pixel_arguments(batch: RawBatch, recipe: Recipe) -> Arguments:
     """What the kernel of pipelines.pixels takes: y and x of a crop; place, unit and added."""
     spec, draws, colours = recipe.spec, batch.task.draws, recipe.colours
     top = left = np.full(len(draws.y), (spec.source - spec.crop) // 2)
@@ -129,7 +128,7 @@ def mean_image_arguments(batch: RawBatch, recipe: Recipe) -> Arguments:
         which = draws.mirror.astype(np.int64)
         top, left = draws.y, np.where(draws.mirror, spec.source - spec.crop - draws.x, draws.x)
     place = np.stack([draws.mirror, which, top, left], axis=1).astype(np.int32)
-    added = shift(draws, colours.axes) / (draws.divide * colours.sd)
+    added = (shift(draws, colours.axes) - colours.mean) / (draws.divide * colours.sd)
     unit = np.broadcast_to(1 / (draws.divide * colours.sd), added.shape)
     levels = [np.ascontiguousarray(values, np.float32) for values in (unit, added)]
     return [*_crop_place(batch, recipe), place, *levels]
@@ -142,11 +141,11 @@ def _crop_place(batch: RawBatch, recipe: Recipe) -> Arguments:
 
 
 def _kernel(recipe: Recipe, options: DaliOptions) -> Any | None:
-    """The operator for crops minus a mean image on the CPU; None where another way is taken."""
+    """The operator for float crops on the CPU; None where crop_mirror_normalize does it."""
     floats = recipe.finish.dtype != torch.uint8
-    if recipe.colours.image_HWC is None or recipe.views > 1 or not floats:
+    if recipe.views > 1 or not floats or options.device.type != "cpu":
         return None
-    return _operator(recipe.finish.channels_last) if options.device.type == "cpu" else None
+    return _operator(recipe.finish.channels_last)
 
 
 @cache
@@ -180,8 +179,11 @@ def _operator(channels_last: bool) -> Any | None:
 
 
 def _mean_images(recipe: Recipe) -> np.ndarray:
-    """The mean image and its mirror, laid out as the crops are, in grey levels."""
-    image = np.asarray(recipe.colours.image_HWC, np.float32)
+    """The mean image and its mirror, laid out as the crops are, in grey levels; or zeros."""
+    side = recipe.spec.source
+    image = np.zeros((side, side, 3), np.float32)
+    if recipe.colours.image_HWC is not None:
+        image[...] = recipe.colours.image_HWC
     images = np.stack([image, image[:, ::-1]])
     axes = (0, 1, 2, 3) if recipe.finish.channels_last else (0, 3, 1, 2)
     return np.ascontiguousarray(images.transpose(axes))
@@ -198,21 +200,19 @@ def _build(feed: _Feed, recipe: Recipe, options: DaliOptions, kernel: Any | None
     )
     with pipeline:
         pipeline.set_outputs(
-            _minus_mean_image(feed, recipe, kernel)
-            if kernel
-            else _minus_mean_colour(feed, recipe, options)
+            _by_pixels(feed, recipe, kernel) if kernel else _by_channels(feed, recipe, options)
         )
     pipeline.build()
     return pipeline
 
 
-def _minus_mean_image(feed: _Feed, recipe: Recipe, kernel: Any) -> DataNode:
+def _by_pixels(feed: _Feed, recipe: Recipe, kernel: Any) -> DataNode:
     jpg, y, x, place, unit, added = fn.external_source(source=feed, num_outputs=6, batch=True)
     pixels = _decode(jpg, [y, x], recipe.spec.crop)
     return kernel(pixels, place, unit, added, types.Constant(_mean_images(recipe), device="cpu"))
 
 
-def _minus_mean_colour(feed: _Feed, recipe: Recipe, options: DaliOptions) -> DataNode:
+def _by_channels(feed: _Feed, recipe: Recipe, options: DaliOptions) -> DataNode:
     crops, floats = recipe.views == 1, recipe.finish.dtype != torch.uint8
     jpg, mirror, *rest = fn.external_source(
         source=feed, num_outputs=2 + 2 * crops + 2 * floats, batch=True

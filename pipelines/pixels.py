@@ -2,8 +2,8 @@
 # ruff: noqa: N802
 """What DALI's numba operator runs for each crop, in DALI's threads: all of the formula at once.
 
-crop_mirror_normalize knows one mean a channel. Where a mean image is subtracted, these do the work
-of both in one pass from bytes to floats, where two passes move four times the memory:
+DALI's crop_mirror_normalize knows one mean a channel: with a mean image the floats would be written
+twice, and writing them to memory is most of the work.
 
     out = (pixels - mean) * unit + added
 
