@@ -84,7 +84,7 @@ def keep_result(
     sizes = ", ".join(f"{name} {size:,}" for name, size in kept.bytes_an_image.items() if size)
     versions = "; ".join(f"{name}: {said}" for name, said in kept.versions.items() if said)
     said = [*notes, *([f"Bytes on disk an image: {sizes}."] if sizes else [])]
-    said.append(f"Versions: {versions}.")
+    said += [f"Versions: {versions}."] if versions else []
     said += [f"Not measured: {name}: {why}" for name, why in kept.failures.items()]
     result = Result(
         part=part,
