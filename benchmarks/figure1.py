@@ -7,7 +7,8 @@ The paper gives neither network nor rates: a four-layer network, no regularisati
 rate chosen for each by itself. Here: 5x5 convolutions of 32, 32 and 64 maps with overlapping pools
 (layers-19pct.cfg without its decay) and a dense layer, batch 128, no crops, no mirror, inputs in
 0..255 minus the mean colour. A rate is given up when it has taken as many epochs as the best one of
-its neuron. OUT/figure1.json has every curve, figure1.md the table, figure1.svg the picture.
+its neuron. OUT/figure1.json has every curve, figure1.md the table, figure1.svg the picture; the
+same command goes on with the curves that are not there yet.
 """
 
 import argparse
@@ -64,10 +65,14 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     keep_freed_memory()
     images, labels = everything(args.root)
-    curves: list[dict] = []
+    kept = args.out / "figure1.json"
+    curves: list[dict] = json.loads(kept.read_text())["curves"] if kept.exists() else []
+    done = {(one["act"], one["rate"], one["seed"]) for one in curves}
     for seed in range(args.seeds):
         for rate in (float(word) for word in args.rates.split(",")):
             for act in NEURONS:
+                if (act, rate, seed) in done:
+                    continue
                 curve = {"act": act, "rate": rate, "seed": seed}
                 of_act = [one for one in curves if (one["act"], one["seed"]) == (act, seed)]
                 limit = min([args.epochs, *(len(one["errors"]) for one in of_act if reached(one))])
@@ -80,7 +85,7 @@ def main() -> None:
                 curves.append(curve)
                 sys.stderr.write(f"{curve}\n")
                 about = {"machine": machine(), "argv": sys.argv[1:], "curves": curves}
-                (args.out / "figure1.json").write_text(json.dumps(about, indent=1) + "\n")
+                kept.write_text(json.dumps(about, indent=1) + "\n")
                 (args.out / "figure1.md").write_text(table(curves))
                 (args.out / "figure1.svg").write_text(picture(curves))
     sys.stdout.write(table(curves))
@@ -95,7 +100,9 @@ def everything(root: Path) -> tuple[Tensor, Tensor]:
     return images.contiguous(memory_format=torch.channels_last), labels
 
 
-def learn(curve: dict, images: Tensor, labels: Tensor, precision: str) -> Iterator[float]:
+def learn(
+    curve: dict, images: Tensor, labels: Tensor, precision: str = "float32"
+) -> Iterator[float]:
     """Training error of each epoch, counted while it is learned, as the paper's curve.
 
     nan once the loss is no number.
