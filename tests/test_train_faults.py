@@ -28,7 +28,7 @@ EVERY_STEP = ("--set", "train.checkpoint_minutes=1e-9")
 def dataset(tmp_path):
     rng = np.random.default_rng(3)
     splits = {
-        "train": drawn_items(rng, 240, prefix="t"),
+        "train": drawn_items(rng, 120, prefix="t"),
         "validation": drawn_items(rng, 12, prefix="v"),
     }
     root = write_dataset(tmp_path / "data", splits, size=64)
@@ -112,7 +112,7 @@ def test_a_run_goes_on_when_its_data_set_is_back(dataset, tmp_path):
     out, said = process.communicate(timeout=120)
     assert process.returncode == 0, said
     assert "goes on from" in said
-    assert "2 epochs, 120 steps" in out
+    assert "2 epochs, 60 steps" in out
 
 
 def limit_files(process, size):
