@@ -31,7 +31,7 @@ def shares(words: str) -> tuple[float, ...]:
     default="code2012",
     show_default=True,
     shell_complete=complete_recipe,
-    help="See docs/training.md.",
+    help="See docs/recipes.md.",
 )
 @click.option("--smoke", is_flag=True, help="The recipe's small size, for a CPU.")
 @click.option(
