@@ -1,11 +1,16 @@
 """Fixtures that several test files share."""
 
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+# A shell starts what it puts into the background deaf to Ctrl-C, and its children stay so: the
+# processes that tests interrupt must hear it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
