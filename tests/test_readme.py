@@ -24,7 +24,9 @@ def found(pattern, flags=re.MULTILINE):
 def test_every_command_line_in_the_pages_parses(line):
     name, *words = shlex.split(END.split(line)[0])
     if "..." not in words:
-        cli.commands[name].make_context(name, words).close()
+        # Of the program, as when it is typed: a command keeps the help options it first had.
+        with cli.make_context("alexprep", [name]) as program:
+            cli.commands[name].make_context(name, words, parent=program).close()
 
 
 @pytest.mark.parametrize("mention", found(r"`alexprep (\w[^`]*)`"))
