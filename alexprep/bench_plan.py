@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 from alexprep.ilsvrc import TRAIN_TAR
+from alexprep.machine import peak_megabytes
 from alexprep.shard_plan import ShardConfig, make_plan
 from alexprep.sources_archive import archive_source
 from alexprep.synsets import ilsvrc2012
@@ -37,15 +38,6 @@ def plan_everything(folder: Path) -> tuple[float, float, int]:
     plan.identity()
     seconds = time.perf_counter() - began
     return seconds, peak_megabytes(), images
-
-
-def peak_megabytes() -> float:
-    """The most memory this process ever held; Linux only.
-
-    ru_maxrss would count what the parent held when it started this process.
-    """
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 if __name__ == "__main__":

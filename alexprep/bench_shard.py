@@ -20,11 +20,11 @@ import simplejpeg  # pyright: ignore[reportMissingTypeStubs]
 from PIL import Image
 
 from alexprep.bench import BenchConfig, Row, interleaved, row, rows
-from alexprep.bench_plan import peak_megabytes
 from alexprep.codec import encode
 from alexprep.drawing import DrawConfig, draw_source
 from alexprep.errors import PrepareError
 from alexprep.jpeg import SOI
+from alexprep.machine import peak_megabytes
 from alexprep.progress import Progress
 from alexprep.shard import RunOptions, ShardConfig, shard
 from alexprep.tasks import completed

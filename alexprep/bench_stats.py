@@ -16,6 +16,7 @@ from PIL import Image
 
 from alexprep.bench import BenchConfig, Row, interleaved, row, rows
 from alexprep.drawing import DrawConfig, draw_source
+from alexprep.machine import peak_megabytes
 from alexprep.shard import RunOptions, ShardConfig, shard
 from alexprep.stats import ShardTask, shard_moments
 from alexprep.tasks import completed
@@ -50,7 +51,7 @@ def run(config: BenchConfig, folder: Path) -> list[Row]:
         many: partial(_images, measure_shard, tasks, 1),
     }
     found += rows(interleaved(one_process, config.rounds), floor=few, targets={many: ">= 0.95"})
-    peaks = [megabytes for _, megabytes in completed(peak_megabytes, tasks, workers=2)]
+    peaks = [megabytes for _, megabytes in completed(measured_peak, tasks, workers=2)]
     return [
         *found,
         row("peak memory of a worker", peaks, "MB", target="<= 250"),
@@ -82,13 +83,10 @@ def measure_shard(task: ShardTask) -> int:
     return shard_moments(task).images
 
 
-def peak_megabytes(task: ShardTask) -> float:
+def measured_peak(task: ShardTask) -> float:
     """The most memory this process ever held, after measuring one more shard."""
     shard_moments(task)
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024 / 1e6
-    return float("nan")
+    return peak_megabytes()
 
 
 def _images(function: Callable[[ShardTask], int], tasks: list[ShardTask], processes: int) -> int:

@@ -40,6 +40,16 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def peak_megabytes(process: int | str = "self") -> float:
+    """The most memory a process ever held, in 10**6 bytes; Linux only.
+
+    ru_maxrss would count what the parent held when it started this process. OSError or IndexError
+    for a process that has ended.
+    """
+    status = Path(f"/proc/{process}/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e6
+
+
 def commit() -> str:
     """Commit of the folder the code runs from, with -dirty for changed files.
 

@@ -25,6 +25,7 @@ from PIL import Image
 
 from alexprep.bench import Row, row
 from alexprep.bench_plan import write_headers
+from alexprep.machine import peak_megabytes
 from alexprep.shard import RunOptions, ShardConfig, shard
 from pipelines import AugmentSpec, LoaderConfig, open_loader
 from pipelines.format import Manifest
@@ -126,7 +127,7 @@ def _children(pid: int) -> list[int]:
 def _peak(pid: int) -> float:
     """Megabytes that a process held at most; 0 for one that has ended."""
     try:
-        return int(Path(f"/proc/{pid}/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
+        return peak_megabytes(pid)
     except (OSError, IndexError):
         return 0
 

@@ -10,7 +10,7 @@ from alexprep.bench_plan import ILSVRC_TRAIN, plan_everything, write_headers
 
 PEAK = """
 import sys
-from alexprep.bench_plan import peak_megabytes
+from alexprep.machine import peak_megabytes
 from alexprep.shard import RunOptions, ShardConfig, shard
 shard(sys.argv[1], sys.argv[2], ShardConfig(), RunOptions(workers=1))
 print(peak_megabytes())
