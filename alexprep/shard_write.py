@@ -154,7 +154,8 @@ def _write(
     largest = source_bytes = 0
     mended: dict[str, list[str]] = {}
     faults: list[Fault] = []
-    with TarWriter(file) as tar:
+    with ThreadPoolExecutor(1) as aside:
+        tar = TarWriter(file, aside)
         for place, result in enumerate(results):
             label = int(task.samples.label[place])
             source_bytes += result.source_bytes

@@ -1,9 +1,8 @@
 """Write tars whose bytes follow from the members alone: USTAR, one owner, one time, no pax."""
 
 import hashlib
-from concurrent.futures import Future, ThreadPoolExecutor
-from types import TracebackType
-from typing import IO, Self
+from concurrent.futures import Executor, Future
+from typing import IO
 
 from pipelines.format import BLOCK, MEMBERS, MTIME, Member, Sample, Shard, padded
 
@@ -23,24 +22,13 @@ def tar_header(name: bytes, size: int) -> bytes:
 
 
 class TarWriter:
-    """Appends samples to a file; a thread hashes each while the next one is made. Enter it."""
+    """Appends samples to a file; the thread `aside` hashes each while the next one is made."""
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: IO[bytes], aside: Executor) -> None:
         self.file, self.bytes, self.samples = file, 0, 0
         self._sha256, self._md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
-        self._aside = ThreadPoolExecutor(1)
+        self._aside = aside
         self._hashing: Future[None] | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._aside.shutdown()
 
     def add(self, key: str, contents: tuple[bytes, ...]) -> Sample:
         """Append KEY.jpg, KEY.cls and KEY.json; where their data lies."""
