@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from alexprep.machine import cores
 from alexprep.moments import Moments, colour, mean_image
-from alexprep.pixelsums import Accumulator
 from alexprep.progress import Progress
 from alexprep.tarstream import TarMember, TarStream
 from alexprep.tasks import completed
@@ -76,6 +75,9 @@ def compute_stats(
 
 def shard_moments(task: ShardTask) -> Moments:
     """Exact sums over the images of one shard; DataError if it is not the one in the manifest."""
+    # Compiles when it is imported: in the workers, which need it.
+    from alexprep.pixelsums import Accumulator  # noqa: PLC0415
+
     path = task.root / task.shard.name
     sums = Accumulator(task.size, task.size)
     pixels_HWC = np.empty((task.size, task.size, 3), np.uint8)
