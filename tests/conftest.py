@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from drawing import draw_classes
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -24,3 +25,18 @@ def shared_data():
     if not SHARED.is_dir():
         pytest.skip(f"real images are looked for in {SHARED}, which is not there")
     return SHARED
+
+
+@pytest.fixture
+def source(tmp_path, rng):
+    """Class folders of drawn pictures."""
+    return draw_classes(tmp_path / "zoo", rng, each=8)
+
+
+@pytest.fixture
+def made(source, tmp_path):
+    """A finished data set of them: its folder and manifest."""
+    # Not at the top: the tests of a GPU run where the encoder is not installed.
+    from shard_sets import make_small  # noqa: PLC0415
+
+    return make_small(source, tmp_path / "made")

@@ -1,7 +1,17 @@
-"""What tests of sharding read back: samples as tarfile sees them."""
+"""The small data set that tests of sharding make, and what they read back: as tarfile sees it."""
 
 import json
 import tarfile
+
+from alexprep.shard import RunOptions, ShardConfig, shard
+
+SMALL = ShardConfig(size=48, shards={"train": 3, "validation": 2})
+HERE = RunOptions(workers=1)
+
+
+def make_small(source, root):
+    """A finished data set: its folder and manifest."""
+    return root, shard(source, root, SMALL, HERE)
 
 
 def samples_of(path):

@@ -8,9 +8,9 @@ import tarfile
 import numpy as np
 import pytest
 from archives import contents, draw_ilsvrc, tar_bytes, write_archives
-from drawing import draw_classes, jpeg, photograph
+from drawing import jpeg, photograph
 from PIL import Image
-from shard_sets import all_samples, samples_of
+from shard_sets import HERE, SMALL, all_samples, samples_of
 
 from alexprep.codec import encode
 from alexprep.drawing import DrawConfig, draw_source
@@ -21,20 +21,6 @@ from alexprep.shard_forecast import forecast
 from alexprep.shard_plan import default_shards, permutation
 from alexprep.tarwrite import tar_header
 from pipelines.format import MTIME, Manifest, parse_index
-
-SMALL = ShardConfig(size=48, shards={"train": 3, "validation": 2})
-HERE = RunOptions(workers=1)
-
-
-@pytest.fixture
-def source(tmp_path, rng):
-    return draw_classes(tmp_path / "zoo", rng, each=8)
-
-
-@pytest.fixture
-def made(source, tmp_path):
-    """A finished data set: its folder and manifest."""
-    return tmp_path / "made", shard(source, tmp_path / "made", SMALL, HERE)
 
 
 def test_every_image_is_in_one_shard_with_its_label_and_story(made, source):

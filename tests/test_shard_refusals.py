@@ -7,26 +7,12 @@ from pathlib import Path
 
 import pytest
 from archives import contents
-from drawing import draw_classes, jpeg, photograph
-from shard_sets import all_samples
+from drawing import jpeg, photograph
+from shard_sets import HERE, SMALL, all_samples
 
 from alexprep.errors import PrepareError
 from alexprep.shard import RunOptions, ShardConfig, shard
 from pipelines.format import MANIFEST, Manifest
-
-SMALL = ShardConfig(size=48, shards={"train": 3, "validation": 2})
-HERE = RunOptions(workers=1)
-
-
-@pytest.fixture
-def source(tmp_path, rng):
-    return draw_classes(tmp_path / "zoo", rng, each=8)
-
-
-@pytest.fixture
-def made(source, tmp_path):
-    """A finished data set: its folder and manifest."""
-    return tmp_path / "made", shard(source, tmp_path / "made", SMALL, HERE)
 
 
 def test_a_finished_data_set_is_looked_at_and_left_alone(made, source):
