@@ -145,12 +145,12 @@ def _kernel(recipe: Recipe, options: DaliOptions) -> Any | None:
     floats = recipe.finish.dtype != torch.uint8
     if recipe.views > 1 or not floats or options.device.type != "cpu":
         return None
-    return _operator(recipe.finish.channels_last)
+    return pixel_operator(recipe.finish.channels_last)
 
 
 @cache
-def _operator(channels_last: bool) -> Any | None:
-    """One a process; None without numba, when two passes do the same more slowly."""
+def pixel_operator(channels_last: bool) -> Any | None:
+    """DALI's operator around pipelines.pixels, one a process; None where numba is not installed."""
     try:
         from nvidia.dali.plugin.numba import NumbaFunction  # noqa: PLC0415 - slow to import
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from pipelines import AugmentSpec, LoaderConfig, open_loader
 from pipelines.augment import draw
+from pipelines.dali import pixel_operator
 from pipelines.order import global_order
 from tests.drawing import jpeg
 from tests.tarsets import Item, drawn_items, measured, write_dataset
@@ -164,6 +165,11 @@ def test_images_that_are_kept_are_not_written_over(tmp_path, rng):
     with open_loader(tmp_path, "train", LoaderConfig(batch=8, backend="dali")) as loader:
         kept = [(images, images.clone()) for _ in range(4) for images, _ in loader]
     assert all(torch.equal(images, copied) for images, copied in kept)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_the_one_pass_is_what_an_installation_of_the_project_has(channels_last):
+    assert pixel_operator(channels_last) is not None
 
 
 WITHOUT_NUMBA = """
