@@ -1,5 +1,6 @@
 """What the comparisons with peers share: cases with their interpreters, rounds kept, results."""
 
+import argparse
 import json
 import subprocess
 import sys
@@ -13,6 +14,18 @@ from alexprep.bench import Result, Row, rows, save, table
 from alexprep.machine import machine
 
 ASK = "import sys, importlib.metadata as m; print([f'{n} {m.version(n)}' for n in sys.argv[1:]])"
+
+
+def options(about: str | None) -> argparse.ArgumentParser:
+    """What every comparison is told: the photographs, the interpreters, the rounds."""
+    parser = argparse.ArgumentParser(description=(about or "").partition("\n")[0])
+    parser.add_argument("source", type=Path)
+    parser.add_argument("--venvs", type=Path, required=True)
+    parser.add_argument("--kept", type=Path, required=True, help="file with the rounds so far")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds to add")
+    parser.add_argument("--only", default="", help="cases whose names have this in them")
+    parser.add_argument("--out", type=Path, help="folder for the result")
+    return parser
 
 
 class Case(NamedTuple):

@@ -8,7 +8,6 @@ less a mean, in random order, with two threads or processes. Each loader is a pr
 open and idle between its turns; a round is an epoch, clocked from the 7th to the 42nd batch.
 """
 
-import argparse
 import json
 import os
 import shutil
@@ -19,7 +18,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from peers_kept import Case, Kept, keep_result, ratios
+from peers_kept import Case, Kept, keep_result, options, ratios
 
 from alexprep.bench import Row, rows
 from alexprep.shard import RunOptions, ShardConfig, shard
@@ -55,14 +54,8 @@ NOTES = (
 
 def main() -> None:
     """Add rounds to those kept, and write the result of them all."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("source", type=Path)
-    parser.add_argument("--venvs", type=Path, required=True)
+    parser = options(__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder of the peers' data sets")
-    parser.add_argument("--kept", type=Path, required=True, help="file with the rounds so far")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds to add")
-    parser.add_argument("--only", default="", help="cases whose names have this in them")
-    parser.add_argument("--out", type=Path, help="folder for the result")
     asked = parser.parse_args()
     kept = Kept.load(asked.kept)
     asked.data.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,6 @@ opening pools, equal in both, count for nobody (what few images take is the medi
 Cases take turns; the rounds of earlier calls are kept in a file, and a call adds to them.
 """
 
-import argparse
 import os
 import shutil
 import statistics
@@ -22,7 +21,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from peers_kept import Case, Kept, keep_result, ratios
+from peers_kept import Case, Kept, keep_result, options, ratios
 
 from alexprep.bench import Row, rows
 
@@ -72,14 +71,8 @@ NOTES = (
 
 def main() -> None:
     """Add rounds to those kept, and write the result of them all."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("source", type=Path)
-    parser.add_argument("--venvs", type=Path, required=True)
-    parser.add_argument("--kept", type=Path, required=True, help="file with the rounds so far")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds to add")
+    parser = options(__doc__)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--only", default="", help="cases whose names have this in them")
-    parser.add_argument("--out", type=Path, help="folder for the result")
     asked = parser.parse_args()
     kept = Kept.load(asked.kept)
     with tempfile.TemporaryDirectory(prefix="peers-shard-") as folder:
