@@ -7,9 +7,7 @@ import click
 
 from alexnet.errors import RunError
 from alexprep import __version__
-from alexprep import commands_data as data
-from alexprep import commands_model as model
-from alexprep import commands_tools as tools
+from alexprep.commands import data, model, tools
 from alexprep.errors import PrepareError
 from pipelines.errors import DataError
 

@@ -13,13 +13,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from alexprep.dataset.shard import ShardConfig, shard
+from alexprep.dataset.stats import compute_stats
 from alexprep.drawing import SHAPES, DrawConfig, draw_source
 from alexprep.errors import PrepareError
-from alexprep.evaluation import EvalOptions, evaluate
+from alexprep.model.evaluation import EvalOptions, evaluate
+from alexprep.model.training import TrainOptions, train
 from alexprep.progress import Progress
-from alexprep.shard import ShardConfig, shard
-from alexprep.stats import compute_stats
-from alexprep.training import TrainOptions, train
 
 RECORD = "demo.json"
 

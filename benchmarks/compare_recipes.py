@@ -19,9 +19,9 @@ import sys
 from pathlib import Path
 
 from alexnet import metrics, networks
-from alexprep.evaluation import EvalOptions, evaluate
 from alexprep.machine import machine
-from alexprep.training import TrainOptions, train
+from alexprep.model.evaluation import EvalOptions, evaluate
+from alexprep.model.training import TrainOptions, train
 
 WIDE_START = tuple(f"model.conv{n}.sd=.03" for n in (3, 4, 5))
 # variant -> (recipe, settings)

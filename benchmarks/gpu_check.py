@@ -25,7 +25,7 @@ HERE = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(HERE))
 
 if TYPE_CHECKING:
-    from alexprep.bench import BenchConfig, Row
+    from alexprep.bench.frame import BenchConfig, Row
 
 # Seconds of each part; together with the start they stay below eight minutes.
 LIMITS = {"tests": 170, "load": 90, "step": 190}
@@ -136,7 +136,7 @@ def run_part(part: str, out: Path, data: Path) -> int:
     """A part, in this process."""
     if part == "tests":
         return _tests(out)
-    from alexprep.bench import BenchConfig, Row, result, save  # noqa: PLC0415 - slow to import
+    from alexprep.bench.frame import BenchConfig, Row, result, save  # noqa: PLC0415 - slow to import
 
     config = BenchConfig(rounds=ROUNDS, images=5120, device="cuda:0", data=data)
     found: list[Row] = []
@@ -148,10 +148,10 @@ def run_part(part: str, out: Path, data: Path) -> int:
 
 def _rows(part: str, config: "BenchConfig", data: Path) -> "Iterator[Row]":
     if part == "load":
-        from alexprep.bench_load_gpu import gpu_loads  # noqa: PLC0415 - slow to import
+        from alexprep.bench.load_gpu import gpu_loads  # noqa: PLC0415 - slow to import
 
         return gpu_loads(data, config)
-    from alexprep.bench_step_gpu import gpu_rows  # noqa: PLC0415
+    from alexprep.bench.step_gpu import gpu_rows  # noqa: PLC0415
 
     return gpu_rows(config)
 
@@ -200,7 +200,7 @@ def _tests(out: Path) -> int:
 
 def keep_tests(report: Path, out: Path) -> None:
     """The numbers of pytest's report as rows."""
-    from alexprep.bench import BenchConfig, result, row, save  # noqa: PLC0415 - slow to import
+    from alexprep.bench.frame import BenchConfig, result, row, save  # noqa: PLC0415 - slow to import
 
     suite = next(ElementTree.parse(report).iter("testsuite"))
     counts = {kind: int(suite.get(kind, 0)) for kind in ("tests", "failures", "errors", "skipped")}
@@ -214,7 +214,7 @@ def keep_tests(report: Path, out: Path) -> None:
 
 def tables(out: Path) -> str:
     """What was found, a table a part, and on what."""
-    from alexprep.bench import Result, table  # noqa: PLC0415 - slow to import
+    from alexprep.bench.frame import Result, table  # noqa: PLC0415 - slow to import
 
     found = [Result.load(path) for path in sorted(out.glob("*.json"))]
     parts = [f"{one.part}\n{table(one.rows)}\n" + "\n".join(one.notes) for one in found]

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from alexprep.bench_all import readme
+from alexprep.bench.all import readme
 
 HERE = Path(__file__).parent
 

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from alexprep.bench import Result, Row, rows, save, table
+from alexprep.bench.frame import Result, Row, rows, save, table
 from alexprep.machine import machine
 
 ASK = "import sys, importlib.metadata as m; print([f'{n} {m.version(n)}' for n in sys.argv[1:]])"

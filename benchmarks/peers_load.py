@@ -20,9 +20,9 @@ from typing import Any
 
 from peers_kept import Case, Kept, keep_result, options, ratios
 
-from alexprep.bench import Row, rows
-from alexprep.shard import RunOptions, ShardConfig, shard
-from alexprep.stats import compute_stats
+from alexprep.bench.frame import Row, rows
+from alexprep.dataset.shard import RunOptions, ShardConfig, shard
+from alexprep.dataset.stats import compute_stats
 from pipelines.format import Manifest
 
 HERE = Path(__file__).parent / "peers"

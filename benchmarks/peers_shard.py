@@ -23,7 +23,7 @@ from pathlib import Path
 
 from peers_kept import Case, Kept, keep_result, options, ratios
 
-from alexprep.bench import Row, rows
+from alexprep.bench.frame import Row, rows
 
 HERE = Path(__file__).parent / "peers"
 SMALL, LARGE, OF_A_SHARD = 500, 2500, 250

@@ -23,10 +23,10 @@ import numpy as np
 from peers_kept import Kept, keep_result
 from PIL import Image
 
-from alexprep.bench import Row, row
-from alexprep.bench_plan import write_headers
+from alexprep.bench.frame import Row, row
+from alexprep.bench.plan import write_headers
+from alexprep.dataset.shard import RunOptions, ShardConfig, shard
 from alexprep.machine import peak_megabytes
-from alexprep.shard import RunOptions, ShardConfig, shard
 from pipelines import AugmentSpec, LoaderConfig, open_loader
 from pipelines.format import Manifest
 from pipelines.index import parse_arrays
@@ -136,7 +136,7 @@ def measure_plan(folder: Path, source: Path | None, rounds: int, kept: Kept) -> 
     """Listing, planning and every task, each time in a new process."""
     write_headers(folder)
     for _ in range(rounds):
-        run = [sys.executable, "-m", "alexprep.bench_plan", str(folder)]
+        run = [sys.executable, "-m", "alexprep.bench.plan", str(folder)]
         said = subprocess.run(run, capture_output=True, text=True, check=True).stdout.split()
         kept.add("planning 1,281,167 images", float(said[0]), 0)
         kept.add("planning 1,281,167 images, peak memory", float(said[1]), 0)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from alexprep.report import report
+from alexprep.report.report import report
 from tests.browser import Browser
 
 PICTURE = Path(__file__).parent / "images" / "report.jpg"

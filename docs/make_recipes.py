@@ -1,4 +1,4 @@
-"""Write into docs/recipes.md what each recipe changes in code2012, from alexprep/recipes.py.
+"""Write into docs/recipes.md what each recipe changes in code2012, from alexprep/model/recipes.py.
 
 Example:
     python docs/make_recipes.py
@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from alexnet.spec import ModelConfig
-from alexprep.recipes import RECIPES, Recipe, Target, recipe
-from alexprep.settings import SCHEDULES
+from alexprep.model.recipes import RECIPES, Recipe, Target, recipe
+from alexprep.model.settings import SCHEDULES
 
 PAGE = Path(__file__).parent / "recipes.md"
 FULL = Target(classes=1000, source=256)

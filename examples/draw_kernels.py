@@ -23,8 +23,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from alexprep.report_images import colour_share, kernel_sheet
-from alexprep.trained import load_trained
+from alexprep.model.trained import load_trained
+from alexprep.report.images import colour_share, kernel_sheet
 
 WIDTH, BETWEEN = 600, 24
 

@@ -10,8 +10,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from drawing import jpeg, photograph
 
-from alexprep.ilsvrc import DEVKIT, DEVKIT_TAR, MAPPING, SOLUTION, TRAIN_TAR, TRUTH, VALIDATION_TAR
-from alexprep.synsets import ilsvrc2012
+from alexprep.sources.ilsvrc import (
+    DEVKIT,
+    DEVKIT_TAR,
+    MAPPING,
+    SOLUTION,
+    TRAIN_TAR,
+    TRUTH,
+    VALIDATION_TAR,
+)
+from alexprep.sources.synsets import ilsvrc2012
 
 WNIDS = ("n01440764", "n01443537", "n02105855", "n07583066")
 

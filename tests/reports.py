@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from alexprep.training import TrainOptions, train
+from alexprep.model.training import TrainOptions, train
 from tests.tarsets import drawn_items, measured, write_dataset
 
 EPOCHS = 2

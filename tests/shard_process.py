@@ -10,7 +10,7 @@ from pathlib import Path
 CODE = """
 import json, resource, sys
 from alexprep.errors import PrepareError
-from alexprep.shard import RunOptions, ShardConfig, shard
+from alexprep.dataset.shard import RunOptions, ShardConfig, shard
 
 if __name__ == "__main__":
     source, out, config, options, limit = json.loads(sys.argv[1])

@@ -3,7 +3,7 @@
 import json
 import tarfile
 
-from alexprep.shard import RunOptions, ShardConfig, shard
+from alexprep.dataset.shard import RunOptions, ShardConfig, shard
 
 SMALL = ShardConfig(size=48, shards={"train": 3, "validation": 2})
 HERE = RunOptions(workers=1)

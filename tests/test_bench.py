@@ -5,9 +5,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from alexprep.bench import BenchConfig, Result, Row, interleaved, result, row, rows, save, table
-from alexprep.bench_all import readme, run_bench
-from alexprep.bench_stats import run as bench_stats
+from alexprep.bench.all import readme, run_bench
+from alexprep.bench.frame import (
+    BenchConfig,
+    Result,
+    Row,
+    interleaved,
+    result,
+    row,
+    rows,
+    save,
+    table,
+)
+from alexprep.bench.stats import run as bench_stats
 from tests.tarsets import drawn_items, write_dataset
 
 FOUND = [

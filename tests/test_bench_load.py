@@ -5,7 +5,7 @@ from itertools import islice
 
 import pytest
 
-from alexprep.bench_load import BATCH, CROP, images_per_second, open_cases
+from alexprep.bench.load import BATCH, CROP, images_per_second, open_cases
 from tests.tarsets import drawn_items, measured, write_dataset
 
 

@@ -6,10 +6,10 @@ import torch
 
 from alexnet import build
 from alexnet.networks import code2012, smoke
-from alexprep.bench_columns import two_processes
-from alexprep.bench_layers import layers
-from alexprep.bench_plain import plain
-from alexprep.bench_step import Case, norms, steps, training_step
+from alexprep.bench.columns import two_processes
+from alexprep.bench.layers import layers
+from alexprep.bench.plain import plain
+from alexprep.bench.step import Case, norms, steps, training_step
 
 
 def test_the_floor_computes_the_network_it_is_the_floor_of():
@@ -24,7 +24,7 @@ def test_the_floor_computes_the_network_it_is_the_floor_of():
 
 def test_every_case_trains(monkeypatch):
     # The bench's memory setting would outlive this test.
-    monkeypatch.setattr("alexprep.bench_step.keep_freed_memory", bool)
+    monkeypatch.setattr("alexprep.bench.step.keep_freed_memory", bool)
     small = smoke(code2012(), crop=48, classes=10)
     for case in (
         Case(network=small, batch=2, plain=True),

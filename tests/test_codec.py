@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from alexprep.codec import MAX_PIXELS, MAX_WHOLE, ImageError, encode, square
+from alexprep.dataset.codec import MAX_PIXELS, MAX_WHOLE, ImageError, encode, square
+from alexprep.dataset.jpeg import read_header
 from alexprep.drawing import EXIF_ORIENTATION
-from alexprep.jpeg import read_header
 from pipelines.format import FIXES
 
 
@@ -272,7 +272,7 @@ def test_a_damaged_file_is_encoded_or_refused_and_nothing_else(data):
 def test_a_huge_jpeg_is_decoded_at_half_size_to_the_same_picture(rng, monkeypatch):
     data = jpeg(photograph(rng, 900, 700))
     whole = encoded(data)
-    monkeypatch.setattr("alexprep.codec.MAX_WHOLE", 500_000)
+    monkeypatch.setattr("alexprep.dataset.codec.MAX_WHOLE", 500_000)
     halved = encoded(data)
     assert halved[1:] == whole[1:]
     pixels, expected = (np.asarray(opened(there.jpg), dtype=int) for there in (halved, whole))

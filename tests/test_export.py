@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import yaml
 
+from alexprep.dataset.export import dali_index, export, index_tars
 from alexprep.errors import PrepareError
-from alexprep.export import dali_index, export, index_tars
 from pipelines.format import Manifest
 from tests.shard_sets import all_samples
 from tests.tarsets import drawn_items, write_dataset

@@ -8,7 +8,7 @@ import torch
 
 from alexnet import checkpoint
 from alexnet.errors import RunError
-from alexprep.training import TrainOptions, train
+from alexprep.model.training import TrainOptions, train
 from tests.tarsets import drawn_items, measured, write_dataset
 
 OPTIONS = TrainOptions(

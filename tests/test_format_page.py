@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from alexprep.codec import CODEC
-from alexprep.lookup import read_sample
-from alexprep.shard import RunOptions, ShardConfig, shard
-from alexprep.stats import compute_stats
+from alexprep.dataset.codec import CODEC
+from alexprep.dataset.lookup import read_sample
+from alexprep.dataset.shard import RunOptions, ShardConfig, shard
+from alexprep.dataset.stats import compute_stats
 from pipelines.format import FIXES, MEMBERS, Left, Manifest, Shard, Split
 from pipelines.imagestats import SHAPES, UNITS
 from tests.drawing import draw_classes, jpeg, photograph

@@ -11,8 +11,8 @@ import pytest
 
 from alexnet.networks import code2012
 from alexprep import machine
-from alexprep.bench import Result
-from alexprep.bench_step_gpu import step_bytes, step_flops
+from alexprep.bench.frame import Result
+from alexprep.bench.step_gpu import step_bytes, step_flops
 from pipelines import LoaderConfig, open_loader
 
 ROOT = Path(__file__).parents[1]

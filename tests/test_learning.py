@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from alexnet.metrics import read
-from alexprep.evaluation import EvalOptions, evaluate
-from alexprep.training import TrainOptions, train
+from alexprep.model.evaluation import EvalOptions, evaluate
+from alexprep.model.training import TrainOptions, train
 from tests.drawing import jpeg
 from tests.tarsets import Item, measured, write_dataset
 

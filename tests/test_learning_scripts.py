@@ -7,9 +7,9 @@ from itertools import islice
 import pytest
 import torch
 
-from alexprep.recipes import Target
-from alexprep.recipes import recipe as made
-from alexprep.settings import apply_settings
+from alexprep.model.recipes import Target
+from alexprep.model.recipes import recipe as made
+from alexprep.model.settings import apply_settings
 from benchmarks import compare_recipes, figure1
 
 CURVES = [

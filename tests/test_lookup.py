@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from alexprep.lookup import read_sample
+from alexprep.dataset.lookup import read_sample
 from pipelines.errors import DataError
 from tests.tarsets import drawn_items, write_dataset
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alexprep.moments import Moments, colour, mean_image
-from alexprep.moments import principal_axes as axes_of
-from alexprep.pixelsums import IMAGES_BEFORE_FLUSH, Accumulator
+from alexprep.dataset.moments import Moments, colour, mean_image
+from alexprep.dataset.moments import principal_axes as axes_of
+from alexprep.dataset.pixelsums import IMAGES_BEFORE_FLUSH, Accumulator
 
 ILSVRC_IMAGES, SIDE = 1_281_167, 256
 

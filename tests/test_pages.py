@@ -13,9 +13,9 @@ import pytest
 from torch.distributed.run import get_args_parser
 
 import pipelines
-from alexprep.shard import RunOptions, ShardConfig, shard
-from alexprep.stats import compute_stats
-from alexprep.training import TrainOptions, train
+from alexprep.dataset.shard import RunOptions, ShardConfig, shard
+from alexprep.dataset.stats import compute_stats
+from alexprep.model.training import TrainOptions, train
 from tests.drawing import jpeg, photograph
 
 ROOT = Path(__file__).parents[1]

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from alexnet import checkpoint, metrics
-from alexprep.stats import compute_stats
-from alexprep.training import train
+from alexprep.dataset.stats import compute_stats
+from alexprep.model.training import train
 from tests.ranks import ended, run_ranks, start_ranks
 from tests.tarsets import write_dataset
 from tests.test_training import OPTIONS, items
@@ -82,7 +82,7 @@ def watch(event, arguments):
     if event == "open" and str(arguments[0]).endswith(".tar"):
         shards.add(Path(arguments[0]).parent.name)
 sys.addaudithook(watch)
-from alexprep.training import train
+from alexprep.model.training import train
 from tests.test_placement import SHORT
 torch.set_num_threads(1)
 run = Path(sys.argv[2])

@@ -9,8 +9,8 @@ import torch
 import alexnet
 from alexnet import checkpoint
 from alexnet.errors import RunError
-from alexprep.predict import PredictOptions, predict
-from alexprep.recipes import Target, recipe
+from alexprep.model.predict import PredictOptions, predict
+from alexprep.model.recipes import Target, recipe
 from tests.drawing import jpeg, photograph
 
 

@@ -16,7 +16,7 @@ import pytest
 from drawing import draw_classes, jpeg, photograph
 from PIL import Image
 
-from alexprep.shard import RunOptions, ShardConfig, shard
+from alexprep.dataset.shard import RunOptions, ShardConfig, shard
 
 SMALL = ShardConfig(size=64, shards={"train": 3, "validation": 2})
 SPLITS = ("train", "validation")

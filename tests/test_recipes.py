@@ -4,8 +4,8 @@ import pytest
 
 from alexnet.schedule import NET_170, Plateau
 from alexnet.spec import parameter_count
-from alexprep.recipes import RECIPES, Target, recipe
-from alexprep.settings import apply_settings
+from alexprep.model.recipes import RECIPES, Target, recipe
+from alexprep.model.settings import apply_settings
 
 FULL = Target(classes=1000, source=256)
 SMALL = Target(classes=10, source=64, smoke=True)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from alexprep.recipes import RECIPES, Target, recipe
-from alexprep.settings import apply_settings
+from alexprep.model.recipes import RECIPES, Target, recipe
+from alexprep.model.settings import apply_settings
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE = (DOCS / "recipes.md").read_text()

@@ -13,7 +13,7 @@ import pytest
 
 from alexnet.errors import RunError
 from alexprep.errors import PrepareError
-from alexprep.report import kind_of, report
+from alexprep.report.report import kind_of, report
 from pipelines.errors import DataError
 from tests.reports import EPOCHS, TRAIN, VALIDATION, make_dataset, make_run, ninety_epochs
 
@@ -144,7 +144,7 @@ def test_a_run_whose_data_set_is_gone_says_so_and_shows_the_rest(moved, dataset)
 
 
 def test_predictions_that_eval_kept_in_the_run_are_in_the_table_of_errors(moved, dataset):
-    from alexprep.evaluation import EvalOptions, evaluate  # noqa: PLC0415
+    from alexprep.model.evaluation import EvalOptions, evaluate  # noqa: PLC0415
 
     kept = moved / "ten.predictions"
     found = evaluate([moved], dataset, EvalOptions(views=10), save=kept)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from alexprep.report import report
+from alexprep.report.report import report
 from tests.browser import Browser
 from tests.reports import make_dataset, make_run, ninety_epochs
 

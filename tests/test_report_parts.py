@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alexprep.report_answers import chance, confusion
-from alexprep.report_charts import thinned
-from alexprep.report_images import colour_share, kernel_sheet, thumbnail
-from alexprep.report_page import table
-from alexprep.report_samples import survey, training_images
-from alexprep.report_seen import Seen, neighbours, pairs_of_one_class
+from alexprep.report.answers import chance, confusion
+from alexprep.report.charts import thinned
+from alexprep.report.images import colour_share, kernel_sheet, thumbnail
+from alexprep.report.page import table
+from alexprep.report.samples import survey, training_images
+from alexprep.report.seen import Seen, neighbours, pairs_of_one_class
 from pipelines import AugmentSpec, LoaderConfig, open_loader
 from pipelines.format import Manifest
 from pipelines.imagestats import ImageStats

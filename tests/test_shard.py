@@ -12,14 +12,14 @@ from drawing import jpeg, photograph
 from PIL import Image
 from shard_sets import HERE, SMALL, all_samples, samples_of
 
-from alexprep.codec import encode
+from alexprep.dataset.codec import encode
+from alexprep.dataset.forecast import forecast
+from alexprep.dataset.plan import default_shards, permutation
+from alexprep.dataset.shard import RunOptions, ShardConfig, shard
 from alexprep.drawing import DrawConfig, draw_source
 from alexprep.errors import PrepareError
-from alexprep.ilsvrc import TRAIN_TAR
-from alexprep.shard import RunOptions, ShardConfig, shard
-from alexprep.shard_forecast import forecast
-from alexprep.shard_plan import default_shards, permutation
-from alexprep.tarwrite import tar_header
+from alexprep.sources.ilsvrc import TRAIN_TAR
+from alexprep.tars.write import tar_header
 from pipelines.format import MTIME, Manifest, parse_index
 
 
@@ -256,7 +256,7 @@ def test_a_dry_run_foretells_the_bytes_and_writes_nothing(source, tmp_path):
 
 def test_a_worker_imports_neither_torch_nor_what_draws_progress():
     code = (
-        "import sys, alexprep.shard_write; "
+        "import sys, alexprep.dataset.write; "
         "print([name for name in ('torch', 'nvidia.dali', 'rich', 'dask', 'pyarrow', 'webdataset')"
         " if name in sys.modules])"
     )

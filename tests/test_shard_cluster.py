@@ -14,8 +14,8 @@ import pytest
 from archives import contents
 from drawing import draw_classes
 
+from alexprep.dataset.shard import RunOptions, ShardConfig, shard
 from alexprep.errors import PrepareError
-from alexprep.shard import RunOptions, ShardConfig, shard
 from alexprep.tasks import completed
 
 CONFIG = ShardConfig(size=96, shards={"train": 12, "validation": 6})

@@ -13,8 +13,8 @@ from archives import contents
 from drawing import draw_classes
 from shard_process import kill, members, start_shard, workers
 
+from alexprep.dataset.shard import RunOptions, ShardConfig, shard
 from alexprep.errors import PrepareError
-from alexprep.shard import RunOptions, ShardConfig, shard
 from pipelines.format import MANIFEST, parse_index
 
 CONFIG = {"size": 96, "shards": {"train": 12, "validation": 6}}

@@ -10,8 +10,8 @@ from archives import contents
 from drawing import jpeg, photograph
 from shard_sets import HERE, SMALL, all_samples
 
+from alexprep.dataset.shard import RunOptions, ShardConfig, shard
 from alexprep.errors import PrepareError
-from alexprep.shard import RunOptions, ShardConfig, shard
 from pipelines.format import MANIFEST, Manifest
 
 
@@ -76,7 +76,7 @@ def test_a_file_in_the_way_of_the_target_is_named(source, tmp_path):
 
 
 def test_two_runs_at_once_into_one_folder_are_refused(source, tmp_path):
-    from alexprep.shard_target import open_target  # noqa: PLC0415
+    from alexprep.dataset.target import open_target  # noqa: PLC0415
 
     with (
         open_target(str(tmp_path / "made")).locked(),

@@ -12,9 +12,9 @@ import pytest
 from archives import contents
 from drawing import draw_classes
 
+from alexprep.dataset.shard import RunOptions, ShardConfig, shard
+from alexprep.dataset.target import open_target
 from alexprep.errors import PrepareError
-from alexprep.shard import RunOptions, ShardConfig, shard
-from alexprep.shard_target import open_target
 from pipelines.format import MANIFEST, Manifest
 
 SMALL = ShardConfig(size=48, shards={"train": 3, "validation": 2})

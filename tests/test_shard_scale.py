@@ -6,12 +6,12 @@ import sys
 import pytest
 from drawing import jpeg, photograph
 
-from alexprep.bench_plan import ILSVRC_TRAIN, plan_everything, write_headers
+from alexprep.bench.plan import ILSVRC_TRAIN, plan_everything, write_headers
 
 PEAK = """
 import sys
 from alexprep.machine import peak_megabytes
-from alexprep.shard import RunOptions, ShardConfig, shard
+from alexprep.dataset.shard import RunOptions, ShardConfig, shard
 shard(sys.argv[1], sys.argv[2], ShardConfig(), RunOptions(workers=1))
 print(peak_megabytes())
 """
@@ -26,7 +26,7 @@ def test_an_archive_of_headers_is_planned_whole(tmp_path):
 @pytest.mark.slow
 def test_all_of_ilsvrc_is_planned_in_a_minute_and_a_gigabyte(tmp_path):
     write_headers(tmp_path)
-    run = [sys.executable, "-m", "alexprep.bench_plan", str(tmp_path)]
+    run = [sys.executable, "-m", "alexprep.bench.plan", str(tmp_path)]
     said = subprocess.run(run, capture_output=True, text=True, check=True).stdout.split()
     seconds, megabytes, images = float(said[0]), float(said[1]), int(said[2])
     assert images == ILSVRC_TRAIN

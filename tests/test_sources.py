@@ -14,15 +14,15 @@ from archives import (
 )
 from drawing import draw_classes, jpeg, photograph
 
+from alexprep.dataset.shard import RunOptions, ShardConfig, shard
 from alexprep.errors import PrepareError
-from alexprep.ilsvrc import (
+from alexprep.sources.find import find_source
+from alexprep.sources.ilsvrc import (
     DEVKIT_TAR,
 )
-from alexprep.shard import RunOptions, ShardConfig, shard
-from alexprep.sources import stem_key
-from alexprep.sources_find import find_source
-from alexprep.sources_read import Reader
-from alexprep.synsets import ilsvrc2012
+from alexprep.sources.listing import stem_key
+from alexprep.sources.read import Reader
+from alexprep.sources.synsets import ilsvrc2012
 
 LAYOUTS = {
     "archives": write_archives,

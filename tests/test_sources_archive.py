@@ -15,7 +15,8 @@ from archives import (
 from drawing import jpeg, photograph
 
 from alexprep.errors import PrepareError
-from alexprep.ilsvrc import (
+from alexprep.sources.find import find_source
+from alexprep.sources.ilsvrc import (
     DEVKIT_TAR,
     MD5,
     SOLUTION,
@@ -23,9 +24,8 @@ from alexprep.ilsvrc import (
     VALIDATION_TAR,
     check_archives,
 )
-from alexprep.sources_find import find_source
-from alexprep.synsets import ilsvrc2012
-from alexprep.tarscan import scan_tar
+from alexprep.sources.synsets import ilsvrc2012
+from alexprep.tars.scan import scan_tar
 
 
 def test_the_table_of_synsets_is_in_label_order_and_knows_the_devkit():

@@ -13,9 +13,9 @@ from click.testing import CliRunner
 from PIL import Image
 
 from alexprep.cli import cli
-from alexprep.moments import Moments
-from alexprep.stats import Kept, compute_stats
-from alexprep.stats_report import format_report
+from alexprep.dataset.moments import Moments
+from alexprep.dataset.stats import Kept, compute_stats
+from alexprep.dataset.stats_report import format_report
 from pipelines.errors import DataError
 from pipelines.format import Manifest
 from pipelines.imagestats import ImageStats
@@ -142,7 +142,7 @@ def test_sums_kept_of_something_else_are_not_used(root, damage):
 PROGRAM = """
 import sys
 from pathlib import Path
-from alexprep.stats import compute_stats
+from alexprep.dataset.stats import compute_stats
 if __name__ == "__main__":
     compute_stats(Path(sys.argv[1]), workers=2)
 """

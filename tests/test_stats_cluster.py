@@ -3,7 +3,7 @@
 import numpy as np
 from test_shard_cluster import cluster
 
-from alexprep.stats import compute_stats
+from alexprep.dataset.stats import compute_stats
 from tests.tarsets import drawn_items, write_dataset
 
 __all__ = ["cluster"]  # the fixture

@@ -8,7 +8,7 @@ from alexnet import build
 from alexnet.networks import code2012, smoke
 from alexnet.step import set_channels_last
 from alexnet.weights import to_grouped
-from alexprep.bench_step_gpu import captured, trained_step
+from alexprep.bench.step_gpu import captured, trained_step
 from tests.test_columns import assert_same, small, train
 
 pytestmark = pytest.mark.gpu

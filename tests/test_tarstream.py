@@ -4,7 +4,7 @@ import tarfile
 
 import pytest
 
-from alexprep.tarstream import TarStream
+from alexprep.tars.stream import TarStream
 from pipelines.errors import DataError
 
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}

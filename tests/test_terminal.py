@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from alexprep.cli import cli
-from alexprep.recipes import RECIPES
+from alexprep.model.recipes import RECIPES
 
 BIN = Path(sys.executable).parent
 ESCAPE = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]")
@@ -27,7 +27,7 @@ with Progress("shard", 1_281_167) as progress:
 """
 TABLE = """
 from pathlib import Path
-from alexprep.watching import Watcher
+from alexprep.model.watching import Watcher
 with Watcher(Path("runs/[bold]imagenet"), 91) as watcher:
     watcher.note("from [red]here")
     watcher.report({"kind": "step", "step": 1, "epoch": 13, "at": 10009, "of": 10009, "loss": 4.3,

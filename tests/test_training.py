@@ -17,11 +17,11 @@ from PIL import Image
 from alexnet import checkpoint
 from alexnet.errors import RunError
 from alexnet.metrics import read
-from alexprep.evaluation import EvalOptions, evaluate
-from alexprep.predict import PredictOptions, predict
-from alexprep.predictions import Predictions
-from alexprep.stats import compute_stats
-from alexprep.training import TrainOptions, train
+from alexprep.dataset.stats import compute_stats
+from alexprep.model.evaluation import EvalOptions, evaluate
+from alexprep.model.predict import PredictOptions, predict
+from alexprep.model.predictions import Predictions
+from alexprep.model.training import TrainOptions, train
 from pipelines.errors import DataError
 from pipelines.format import Manifest
 from tests.drawing import jpeg
@@ -175,7 +175,7 @@ COMMAND = """
 import sys, torch
 from pathlib import Path
 from tests.test_training import OPTIONS
-from alexprep.training import train
+from alexprep.model.training import train
 from dataclasses import replace
 torch.set_num_threads(1)
 often = replace(OPTIONS, settings=(*OPTIONS.settings, "train.checkpoint_minutes=1e-9"))

@@ -4,9 +4,9 @@ import shutil
 import numpy as np
 import pytest
 
+from alexprep.dataset.shard import RunOptions, ShardConfig, shard
+from alexprep.dataset.verify import format_verified, verify
 from alexprep.errors import PrepareError
-from alexprep.shard import RunOptions, ShardConfig, shard
-from alexprep.verify import format_verified, verify
 from pipelines.errors import DataError
 from pipelines.format import Manifest
 from tests.drawing import draw_classes, jpeg, photograph

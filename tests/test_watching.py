@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from alexprep.watching import Watcher, line
+from alexprep.model.watching import Watcher, line
 
 STEP = {
     "kind": "step",

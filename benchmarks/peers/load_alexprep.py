@@ -8,7 +8,7 @@ import sys
 
 from batches import BATCH, CROP, MEAN, THREADS, data, rounds_of, serve
 
-from alexprep.bench_load import bare_dali
+from alexprep.bench.load import bare_dali
 from pipelines import AugmentSpec, LoaderConfig, open_loader
 from pipelines.format import Manifest
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from photographs import arguments, files
 
-from alexprep.bench_shard import with_simplejpeg
+from alexprep.bench.shard import with_simplejpeg
 
 
 @cache

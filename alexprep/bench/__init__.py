@@ -1,0 +1,1 @@
+"""What the parts cost, side by side with what they are held against."""

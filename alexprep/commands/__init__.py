@@ -1,0 +1,1 @@
+"""The commands: parse, build, call, print; what they call is imported when they run."""

@@ -1,0 +1,1 @@
+"""The data set on disk: made, measured, checked, looked into and exported."""

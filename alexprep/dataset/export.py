@@ -1,0 +1,148 @@
+"""What other readers want beside tars: DALI's index of any tar, Energon's and OpenCLIP's files.
+
+Our own data sets keep such files out of the split folders, where Hugging Face would read them as
+data. An export is therefore another folder, with hard links to the same tars.
+"""
+
+import json
+import struct
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from alexprep.errors import PrepareError
+from alexprep.tars.scan import Entry, scan_tar
+from pipelines.files import write_whole
+from pipelines.format import BLOCK, MANIFEST, Manifest, Shard, padded, parse_index
+
+# Energon's names for the parts of a data set; others keep theirs.
+ENERGON_SPLITS = {"validation": "val"}
+ENERGON_DATASET = """\
+sample_type:
+  __module__: megatron.energon
+  __class__: ImageClassificationSample
+field_map:
+  image: jpg
+  label: cls
+"""
+
+
+def index_tars(tars: Sequence[Path], out: Path | None = None) -> list[Path]:
+    """Write the DALI index of each tar; the paths written.
+
+    Into `out`, or ROOT/index for a shard of one of our data sets, else beside the tar.
+    """
+    written: list[Path] = []
+    for tar in tars:
+        folder = out or _index_folder(tar)
+        folder.mkdir(parents=True, exist_ok=True)
+        written.append(folder / f"{tar.name.removesuffix('.tar')}.idx")
+        write_whole(written[-1], dali_index(tar).encode())
+    return written
+
+
+def dali_index(tar: Path) -> str:
+    """DALI's index, version 1.2, of a tar in WebDataset's form with members of any kind.
+
+    PrepareError for a tar without samples, or with a name that the index cannot hold.
+    """
+    if not tar.is_file():
+        raise PrepareError(f"{tar} is not a file. Give the tars to index.")
+    with tar.open("rb") as file:
+        entries = scan_tar(tar, file.fileno())
+    lines = [" ".join(_words(tar, members)) for members in _samples(entries)]
+    if not lines:
+        raise PrepareError(f"{tar} holds no sample: no file with a name before its first dot.")
+    return "\n".join([f"v1.2 {len(lines)}", *lines]) + "\n"
+
+
+def export(kind: Literal["energon", "openclip"], root: Path, out: Path) -> list[Path]:
+    """Link the tars of a data set into `out` with what Energon or OpenCLIP wants beside them."""
+    manifest = Manifest.load(root)
+    if out.exists() and any(out.iterdir()):
+        raise PrepareError(f"{out} is not empty. Give a new folder.")
+    written: list[Path] = []
+    for split in manifest.splits.values():
+        for shard in split.shards:
+            _link(root / shard.name, out / shard.name)
+            if kind == "energon":
+                written.append(out / f"{shard.name}.idx")
+                written[-1].write_bytes(energon_index(root, shard))
+    if kind == "energon":
+        return written + _energon_files(manifest, out)
+    for name, split in manifest.splits.items():
+        sizes = {PurePosixPath(shard.name).name: shard.samples for shard in split.shards}
+        written.append(out / name / "sizes.json")
+        written[-1].write_text(json.dumps(sizes, indent=1) + "\n")
+    return written
+
+
+def energon_index(root: Path, shard: Shard) -> bytes:
+    """Native uint64: where each sample begins in the tar, and where the last one ends."""
+    path = root / shard.index
+    samples = parse_index(path.read_text(), path)
+    begins = [sample.jpg.offset - BLOCK for sample in samples]
+    last = samples[-1].json
+    return struct.pack(f"={len(begins) + 1}Q", *begins, last.offset + padded(last.size))
+
+
+def _energon_files(manifest: Manifest, out: Path) -> list[Path]:
+    counts = {s.name: s.samples for split in manifest.splits.values() for s in split.shards}
+    parts = {
+        ENERGON_SPLITS.get(name, name): [shard.name for shard in split.shards]
+        for name, split in manifest.splits.items()
+    }
+    info = json.dumps({"shard_counts": counts}, indent=1) + "\n"
+    files = {
+        ".info.json": info,
+        ".info.yaml": info,  # JSON is YAML; releases before 7 look for this name
+        "split.yaml": json.dumps({"split_parts": parts}, indent=1) + "\n",
+        "dataset.yaml": ENERGON_DATASET,
+    }
+    folder = out / ".nv-meta"
+    folder.mkdir()
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    return [folder / name for name in files]
+
+
+def _samples(entries: Sequence[Entry]) -> Iterator[list[tuple[str, Entry]]]:
+    """(what follows the first dot of the file name, entry), grouped by what precedes it."""
+
+    def key(entry: Entry) -> str:
+        name = entry.name.decode("utf-8", "surrogateescape")
+        dot = name.find(".", name.rfind("/") + 1)
+        return name[:dot] if dot >= 0 else ""
+
+    for base, members in groupby(entries, key):
+        if base and not base.endswith("/"):
+            start = len(base) + 1
+            yield [(m.name.decode("utf-8", "surrogateescape")[start:], m) for m in members]
+
+
+def _words(tar: Path, members: Sequence[tuple[str, Entry]]) -> Iterator[str]:
+    for kind, entry in members:
+        name = entry.name.decode("utf-8", "surrogateescape")
+        if any(letter.isspace() for letter in name):
+            raise PrepareError(
+                f"{tar} has a member {name!r}: an index cannot hold names with spaces. Rename it."
+            )
+        yield f"{kind} {entry.offset} {entry.size} {name}"
+
+
+def _index_folder(tar: Path) -> Path:
+    """ROOT/index for a shard of one of our data sets, else the folder of the tar."""
+    root = tar.absolute().parent.parent
+    return root / "index" if (root / MANIFEST).is_file() else tar.parent
+
+
+def _link(source: Path, target: Path) -> None:
+    """A hard link, or a symbolic one from another file system."""
+    if not source.is_file():
+        raise PrepareError(f"{source} is missing. See what else is with `alexprep verify`.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        target.symlink_to(source.absolute())

@@ -1,0 +1,123 @@
+"""What a run would write, how long it would take and how much room it needs; writes nothing."""
+
+import shutil
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from alexprep.dataset.plan import Plan, ShardConfig, make_plan, permutation
+from alexprep.dataset.shard import RunOptions, chosen
+from alexprep.dataset.write import Outcome, outcomes
+from alexprep.progress import clock
+from alexprep.sources.find import find_source
+from alexprep.tasks import available_cores
+from pipelines.format import BLOCK, MEMBERS, padded
+
+PROBES = 200
+NOTES_BYTES = 160  # KEY.json, within a block
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Forecast:
+    """The plan, and what a probe of some images says it will come to."""
+
+    name: str
+    kind: str
+    classes: int
+    images: dict[str, int]
+    shards: dict[str, int]
+    probed: int
+    faults: int
+    images_per_second: float
+    workers: int
+    seconds: float
+    source_bytes: int
+    bytes: int
+    bytes_free: int | None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def text(self) -> str:
+        """A few lines for people."""
+        lines = [
+            f"{self.name} ({self.kind}), {self.classes:,} classes",
+            *(
+                f"  {split}: {images:,} images in {self.shards[split]:,} shards of "
+                f"{images / self.shards[split]:,.0f}"
+                for split, images in self.images.items()
+            ),
+            f"  writes {_gigabytes(self.bytes)}, reads {_gigabytes(self.source_bytes)}",
+            f"  takes {clock(self.seconds)} with {self.workers} workers at "
+            f"{self.images_per_second:,.0f} images/s each (from {self.probed:,} images)",
+        ]
+        if self.faults:
+            lines.append(f"  {self.faults:,} of the {self.probed:,} images looked at are no images")
+        if self.bytes_free is not None:
+            short = "" if self.bytes_free > self.bytes else ": NOT ENOUGH"
+            lines.append(f"  {_gigabytes(self.bytes_free)} are free there{short}")
+        return "\n".join(lines)
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:,.2f} GB"
+
+
+def forecast(
+    source: Path | str,
+    out: Path | str,
+    config: ShardConfig = ShardConfig(),  # noqa: B008 - frozen
+    options: RunOptions = RunOptions(),  # noqa: B008 - frozen
+) -> Forecast:
+    """Plan as `shard` would, encode 200 images in memory, and extrapolate."""
+    plan = make_plan(chosen(find_source(Path(source)), options.splits), config)
+    workers = options.workers or available_cores()
+    results, seconds = _probe(plan)
+    whole = [result for result in results if result.encoded is not None]
+    sample_bytes = np.mean([_sample_bytes(result) for result in whole]) if whole else 0.0
+    count, probed = plan.source.images, len(results)
+    return Forecast(
+        name=plan.source.name,
+        kind=plan.source.kind,
+        classes=len(plan.source.classes),
+        images={split: len(samples.key) for split, samples in plan.source.splits.items()},
+        shards=plan.shards,
+        probed=probed,
+        faults=probed - len(whole),
+        images_per_second=probed / seconds,
+        workers=workers,
+        seconds=count * seconds / probed / workers,
+        source_bytes=round(float(np.mean([result.source_bytes for result in results])) * count),
+        bytes=round(float(sample_bytes) * count),
+        bytes_free=_free(str(out)),
+    )
+
+
+def _probe(plan: Plan) -> tuple[list[Outcome], float]:
+    """Encode images from all over the largest split."""
+    samples = max(plan.source.splits.values(), key=lambda there: len(there.key))
+    places = permutation(len(samples.key), 0, "probe")[:PROBES]
+    # Parquet is read by row groups: neighbours cost what they will cost in the run.
+    if samples.items.kind == "rows":
+        places = np.sort(places)
+    began = time.perf_counter()
+    results = list(outcomes(samples.items.at(places), plan.config))
+    return results, time.perf_counter() - began
+
+
+def _sample_bytes(result: Outcome) -> int:
+    jpg = padded(len(result.encoded.jpg)) if result.encoded else 0
+    return len(MEMBERS) * BLOCK + jpg + padded(NOTES_BYTES) + BLOCK
+
+
+def _free(out: str) -> int | None:
+    """Bytes free where a folder would be made; None for other storage."""
+    if "://" in out:
+        return None
+    path = Path(out).absolute()
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free

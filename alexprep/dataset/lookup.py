@@ -1,0 +1,115 @@
+"""`alexprep cat`: one sample by its key, in a time that does not grow with the data set.
+
+The first look-up lists the keys of all shards, from the indexes, in two arrays beside them:
+
+    ROOT/index/keys-<hash of the manifest>.npy     hash of the key, shard, offset; by bucket
+    ROOT/index/buckets-<hash of the manifest>.npy  where each bucket begins
+
+After that a look-up reads one bucket of about four entries and one place of one shard. Where ROOT
+cannot be written to, the arrays are made anew each time.
+"""
+
+import hashlib
+import io
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alexprep.tars.stream import TarStream
+from pipelines.errors import DataError
+from pipelines.files import write_whole
+from pipelines.format import BLOCK, MANIFEST, Manifest, parse_index
+
+ENTRY = np.dtype([("key", "<u8"), ("shard", "<u4"), ("offset", "<u8")])
+A_BUCKET = 4
+Table = tuple[NDArray[Any], NDArray[np.uint32]]
+
+
+class SampleFiles(NamedTuple):
+    """One sample: where it is, and the content of its three files."""
+
+    shard: str
+    key: str
+    jpg: bytes
+    cls: bytes
+    json: bytes
+
+
+def read_sample(root: Path, key: str) -> SampleFiles:
+    """The sample called `key`; DataError if there is none, or if its shard is not as indexed."""
+    manifest = Manifest.load(root)
+    names = [shard.name for split in manifest.splits.values() for shard in split.shards]
+    entries, begins = _table(root, names)
+    number = _hash(key)
+    bucket = number % (len(begins) - 1)
+    for entry in entries[begins[bucket] : begins[bucket + 1]]:
+        if int(entry["key"]) == number:
+            return _read(root / names[int(entry["shard"])], key, int(entry["offset"]))
+    raise DataError(
+        f"{root} has no sample {key!r}. A key is the name of the source file without its ending, "
+        "as n01440764_10026."
+    )
+
+
+def _read(path: Path, key: str, offset: int) -> SampleFiles:
+    """The members of `key`, the first of which has its data at `offset`."""
+    files: dict[str, bytes] = {}
+    with TarStream(path, begin=offset - BLOCK) as tar:
+        for member in tar:
+            name, _, kind = member.name.partition(".")
+            if name != key:
+                break
+            files[kind] = member.data
+    if files.keys() != {"jpg", "cls", "json"}:
+        raise DataError(
+            f"{path} has no sample {key!r} at byte {offset}, where its index has it. "
+            f"Run `alexprep verify {path.parents[1]}`."
+        )
+    return SampleFiles(path.name, key, files["jpg"], files["cls"], files["json"])
+
+
+def _hash(key: str) -> int:
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
+
+
+def _table(root: Path, names: list[str]) -> Table:
+    stamp = hashlib.sha256((root / MANIFEST).read_bytes()).hexdigest()[:16]
+    keys, buckets = (root / "index" / f"{kind}-{stamp}.npy" for kind in ("keys", "buckets"))
+    if not (keys.is_file() and buckets.is_file()):
+        table = _list_keys(root, names)
+        try:
+            for path, array in zip((keys, buckets), table, strict=True):
+                _write(path, array)
+        except OSError:
+            return table
+    try:
+        entries, begins = (np.load(path, mmap_mode="r") for path in (keys, buckets))
+    except ValueError as error:
+        raise DataError(f"{keys} or {buckets} is damaged ({error}). Remove both.") from error
+    return entries, begins
+
+
+def _list_keys(root: Path, names: list[str]) -> Table:
+    rows: list[tuple[int, int, int]] = []
+    for number, name in enumerate(names):
+        path = root / "index" / f"{Path(name).stem}.idx"
+        if not path.is_file():
+            raise DataError(
+                f"{path} is missing. Make it again with `alexprep index {root / name}`."
+            )
+        samples = parse_index(path.read_text(errors="replace"), path)
+        rows += [(_hash(sample.key), number, sample.jpg.offset) for sample in samples]
+    entries = np.array(rows, ENTRY)
+    buckets = max(1, len(rows) // A_BUCKET)
+    bucket = entries["key"] % np.uint64(buckets)
+    order = np.argsort(bucket, kind="stable")
+    begins = np.searchsorted(bucket[order], np.arange(buckets + 1, dtype=np.uint64))
+    return entries[order], begins.astype(np.uint32)
+
+
+def _write(path: Path, array: NDArray[Any]) -> None:
+    data = io.BytesIO()
+    np.save(data, array)
+    write_whole(path, data.getvalue())

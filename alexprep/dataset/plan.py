@@ -1,0 +1,159 @@
+"""Which sample goes into which shard: a function of (source, config), decided before reading."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alexprep.dataset.codec import CODEC
+from alexprep.errors import PrepareError
+from alexprep.sources.listing import TRAIN, Samples, Source
+from pipelines.format import VERSION, Shard, cls_width, shard_name
+
+SMALLEST_SHARD = 4_000_000
+# 1,281,167 = 1024 x 1251 + 143; validation shards come in divisors of 80, so that as many readers
+# as divide it get the same work (50,000 = 80 x 625).
+TRAIN_SHARDS = tuple(2**power for power in range(11))
+OTHER_SHARDS = (1, 2, 4, 5, 8, 10, 16, 20, 40, 80)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardConfig:
+    """All that the bytes of a data set depend on, beside its source and the codec.
+
+    `shards` is a number for every split, or one for each; None leaves it to the number of samples.
+    EXIF orientation is dropped unless `apply_orientation`: the images of everybody's ImageNet so
+    far lie as they were stored.
+    """
+
+    size: int = 256
+    quality: int = 95
+    shards: int | Mapping[str, int] | None = None
+    seed: int = 0
+    apply_orientation: bool = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.size <= 4096:
+            raise ValueError(f"ShardConfig.size must be in 1..4096 pixels, got {self.size}.")
+        if not 1 <= self.quality <= 100:
+            raise ValueError(f"ShardConfig.quality must be in 1..100, got {self.quality}.")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"ShardConfig.seed must be in 0..2**63 - 1, got {self.seed}.")
+        numbers = self.shards.values() if isinstance(self.shards, Mapping) else [self.shards]
+        if any(number is not None and not 1 <= number <= 999_999 for number in numbers):
+            raise ValueError(f"ShardConfig.shards must be in 1..999,999, got {self.shards}.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardTask:
+    """One shard to write: its samples in order, and all a worker on any machine has to know."""
+
+    name: str
+    out: str
+    samples: Samples
+    wnids: tuple[str, ...]
+    cls_width: int
+    config: ShardConfig
+    skip: bool
+    known: Shard | None
+    """What the manifest of a finished data set says of it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """The shards of every split, as the order of samples and the places where it is cut."""
+
+    source: Source
+    config: ShardConfig
+    order: Mapping[str, NDArray[np.intp]]
+    cuts: Mapping[str, NDArray[np.int64]]
+
+    @property
+    def shards(self) -> dict[str, int]:
+        return {split: len(cuts) - 1 for split, cuts in self.cuts.items()}
+
+    def identity(self) -> dict[str, Any]:
+        """What a data set must agree in to be continued: its bytes follow from this."""
+        return {
+            "version": VERSION,
+            "codec": dict(CODEC),
+            "config": asdict(self.config) | {"shards": self.shards},
+            "source": self.source.identity(),
+        }
+
+    def names(self, split: str) -> list[str]:
+        return [shard_name(self.source.name, split, number) for number in range(self.shards[split])]
+
+    def samples(self, split: str, number: int) -> Samples:
+        """The samples of one shard, in the order they stand in it."""
+        begin, end = self.cuts[split][number : number + 2]
+        return self.source.splits[split].at(self.order[split][begin:end])
+
+    def tasks(self, out: str, known: Mapping[str, Shard], *, skip: bool) -> Iterator[ShardTask]:
+        """Every shard of every split; made one by one, as they are handed out."""
+        wnids = tuple(wnid for wnid, _ in self.source.classes)
+        for split in self.order:
+            for number, name in enumerate(self.names(split)):
+                yield ShardTask(
+                    name=name,
+                    out=out,
+                    samples=self.samples(split, number),
+                    wnids=wnids,
+                    cls_width=cls_width(len(wnids)),
+                    config=self.config,
+                    skip=skip,
+                    known=known.get(name),
+                )
+
+
+def make_plan(source: Source, config: ShardConfig) -> Plan:
+    """Permute each split and cut it into shards that differ by one sample at most."""
+    order: dict[str, NDArray[np.intp]] = {}
+    cuts: dict[str, NDArray[np.int64]] = {}
+    for split, samples in source.splits.items():
+        count = len(samples.key)
+        shards = _asked_for(config, split, source) or default_shards(split, count, config)
+        if shards > count:
+            raise PrepareError(
+                f"{source.name} has {count:,} {split} images, too few for {shards:,} shards. "
+                "Ask for fewer with --shards."
+            )
+        order[split] = permutation(count, config.seed, split)
+        cuts[split] = np.arange(shards + 1, dtype=np.int64) * count // shards
+    return Plan(source=source, config=config, order=order, cuts=cuts)
+
+
+def _asked_for(config: ShardConfig, split: str, source: Source) -> int | None:
+    if not isinstance(config.shards, Mapping):
+        return config.shards
+    if unknown := sorted(set(config.shards) - set(source.splits)):
+        raise PrepareError(
+            f"--shards names the split {unknown[0]!r}; {source.name} has "
+            f"{', '.join(sorted(source.splits))}."
+        )
+    return config.shards.get(split)
+
+
+def default_shards(split: str, count: int, config: ShardConfig) -> int:
+    """As many shards as full ILSVRC has, or fewer where they would be under about 4 MB.
+
+    A sample is reckoned at half a byte a pixel (33 KB for 256 x 256 at quality 95, as measured) and
+    3 KB of tar headers and padding, so that the number does not depend on the pictures.
+    """
+    choices = TRAIN_SHARDS if split == TRAIN else OTHER_SHARDS
+    smallest = SMALLEST_SHARD // (config.size**2 // 2 + 3_000)
+    return max(number for number in choices if number == 1 or number * smallest <= count)
+
+
+def permutation(count: int, seed: int, split: str) -> NDArray[np.intp]:
+    """A permutation of 0..count-1 that depends on seed and split alone.
+
+    It ranks the raw 64-bit output of Philox, which numpy keeps the same from release to release
+    (its Generator may change, NEP 19); of two equal numbers the earlier comes first.
+    """
+    digest = hashlib.sha256(f"{seed}/{split}".encode()).digest()
+    raw = np.random.Philox(key=int.from_bytes(digest[:16], "little")).random_raw(count)
+    return np.argsort(raw, kind="stable")

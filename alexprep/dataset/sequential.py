@@ -1,0 +1,281 @@
+"""Read the source front to back instead of all over it, for storage that seeks slowly.
+
+The images are encoded in the order of the source and appended to one spool file a shard; then each
+shard is put together from its spool file. The bytes are the same. An archive is read twice: for its
+headers, when the source is looked through, and for its images. The spool takes as much room as the
+data set, and each spool file goes when its shard is published.
+"""
+
+import errno
+import itertools
+import json
+import os
+import statistics
+import struct
+import sys
+import time
+import zlib
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alexprep.dataset.codec import Encoded
+from alexprep.dataset.finish import faults_message
+from alexprep.dataset.plan import Plan, ShardConfig, ShardTask, permutation
+from alexprep.dataset.target import STATE, LocalTarget, Target, open_target
+from alexprep.dataset.write import (
+    RECORDS,
+    Fault,
+    Outcome,
+    Record,
+    find_shard,
+    outcomes,
+    publish_shard,
+)
+from alexprep.errors import PrepareError
+from alexprep.progress import Progress
+from alexprep.sources.listing import Items, Source
+from alexprep.sources.read import Reader
+from alexprep.tasks import completed
+from pipelines.format import Shard
+
+# What a worker reads at a time: long enough for a disk to be at its sequential rate, short enough
+# that several workers stay close together.
+CHUNK_BYTES = 32_000_000
+CHUNK_IMAGES = 512
+HEAD = struct.Struct(
+    "<4sIIII"
+)  # mark, place in the shard, bytes of jpg and of notes, CRC-32 of all
+MARK = b"spl1"
+UNKNOWN = -1
+# A worker encodes an image in 2 ms and has AHEAD reads under way.
+SLOW_READ = 0.004
+PROBES = 32
+
+
+class Chunk(NamedTuple):
+    """Neighbours in the source: for each, the shard it goes to and its place there."""
+
+    number: int
+    items: Items
+    shard: NDArray[np.int32]
+    place: NDArray[np.int32]
+
+
+def spool_folder(target: Target) -> Path:
+    """Beside the shards where these are in a folder, so that an interrupted run finds it."""
+    if isinstance(target, LocalTarget):
+        return target.root / STATE / "spool"
+    raise PrepareError(
+        f"A sequential run keeps its spool beside the shards, and {target.url} is no local folder. "
+        "Write to a folder and copy that."
+    )
+
+
+def recommend_sequential(source: Source) -> None:
+    """Say so where scattered reads of the archives take longer than encoding what they bring."""
+    seconds = max(scattered_read_seconds(samples.items) for samples in source.splits.values())
+    if seconds > SLOW_READ:
+        sys.stderr.write(
+            f"A read somewhere in {source.root} takes {1000 * seconds:.0f} ms, as on a spinning "
+            "disk or a network drive; --sequential is likely to be faster.\n"
+        )
+
+
+def scattered_read_seconds(items: Items) -> float:
+    """Median time of reading one image at a random place of a tar."""
+    count = len(items.name)
+    places = permutation(count, 0, "probe")[:PROBES]
+    seconds: list[float] = []
+    with Reader(items.at(places)) as reader:
+        images, began = iter(reader), time.perf_counter()
+        for _ in images:
+            seconds.append(time.perf_counter() - began)
+            began = time.perf_counter()
+    return statistics.median(seconds)
+
+
+def write_sequentially(
+    plan: Plan, tasks: list[ShardTask], folder: Path, workers: int
+) -> Generator[tuple[int, Record], None, None]:
+    """Encode all that is missing; then yield (index of the task, record) of every task.
+
+    PrepareError lists the files that are no images, where tasks do not skip them, after the first.
+    """
+    found = _find_all(tasks, workers)
+    missing = [number for number in range(len(tasks)) if number not in found]
+    if missing:
+        folder.mkdir(parents=True, exist_ok=True)
+        _encode_all(plan, np.array(missing), folder, workers, skip=tasks[0].skip)
+    return _assemble(tasks, found, missing, folder, workers)
+
+
+def _assemble(
+    tasks: list[ShardTask],
+    found: dict[int, Record],
+    missing: list[int],
+    folder: Path,
+    workers: int,
+) -> Generator[tuple[int, Record], None, None]:
+    yield from found.items()
+    assemble = partial(write_from_spool, folder=folder)
+    jobs = ((number, tasks[number]) for number in missing)
+    with closing(completed(assemble, jobs, workers=workers)) as results:
+        for index, record in results:
+            yield missing[index], record
+
+
+def _find_all(tasks: list[ShardTask], workers: int) -> dict[int, Record]:
+    """The records of shards that earlier runs have published, hashed to make sure."""
+    begun = open_target(tasks[0].out).listing(RECORDS)
+    if not begun and tasks[0].known is None:
+        return {}
+    jobs = ((task.out, task.name, task.known) for task in tasks)
+    with closing(completed(_find, jobs, workers=workers)) as results:
+        return {number: record for number, record in results if record is not None}
+
+
+def _find(job: tuple[str, str, Shard | None]) -> Record | None:
+    out, name, known = job
+    return find_shard(open_target(out), name, known)
+
+
+def _encode_all(
+    plan: Plan, missing: NDArray[np.intp], folder: Path, workers: int, *, skip: bool
+) -> None:
+    chunks = [
+        chunk for chunk in source_chunks(plan, missing) if not _done(folder, chunk.number).exists()
+    ]
+    encode_chunk = partial(spool_chunk, folder=folder, config=plan.config)
+    with (
+        Progress("encode", sum(len(chunk.shard) for chunk in chunks)) as progress,
+        closing(completed(encode_chunk, chunks, workers=workers)) as results,
+    ):
+        for number, (source_bytes, faults) in results:
+            progress.advance(len(chunks[number].shard), source_bytes, len(faults))
+            if faults and not skip:
+                raise PrepareError(faults_message(faults, plan.source.name))
+
+
+def source_chunks(plan: Plan, missing: NDArray[np.intp]) -> Iterator[Chunk]:
+    """All samples in the order of the source, in pieces, without those of finished shards.
+
+    Pieces and their numbers do not depend on what is missing.
+    """
+    numbers = itertools.count()
+    first_shard = 0
+    for split, samples in plan.source.splits.items():
+        cuts, order = plan.cuts[split], plan.order[split]
+        shard_of = np.empty(len(order), np.int32)
+        place_of = np.empty(len(order), np.int32)
+        lengths = np.diff(cuts)
+        shard_of[order] = np.repeat(np.arange(len(lengths)), lengths)
+        place_of[order] = np.arange(len(order)) - np.repeat(cuts[:-1], lengths)
+        shard_of += first_shard
+        first_shard += len(lengths)
+        items = samples.items
+        last = items.size if items.kind == "rows" else np.arange(len(order))
+        line = np.lexsort((last, items.offset, items.container))
+        for piece in _pieces(items, line):
+            number = next(numbers)
+            kept = piece[np.isin(shard_of[piece], missing)]
+            if len(kept):
+                yield Chunk(number, items.at(kept), shard_of[kept], place_of[kept])
+
+
+def _pieces(items: Items, line: NDArray[np.intp]) -> Iterator[NDArray[np.intp]]:
+    """Cut the line of samples; a row group of a parquet file is not shared by two pieces."""
+    if items.kind == "rows":
+        group = np.stack([items.container[line], items.offset[line]])
+        cuts = np.flatnonzero((group[:, 1:] != group[:, :-1]).any(axis=0)) + 1
+    else:
+        filled = np.cumsum(np.maximum(items.size[line], CHUNK_BYTES // CHUNK_IMAGES)) // CHUNK_BYTES
+        cuts = np.flatnonzero(filled[1:] != filled[:-1]) + 1
+    yield from np.split(line, cuts)
+
+
+def _done(folder: Path, chunk: int) -> Path:
+    return folder / f"{chunk:06d}.done"
+
+
+def _spool(folder: Path, shard: int) -> Path:
+    return folder / f"{shard:06d}.spool"
+
+
+def spool_chunk(chunk: Chunk, *, folder: Path, config: ShardConfig) -> tuple[int, list[Fault]]:
+    """Encode neighbours and append each to the spool of its shard; bytes read, and the faults."""
+    read, faults = 0, list[Fault]()
+    for number, result in enumerate(outcomes(chunk.items, config)):
+        read += result.source_bytes
+        if result.encoded is None:
+            faults.append(Fault(chunk.items.where(number), result.sha256, result.reason, UNKNOWN))
+        path = _spool(folder, int(chunk.shard[number]))
+        try:
+            _append(path, _pack(int(chunk.place[number]), result))
+        except OSError as error:
+            raise PrepareError(
+                f"Cannot write {path}: {error.strerror}. A sequential run needs room for the data "
+                "set twice. Make room and run the same command again."
+            ) from error
+    _done(folder, chunk.number).touch()
+    return read, faults
+
+
+def _append(path: Path, data: bytes) -> None:
+    """One write to the end of a file, which the kernel does not mix with another process's."""
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        written = os.write(file, data)
+    finally:
+        os.close(file)
+    if written != len(data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
+def _pack(place: int, result: Outcome) -> bytes:
+    jpg = result.encoded.jpg if result.encoded else b""
+    about = result.encoded[1:] if result.encoded else None
+    notes = json.dumps([about, *result[1:]]).encode()
+    return HEAD.pack(MARK, place, len(jpg), len(notes), zlib.crc32(jpg + notes)) + jpg + notes
+
+
+def _unpack(data: bytes) -> dict[int, Outcome]:
+    """Outcomes by place. What a kill or a full disk left unfinished is passed over."""
+    results: dict[int, Outcome] = {}
+    at = 0
+    while (at := data.find(MARK, at)) >= 0 and at + HEAD.size <= len(data):
+        _, place, jpg_bytes, notes_bytes, crc = HEAD.unpack_from(data, at)
+        begin = at + HEAD.size
+        body = data[begin : begin + jpg_bytes + notes_bytes]
+        if len(body) != jpg_bytes + notes_bytes or zlib.crc32(body) != crc:
+            at += 1
+            continue
+        about, sha256, source_bytes, reason = json.loads(body[jpg_bytes:])
+        encoded = _with_jpg(body[:jpg_bytes], *about) if about else None
+        results[place] = Outcome(encoded, sha256, source_bytes, reason)
+        at = begin + len(body)
+    return results
+
+
+def _with_jpg(jpg: bytes, width: int, height: int, fixes: list[str]) -> Encoded:
+    return Encoded(jpg, width, height, tuple(fixes))
+
+
+def write_from_spool(job: tuple[int, ShardTask], *, folder: Path) -> Record:
+    """Publish a shard from its spool file; what is not in it is read from the source."""
+    number, task = job
+    path = _spool(folder, number)
+    spooled = _unpack(path.read_bytes()) if path.exists() else {}
+    absent = [place for place in range(len(task.samples.key)) if place not in spooled]
+    if absent:
+        again = outcomes(task.samples.items.at(np.array(absent)), task.config)
+        spooled |= dict(zip(absent, again, strict=True))
+    results = (spooled[place] for place in range(len(task.samples.key)))
+    record = publish_shard(open_target(task.out), task, results)
+    path.unlink(missing_ok=True)
+    return record

@@ -1,0 +1,150 @@
+"""Turn a source of images into a data set: look through it, plan, write every shard, finish.
+
+    from alexprep.dataset.shard import RunOptions, ShardConfig, shard
+    shard("ILSVRC", "imagenet1k-256", ShardConfig(), RunOptions(workers=16))
+
+The bytes depend on the source, ShardConfig and the codec; RunOptions says how they are made.
+"""
+
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from alexprep.dataset.finish import begin, faults_message, finish, refuse_empty
+from alexprep.dataset.plan import Plan, ShardConfig, make_plan
+from alexprep.dataset.sequential import recommend_sequential, spool_folder, write_sequentially
+from alexprep.dataset.target import STATE, Target, open_target
+from alexprep.dataset.write import Fault, Record, write_shard
+from alexprep.errors import PrepareError
+from alexprep.progress import Progress
+from alexprep.sources.find import find_source
+from alexprep.sources.ilsvrc import check_archives
+from alexprep.sources.listing import Source
+from alexprep.tasks import available_cores, completed
+from pipelines.format import Manifest, Shard
+
+__all__ = ["RunOptions", "ShardConfig", "shard"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunOptions:
+    """How a data set is made; none of this changes a byte of a shard.
+
+    `splits` takes only these of the source's splits. `workers`: processes, None for one a core.
+    `on_error`: "fail" ends at files that are no image, "skip" leaves them out and lists them.
+    `scheduler`: address of a Dask cluster that does the work instead. `sequential`: read archives
+    front to back. `check_archives`: compare the MD5 of the official archives first.
+    """
+
+    splits: Sequence[str] = ()
+    workers: int | None = None
+    on_error: Literal["fail", "skip"] = "fail"
+    scheduler: str | None = None
+    sequential: bool = False
+    check_archives: bool = False
+
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.workers < 1:
+            raise ValueError(f"RunOptions.workers must be at least 1, got {self.workers}.")
+        if self.on_error not in ("fail", "skip"):
+            raise ValueError(f"RunOptions.on_error must be fail or skip, got {self.on_error!r}.")
+
+
+def shard(
+    source: Path | str,
+    out: Path | str,
+    config: ShardConfig = ShardConfig(),  # noqa: B008 - frozen
+    options: RunOptions = RunOptions(),
+) -> Manifest:
+    """Write the data set of SOURCE to OUT, or finish one that was begun; its manifest.
+
+    PrepareError: the source is not understood or cannot be read, holds files that are no images
+    (with on_error="fail"), the target holds something else or cannot be written, or a worker died.
+    Whatever ends it, finished shards stay, and the same call goes on from there.
+    """
+    if options.check_archives:
+        check_archives(Path(source))
+    plan = make_plan(chosen(find_source(Path(source)), options.splits), config)
+    target = open_target(str(out))
+    with target.locked():
+        finished = begin(target, plan)
+        records = _write_all(plan, target, options, finished)
+        manifest = finished or finish(target, plan, records)
+        _refuse_change(finished, records)
+        target.remove(STATE)
+    refuse_empty(plan, manifest, target)
+    return manifest
+
+
+def chosen(source: Source, splits: Sequence[str]) -> Source:
+    """The source with only these splits, or as it is if none are named."""
+    for split in splits:
+        if split not in source.splits:
+            raise PrepareError(
+                f"{source.name} has no {split} split; it has {', '.join(sorted(source.splits))}."
+            )
+    if not splits:
+        return source
+    return replace(source, splits={name: source.splits[name] for name in splits})
+
+
+def _write_all(
+    plan: Plan, target: Target, options: RunOptions, finished: Manifest | None
+) -> dict[str, Record]:
+    """Do every task; the records by shard name, in the plan's order."""
+    names = [name for split in plan.order for name in plan.names(split)]
+    records: dict[str, Record] = {}
+    faults: list[Fault] = []
+    with (
+        closing(_results(plan, target, options, finished)) as results,
+        Progress("shard", plan.source.images) as progress,
+    ):
+        for number, record in results:
+            records[names[number]] = record
+            faults += record.faults
+            samples = record.shard.samples if record.shard else 0
+            done = samples + len(record.faults)
+            progress.advance(done, bytes=record.source_bytes, errors=len(record.faults))
+            if faults and options.on_error == "fail":
+                raise PrepareError(faults_message(faults, plan.source.name))
+    return {name: records[name] for name in names}
+
+
+def _results(
+    plan: Plan, target: Target, options: RunOptions, finished: Manifest | None
+) -> Generator[tuple[int, Record], None, None]:
+    """Start the work in the way that source, target and options ask for."""
+    known = _shards(finished) if finished else {}
+    tasks = plan.tasks(target.url, known, skip=options.on_error == "skip")
+    kinds = {samples.items.kind for samples in plan.source.splits.values()}
+    # What is written to memory:// in another process is lost with it.
+    in_memory = target.url.startswith("memory://")
+    workers = 1 if in_memory else options.workers or available_cores()
+    # A row of a parquet file costs reading its whole row group.
+    if options.sequential or "rows" in kinds:
+        if options.scheduler is not None:
+            raise PrepareError(
+                "Parquet files and --sequential are read on one machine: leave out --scheduler."
+            )
+        return write_sequentially(plan, list(tasks), spool_folder(target), workers)
+    if "tars" in kinds:
+        recommend_sequential(plan.source)
+    return completed(write_shard, tasks, workers=workers, scheduler=options.scheduler)
+
+
+def _refuse_change(finished: Manifest | None, records: dict[str, Record]) -> None:
+    """A shard written again must be the one that the manifest names."""
+    if finished is None:
+        return
+    for name, there in _shards(finished).items():
+        if records[name].shard != there:
+            raise PrepareError(
+                f"{name} was damaged and, written again, is not what the manifest says. "
+                "The source has changed since: make the data set again in a new folder."
+            )
+
+
+def _shards(manifest: Manifest) -> dict[str, Shard]:
+    return {shard.name: shard for split in manifest.splits.values() for shard in split.shards}

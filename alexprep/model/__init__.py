@@ -1,0 +1,1 @@
+"""A network of a recipe: trained in a folder, evaluated, asked."""

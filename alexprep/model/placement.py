@@ -1,0 +1,97 @@
+"""Where a network lives: one device, a column on each of several, or a column in each process.
+
+    alexprep train ... --devices cpu | cuda:0 | cuda:0,cuda:1
+    torchrun --nproc-per-node 4 -m alexprep train ... --devices cuda     columns x replicas
+
+Under torchrun neighbouring processes are the columns of one replica, and the replicas share each
+batch. All processes must see the folder of the run.
+"""
+
+import os
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+import alexnet
+from alexnet.errors import RunError
+from alexnet.mesh import join
+from alexnet.replicas import ALONE, Replicas
+from alexprep.model.recipes import Recipe
+from pipelines.errors import DataError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Placement:
+    """The devices of this process, and its place among the processes of the run."""
+
+    devices: tuple[str, ...]
+    replicas: Replicas = ALONE
+
+    @property
+    def reads(self) -> bool:
+        """Whether this process opens loaders; those of other columns are fed by the first's."""
+        return self.replicas.team is None or self.replicas.team.column == 0
+
+    def network(self, made: Recipe) -> nn.Module:
+        """The recipe's network, where it is to live."""
+        seed = made.train.seed
+        if self.replicas.team is not None:
+            return alexnet.build(made.model, form="columns", team=self.replicas.team, seed=seed)
+        form = "columns" if len(self.devices) > 1 else "grouped"
+        return alexnet.build(made.model, form=form, devices=self.devices, seed=seed)
+
+    def meet(self) -> None:
+        """Wait until all processes of the run have come this far."""
+        self.replicas.any((False,))
+
+    def text(self) -> str:
+        """For the log."""
+        team = self.replicas.team
+        if team is None:
+            return " and ".join(self.devices)
+        shape = f"{team.columns} columns x {team.replicas} replicas"
+        return f"{shape}, one in each process, on {team.device.type}"
+
+
+@contextmanager
+def placed(made: Recipe, devices: Sequence[str]) -> Generator[Placement]:
+    """Take the devices; with torchrun's variables set, meet the other processes.
+
+    An error that ends this process is told to the others, which end with it.
+
+    RunError for a device that is not here, ValueError for a word that names none.
+    """
+    check_devices(devices)
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Placement(devices=tuple(devices))
+        return
+    if len(devices) > 1:
+        raise ValueError("Under torchrun --devices is cpu or cuda: each process has its own.")
+    team = join(torch.device(devices[0]).type, columns=made.model.columns)
+    try:
+        yield Placement(devices=(str(team.device),), replicas=Replicas(team=team))
+    except BaseException as error:
+        ours = isinstance(error, (RunError, DataError))
+        team.watch.tell(str(error) if ours else repr(error))
+        raise
+    team.close()
+
+
+def check_devices(devices: Sequence[str]) -> None:
+    """RunError for a device this machine has not, ValueError for a word that names none."""
+    for name in devices:
+        try:
+            device = torch.device(name)
+        except RuntimeError:
+            raise ValueError(
+                f"A device is cpu or cuda:0, two are cuda:0,cuda:1; got {name!r}."
+            ) from None
+        count = torch.cuda.device_count() if device.type == "cuda" else 1
+        if device.type not in ("cpu", "cuda") or (device.index or 0) >= count:
+            raise RunError(
+                f"There is no {name} here: torch {torch.__version__} sees "
+                f"{torch.cuda.device_count()} GPUs. Use cpu, or see `alexprep doctor`."
+            )

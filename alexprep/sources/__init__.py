@@ -1,0 +1,1 @@
+"""Where images come from: archives, folders and parquet files, as one list of samples."""

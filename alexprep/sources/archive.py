@@ -1,0 +1,98 @@
+"""The official archives as downloaded, read where they are: every image is a byte range."""
+
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from alexprep.errors import PrepareError
+from alexprep.sources.ilsvrc import TRAIN_TAR, VALIDATION_TAR, validation_truth
+from alexprep.sources.listing import TRAIN, VALIDATION, Items, Listing, Source, make_source
+from alexprep.sources.synsets import ilsvrc2012, named
+from alexprep.tars.scan import Entry, scan_tar
+
+# A disk answers several scattered header reads at once better than one after the other.
+THREADS = 8
+CLASS_TAR = b".tar"
+
+
+def archive_source(folder: Path) -> Source:
+    """ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar, or both, with the devkit beside them."""
+    train, validation = folder / TRAIN_TAR, folder / VALIDATION_TAR
+    found: dict[str, Listing] = {}
+    wnids = [synset.wnid for synset in ilsvrc2012()]
+    if train.is_file():
+        by_class = _scan_train(train)
+        wnids = sorted(by_class)
+        found[TRAIN] = _listing(train, by_class, wnids)
+    if validation.is_file():
+        found[VALIDATION] = _listing(validation, _scan_validation(validation), wnids)
+    return make_source("archives", folder, named(wnids, folder), found)
+
+
+def _scan_train(path: Path) -> dict[str, list[Entry]]:
+    """The images of every class tar in the outer tar."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        outer = scan_tar(path, file)
+        for entry in outer:
+            if not entry.name.endswith(CLASS_TAR):
+                raise PrepareError(
+                    f"{path} holds {entry.name!r}; expected a tar a class, as nWNID.tar. "
+                    "Download it again."
+                )
+
+        def scan(entry: Entry) -> list[Entry]:
+            return scan_tar(path, file, entry.offset, entry.size)
+
+        with ThreadPoolExecutor(THREADS) as pool:
+            inner = list(pool.map(scan, outer))
+    finally:
+        os.close(file)
+    by_class: dict[str, list[Entry]] = {}
+    for entry, images in zip(outer, inner, strict=True):
+        wnid = entry.name.removesuffix(CLASS_TAR).rpartition(b"/")[2].decode("utf-8", "replace")
+        if not images:
+            raise PrepareError(f"{path} has no images in {wnid}.tar. Download it again.")
+        by_class[wnid] = [
+            Entry(f"{wnid}/".encode() + image.name, image.offset, image.size) for image in images
+        ]
+    return by_class
+
+
+def _scan_validation(path: Path) -> dict[str, list[Entry]]:
+    file = os.open(path, os.O_RDONLY)
+    try:
+        entries = scan_tar(path, file)
+    finally:
+        os.close(file)
+    truth = validation_truth(path.parent, [entry.name for entry in entries])
+    by_class: dict[str, list[Entry]] = {}
+    for entry in entries:
+        by_class.setdefault(truth[entry.name], []).append(entry)
+    return by_class
+
+
+def _listing(path: Path, by_class: Mapping[str, list[Entry]], wnids: list[str]) -> Listing:
+    labels = {wnid: label for label, wnid in enumerate(wnids)}
+    if strangers := sorted(set(by_class) - set(labels)):
+        raise PrepareError(
+            f"{path} has images of {strangers[0]!r}, a class that the training images lack. "
+            "Take archives that belong together."
+        )
+    entries = [entry for images in by_class.values() for entry in images]
+    label = np.repeat(
+        np.array([labels[wnid] for wnid in by_class], np.int32),
+        [len(images) for images in by_class.values()],
+    )
+    items = Items(
+        "tars",
+        (str(path),),
+        np.zeros(len(entries), np.int32),
+        np.array([entry.name for entry in entries], dtype="S"),
+        np.array([entry.offset for entry in entries], np.int64),
+        np.array([entry.size for entry in entries], np.int64),
+    )
+    return Listing(label, items)

@@ -1,0 +1,1 @@
+"""Tars, read and written so that the same members are the same bytes."""
