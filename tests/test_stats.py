@@ -109,7 +109,7 @@ def test_a_run_goes_on_from_the_shards_that_an_interrupted_one_finished(root):
     manifest = Manifest.load(root)
     shards = manifest.split("train", root).shards
     # Sums that cannot be of the first two shards show that these are not read again.
-    kept = Kept(root / ".stats-train.partial", Moments.none(SIZE, SIZE))
+    kept = Kept(root / ".stats-train.sums", Moments.none(SIZE, SIZE))
     kept.recall({})
     claimed = 10
     planted = Moments(claimed, np.full((SIZE, SIZE, 3), 7 * claimed, np.uint64), ((0,) * 3,) * 3)
@@ -128,7 +128,7 @@ def test_sums_kept_of_something_else_are_not_used(root, damage):
     whole = written(root)
     shard = Manifest.load(root).split("train", root).shards[0]
     size = SIZE + (damage == "other size")
-    kept = Kept(root / ".stats-train.partial", Moments.none(size, size))
+    kept = Kept(root / ".stats-train.sums", Moments.none(size, size))
     kept.add(shard, Moments.none(size, size))
     if damage == "other shards":
         kept.shards = {"train/gone.tar": "ff"}
@@ -155,7 +155,7 @@ def test_a_killed_run_leaves_no_statistics_and_the_next_gives_the_same_bytes(tmp
     command = [sys.executable, str(tmp_path / "program.py"), str(root)]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     run = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
-    partial = root / ".stats-train.partial"
+    partial = root / ".stats-train.sums"
     empty, waited = None, time.monotonic() + 60
     while time.monotonic() < waited:  # until a first shard is in
         if partial.exists():
@@ -238,10 +238,10 @@ def test_an_image_that_does_not_belong_is_named(tmp_path, items, rng, picture, c
 def test_a_folder_that_cannot_be_written_to_is_found_out_before_the_work(root):
     if os.geteuid() == 0:
         # Root may write anywhere, so something lies where the sums would be kept.
-        (root / ".stats-train.partial").mkdir()
+        (root / ".stats-train.sums").mkdir()
     else:
         root.chmod(0o555)
-    with pytest.raises(OSError, match=r"stats-train\.partial"):
+    with pytest.raises(OSError, match=r"stats-train\.sums"):
         compute_stats(root, workers=1)
     root.chmod(0o755)
 

@@ -42,7 +42,7 @@ def compute_stats(
 ) -> ImageStats:
     """Measure a split and write stats.json, stats.npz and mean.png beside the manifest.
 
-    The sums of finished shards are kept in ROOT/.stats-<split>.partial until all are done: an
+    The sums of finished shards are kept in ROOT/.stats-<split>.sums until all are done: an
     interrupted run goes on from there. DataError, with nothing written, for a shard that is
     missing, cut off or altered, an empty split, or an image of another size.
     """
@@ -52,7 +52,7 @@ def compute_stats(
     if not sum(shard.samples for shard in shards):
         raise DataError(f"Split {split!r} of {root} has no images. Shard a source that has some.")
     _check_files(root, shards)
-    kept = Kept(root / f".stats-{split}.partial", Moments.none(manifest.size, manifest.size))
+    kept = Kept(root / f".stats-{split}.sums", Moments.none(manifest.size, manifest.size))
     kept.recall({shard.name: shard.sha256 for shard in shards})
     left = [shard for shard in shards if shard.name not in kept.shards]
     try:
