@@ -69,14 +69,22 @@ def error_rates(probabilities_NK: Tensor, labels_N: Tensor) -> Errors:
 def average(members: Sequence[Tensor], weights: Sequence[float] = ()) -> Tensor:
     """Weighted mean (N, K) of the predictions of several networks; equal weights by default.
 
+    ValueError for what `shares` refuses.
+    """
+    total = torch.zeros_like(members[0])
+    for member, share in zip(members, shares(len(members), weights), strict=True):
+        total += member * share
+    return total
+
+
+def shares(members: int, weights: Sequence[float] = ()) -> list[float]:
+    """What each of so many networks counts for in their average: their sum is 1.
+
     ValueError if the weights are not one a member, or do not add up to more than nothing.
     """
-    weights = weights or [1.0] * len(members)
-    if len(weights) != len(members) or min(weights) < 0 or sum(weights) <= 0:
+    weights = weights or [1.0] * members
+    if len(weights) != members or min(weights) < 0 or sum(weights) <= 0:
         raise ValueError(
-            f"{len(members)} predictions want as many weights, none below 0, got {list(weights)}."
+            f"{members} predictions want as many weights, none below 0, got {list(weights)}."
         )
-    total = torch.zeros_like(members[0])
-    for member, weight in zip(members, weights, strict=True):
-        total += member * (weight / sum(weights))
-    return total
+    return [weight / sum(weights) for weight in weights]

@@ -129,6 +129,42 @@ def test_other_labels_count_any_right_class_and_leave_out_images_without(
         evaluate([trained], dataset, EvalOptions(labels=path))
 
 
+@pytest.mark.parametrize(
+    ("wrong", "save", "complaint"),
+    [
+        ({"labels": "absent.json"}, None, "No such file"),
+        ({"labels": "some.json"}, None, "no labels for 30 images"),
+        ({"weights": (1.0, 2.0)}, None, "1 predictions want as many"),
+        ({}, "a.npz", r"called \*\.predictions"),
+        ({}, "absent/a.predictions", "No such file"),
+        ({}, "folder.predictions", "Is a folder"),
+    ],
+)
+def test_what_is_wrong_is_said_before_the_networks_have_run(
+    trained, dataset, tmp_path, wrong, save, complaint
+):
+    # No image of this copy decodes, so that an evaluation that begins ends with another error.
+    root = shutil.copytree(dataset, tmp_path / "spoilt")
+    for shard in root.glob("validation/*.tar"):
+        shard.write_bytes(shard.read_bytes().replace(b"\xff\xd8\xff", b"\0\0\0"))
+    with pytest.raises(DataError):
+        evaluate([trained], root, EvalOptions())
+    (tmp_path / "some.json").write_text('{"v_0000": [0]}')
+    (tmp_path / "folder.predictions").mkdir()
+    if "labels" in wrong:
+        wrong = {"labels": tmp_path / wrong["labels"]}
+    with pytest.raises((RunError, ValueError, OSError), match=complaint) as found:
+        evaluate([trained], root, EvalOptions(**wrong), save=save and tmp_path / save)
+    assert not isinstance(found.value, DataError)
+
+
+def test_an_average_wants_the_same_images(trained, dataset, tmp_path):
+    kept = tmp_path / "train.predictions"
+    evaluate([trained], dataset, EvalOptions(split="train"), save=kept)
+    with pytest.raises(RunError, match=r"90 images of .*/train, .*/validation has other ones \(31"):
+        evaluate([kept, trained], dataset, EvalOptions())
+
+
 def test_predict_names_classes_and_says_what_it_cannot_read(trained, tmp_path, rng):
     (tmp_path / "a.jpg").write_bytes(jpeg(striped(rng, 1).resize((300, 200)), 95))
     (tmp_path / "b.txt").write_text("no image")

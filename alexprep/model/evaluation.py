@@ -9,13 +9,21 @@ from typing import Any, Literal
 from torch import Tensor
 
 from alexnet.errors import RunError
-from alexnet.evaluate import Errors, average, error_rates, places, predict_probabilities
+from alexnet.evaluate import (
+    Errors,
+    average,
+    error_rates,
+    places,
+    predict_probabilities,
+    shares,
+)
 from alexprep.model.labels import read_labels, right
-from alexprep.model.predictions import SUFFIX, Predictions
+from alexprep.model.predictions import SUFFIX, Predictions, check_target
 from alexprep.model.trained import Trained, load_trained
 from pipelines.config import BackendName, LoaderConfig
 from pipelines.format import Manifest
 from pipelines.loader import open_loader
+from pipelines.shards import SplitReader
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -147,24 +155,34 @@ def evaluate(
     began = time.perf_counter()
     manifest = Manifest.load(dataset)
     manifest.split(options.split, dataset)
-    members = [_member(path, dataset, manifest, options) for path in checkpoints]
-    first = members[0]
-    for member in members[1:]:
-        member.check_same_images(first)
+    # What can be wrong is found here: the networks may take hours.
+    shares(len(checkpoints), options.weights)
+    if save is not None:
+        check_target(save)
+    opened = [_opened(path, dataset, manifest, options) for path in checkpoints]
+    keys = _images(opened, dataset, manifest, options.split)
+    allowed = read_labels(options.labels, keys, manifest.classes) if options.labels else None
+
+    members = [
+        one if isinstance(one, Predictions) else predictions_of(one, dataset, manifest, options)
+        for one in opened
+    ]
     mean = average([member.probabilities for member in members], options.weights)
-    result = replace(first, probabilities=mean, source=" + ".join(m.source for m in members))
+    result = replace(members[0], probabilities=mean, source=" + ".join(m.source for m in members))
     if save is not None:
         result.save(save)
-    return _counted(result, members, options, time.perf_counter() - began)
+    return _counted(result, members, allowed, time.perf_counter() - began)
 
 
 def _counted(
-    mean: Predictions, members: Sequence[Predictions], options: EvalOptions, seconds: float
+    mean: Predictions,
+    members: Sequence[Predictions],
+    allowed: Sequence[Sequence[int]] | None,
+    seconds: float,
 ) -> Evaluation:
     labels, place = mean.labels, places(mean.probabilities, mean.labels)
     errors = [error_rates(member.probabilities, member.labels) for member in members]
-    if options.labels is not None:
-        allowed = read_labels(options.labels, mean.keys, mean.classes)
+    if allowed is not None:
         judged = [right(member.probabilities, allowed) for member in members]
         errors = [Errors(*((p >= n).double().mean().item() for n in (1, 5))) for _, p in judged]
         counted, place = right(mean.probabilities, allowed)
@@ -184,15 +202,32 @@ def _counted(
     )
 
 
-def _member(path: Path, dataset: Path, manifest: Manifest, options: EvalOptions) -> Predictions:
-    """Predictions of one checkpoint, made now or read from the file they were kept in."""
+def _opened(
+    path: Path, dataset: Path, manifest: Manifest, options: EvalOptions
+) -> Trained | Predictions:
+    """A checkpoint's network, or the predictions in a file, of this data set's classes."""
     if path.suffix == SUFFIX:
         saved = Predictions.load(path)
         _check_classes(path, saved.classes, manifest, dataset)
         return saved
     trained = load_trained(path, options.device)
     _check_classes(trained.path, trained.classes, manifest, dataset)
-    return predictions_of(trained, dataset, manifest, options)
+    return trained
+
+
+def _images(
+    opened: Sequence[Trained | Predictions], dataset: Path, manifest: Manifest, split: str
+) -> tuple[str, ...]:
+    """Keys of the images that all members are of; RunError if they are of different ones."""
+    saved = [one for one in opened if isinstance(one, Predictions)]
+    keys, where = (saved[0].keys, saved[0].source) if saved else ((), "")
+    if len(saved) < len(opened):
+        # The loader looks at the bytes again.
+        reader = SplitReader(dataset, manifest, split, check="size")
+        keys, where = tuple(reader.keys()), f"{dataset}/{split}"
+    for one in saved:
+        one.check_images(keys, where)
+    return keys
 
 
 def predictions_of(

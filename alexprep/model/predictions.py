@@ -4,7 +4,9 @@ A safetensors file: probabilities float64 (N, K), labels int64 (N,); keys and cl
 """
 
 import json
+import tempfile
 from dataclasses import dataclass
+from errno import EISDIR
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,6 +15,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from alexnet.errors import RunError
+from pipelines.files import write_whole
 
 SUFFIX = ".predictions"
 
@@ -31,9 +34,8 @@ class Predictions:
     source: str
 
     def save(self, path: Path) -> None:
-        """Write beside, then rename. ValueError for another suffix: eval knows them by it."""
-        if path.suffix != SUFFIX:
-            raise ValueError(f"Predictions are kept in files called *{SUFFIX}, got {path.name}.")
+        """Write them whole; ValueError for another suffix: eval knows them by it."""
+        check_name(path)
         about = {
             "keys": self.keys,
             "classes": self.classes,
@@ -43,9 +45,7 @@ class Predictions:
             "source": self.source,
         }
         tensors = {"probabilities": self.probabilities.contiguous(), "labels": self.labels}
-        partial = path.with_name(f"{path.name}.partial")
-        partial.write_bytes(to_bytes(tensors, {"alexprep.predictions": json.dumps(about)}))
-        partial.replace(path)
+        write_whole(path, to_bytes(tensors, {"alexprep.predictions": json.dumps(about)}))
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -64,12 +64,34 @@ class Predictions:
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             raise RunError(f"{path} holds no predictions of alexprep ({error}).") from error
 
-    def check_same_images(self, other: Self) -> None:
-        """RunError unless both are of the same images in the same order."""
-        if self.keys != other.keys:
+    def check_images(self, keys: tuple[str, ...], where: str) -> None:
+        """RunError unless these are of the images with `keys`, in this order; `where` has those."""
+        if self.keys != keys:
             raise RunError(
                 f"{self.source} predicts {len(self.keys):,} images of "
-                f"{self.dataset}/{self.split}, {other.source} other ones "
-                f"({len(other.keys):,} of {other.dataset}/{other.split}). "
+                f"{self.dataset}/{self.split}, {where} has other ones ({len(keys):,}). "
                 "An average wants the same images."
             )
+
+
+def check_name(path: Path) -> None:
+    """ValueError for a file that `eval` would take for a checkpoint."""
+    if path.suffix != SUFFIX:
+        raise ValueError(f"Predictions are kept in files called *{SUFFIX}, got {path.name}.")
+
+
+def check_target(path: Path) -> None:
+    """Find out before an evaluation, not after it, that predictions cannot be kept in `path`.
+
+    Raises:
+        ValueError: for another suffix.
+        OSError: the folder is missing or cannot be written to, or a folder is in the way.
+    """
+    check_name(path)
+    if path.is_dir():
+        raise IsADirectoryError(EISDIR, "Is a folder. Name a file", str(path))
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}."):
+            pass
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
