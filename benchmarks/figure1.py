@@ -58,6 +58,7 @@ def main() -> None:
     parser.add_argument("root", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--rates", default=".002,.001,.004,.0005")
+    parser.add_argument("--neurons", default=",".join(NEURONS), help="that learn at these rates")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=40, help="at most")
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="bfloat16")
@@ -70,7 +71,7 @@ def main() -> None:
     done = {(one["act"], one["rate"], one["seed"]) for one in curves}
     for seed in range(args.seeds):
         for rate in (float(word) for word in args.rates.split(",")):
-            for act in NEURONS:
+            for act in args.neurons.split(","):
                 if (act, rate, seed) in done:
                     continue
                 curve = {"act": act, "rate": rate, "seed": seed}
