@@ -7,7 +7,7 @@ from tests.browser import Browser
 from tests.reports import make_dataset, make_run, ninety_epochs
 
 WIDTHS = (1280, 400)
-PAGES = ("long", "dataset", "alone")
+PAGES = ("run", "long", "dataset", "alone")
 
 EMPTY = """
 [...document.querySelectorAll('.chart')].filter(chart => {
@@ -33,6 +33,16 @@ CUT = """
 OVERLAPS = """
 [...document.querySelectorAll('section')].filter(section =>
   section.scrollWidth > section.clientWidth + 1).map(section => section.id)
+"""
+LAPPED = """
+[...document.querySelectorAll('.chart')].flatMap(chart => {
+  const texts = [...chart.querySelectorAll('.annotation-text')];
+  const boxes = texts.map(text => text.getBoundingClientRect());
+  return texts.filter((text, n) => boxes.slice(0, n).some(box =>
+    box.left < boxes[n].right - 1 && boxes[n].left < box.right - 1 &&
+    box.top < boxes[n].bottom - 1 && boxes[n].top < box.bottom - 1
+  )).map(text => chart.id + ' ' + text.textContent);
+})
 """
 SMALL = """
 [...document.querySelectorAll('main *')].filter(e =>
@@ -80,6 +90,7 @@ def test_a_page_is_whole_and_fits(browser, pages, name, width):
     assert browser.ask(OVERLAPS) == []
     assert browser.ask(CUT) == []
     assert browser.ask(SMALL) == []
+    assert browser.ask(LAPPED) == []
 
 
 def test_everything_folded_fits_a_phone_too(browser, pages):
