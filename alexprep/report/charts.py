@@ -89,7 +89,10 @@ def gathered(found: Sequence[Mark], reach: float) -> list[Mark]:
 
 
 def marks(found: Sequence[Mark], reach: float) -> dict[str, Any]:
-    """Dotted lines with their texts upright beside them; the axis goes from 0 to `reach`."""
+    """Dotted lines with upright texts at their feet, where falling curves leave room.
+
+    The axis goes from 0 to `reach`.
+    """
     lines = [
         {
             "type": "line",
@@ -106,13 +109,13 @@ def marks(found: Sequence[Mark], reach: float) -> dict[str, Any]:
     texts = [
         {
             "x": mark.x,
-            "y": 0.99,
+            "y": 0.01,
             "xref": "x",
             "yref": "paper",
             "text": mark.text,
             "textangle": -90,
             "xanchor": "right",
-            "yanchor": "top",
+            "yanchor": "bottom",
             "showarrow": False,
             "font": {"size": 11, "color": SOFT},
         }
