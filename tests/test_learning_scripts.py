@@ -29,7 +29,14 @@ def test_the_target_is_met_between_two_epochs():
 def test_the_table_holds_the_best_rate_of_each_neuron_against_the_other():
     said = figure1.table(CURVES)
     assert "| relu | 0.002 | 0 | given up after 3 at 30.0% |" in said
-    assert "tanh takes 4.0 times the epochs" in said
+    assert "tanh 10.0: 4.0 times as many" in said
+
+
+def test_other_seeds_judge_the_rate_that_one_seed_chose():
+    again = [{**CURVES[0], "seed": seed, "epochs_to_target": 3.0 + seed} for seed in (1, 2)]
+    assert figure1.fastest([*CURVES, *again], "relu") == (CURVES[0]["rate"], 4.0)
+    stuck = {**again[1], "errors": [0.4], "epochs_to_target": None}
+    assert figure1.fastest([*CURVES, again[0], stuck], "relu") is None
 
 
 def test_the_picture_has_a_line_for_every_curve_and_names_the_best():
