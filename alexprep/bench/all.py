@@ -27,7 +27,7 @@ def run_bench(what: str, config: BenchConfig, out: Path | None = None) -> Iterat
         raise ValueError(f"bench knows {', '.join(PARTS)} and all, not {what!r}.")
     for part in PARTS if what == "all" else (what,):
         # A part is imported when it is measured: step needs torch, load needs DALI.
-        run: Callable[[BenchConfig, Path], list[Row]] = import_module(f"alexprep.bench_{part}").run
+        run: Callable[[BenchConfig, Path], list[Row]] = import_module(f"alexprep.bench.{part}").run
         with tempfile.TemporaryDirectory(prefix=f"alexprep-bench-{part}-") as folder:
             found = result(part, config, run(config, Path(folder)))
         if out is not None:

@@ -1,6 +1,6 @@
 """The frame of the benchmarks: rows, interleaved timing, tables, files of results.
 
-A part is measured by `run(config, folder) -> list[Row]` in alexprep/bench_<part>.py. What is
+A part is measured by `run(config, folder) -> list[Row]` in alexprep/bench/<part>.py. What is
 compared is run in turns within one process, so that a machine that slows down slows all of it; a
 ratio is the median over the rounds of the ratio within a round.
 """
