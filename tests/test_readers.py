@@ -176,11 +176,19 @@ def test_dali_with_our_index(root, tmp_path):
 
 
 TIMM = """
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
 import torch
-# torchvision without its compiled operators: timm never calls them, importing wants them declared.
-ops = torch.library.Library("torchvision", "DEF")
-for name in ("nms", "qnms"):
-    ops.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+for library in Path(find_spec("torchvision").origin).parent.glob("_C*.so"):
+    with suppress(OSError):
+        torch.ops.load_library(library)
+if not hasattr(torch.ops.torchvision, "nms"):
+    # Compiled for CUDA, beside a PyTorch for CPUs. timm never calls them, importing wants them
+    # declared.
+    ops = torch.library.Library("torchvision", "DEF")
+    for name in ("nms", "qnms"):
+        ops.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 from timm.data import create_dataset
 for split in ("train", "validation"):
     there = create_dataset("wds/zoo", root=root, split=split, is_training=False, batch_size=4)
