@@ -69,16 +69,16 @@ def error_rates(probabilities_NK: Tensor, labels_N: Tensor) -> Errors:
 def average(members: Sequence[Tensor], weights: Sequence[float] = ()) -> Tensor:
     """Weighted mean (N, K) of the predictions of several networks; equal weights by default.
 
-    ValueError for what `shares` refuses.
+    ValueError for what `normalized` refuses.
     """
     total = torch.zeros_like(members[0])
-    for member, share in zip(members, shares(len(members), weights), strict=True):
+    for member, share in zip(members, normalized(len(members), weights), strict=True):
         total += member * share
     return total
 
 
-def shares(members: int, weights: Sequence[float] = ()) -> list[float]:
-    """What each of so many networks counts for in their average: their sum is 1.
+def normalized(members: int, weights: Sequence[float] = ()) -> list[float]:
+    """Weights of so many networks that add up to 1; equal ones by default.
 
     ValueError if the weights are not one a member, or do not add up to more than nothing.
     """

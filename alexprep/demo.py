@@ -20,6 +20,7 @@ from alexprep.errors import PrepareError
 from alexprep.model.evaluation import EvalOptions, evaluate
 from alexprep.model.training import TrainOptions, train
 from alexprep.progress import Progress
+from pipelines.files import write_whole
 
 RECORD = "demo.json"
 
@@ -83,9 +84,7 @@ class Demo:
             "config": asdict(self.config),
             "stages": {name: asdict(stage) for name, stage in self.stages.items()},
         }
-        partial = self.out / f"{RECORD}.partial"
-        partial.write_text(json.dumps(record, indent=1) + "\n")
-        partial.replace(self.out / RECORD)
+        write_whole(self.out / RECORD, f"{json.dumps(record, indent=1)}\n".encode())
 
     def stage(self, name: str, work: Callable[[], tuple[int, str]]) -> None:
         """Do a stage unless it is done: `work` gives the images it took and what it found."""

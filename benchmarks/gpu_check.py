@@ -177,8 +177,11 @@ def _tests(out: Path) -> int:
         if any(mark in path.read_text() for mark in MARKS)
     ]
     report = out / "tests.xml"
+    import torch  # noqa: PLC0415 - slow to import
+
+    marks = "gpu or two_gpus" if torch.cuda.device_count() > 1 else "gpu"
     # Warnings of other versions than the project's own are shown, not made failures.
-    asked = ["-o", "addopts=", "-m", "gpu or two_gpus", "-W", "default", "-p", "no:cacheprovider"]
+    asked = ["-o", "addopts=", "-m", marks, "-W", "default", "-p", "no:cacheprovider"]
     code = subprocess.call(
         [
             sys.executable,

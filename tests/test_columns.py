@@ -87,8 +87,6 @@ def test_a_wrong_number_of_devices_is_refused():
 
 @pytest.mark.two_gpus
 def test_two_devices_train_as_one():
-    if torch.cuda.device_count() < 2:
-        pytest.skip(f"torch sees {torch.cuda.device_count()} GPUs, two are needed")
     config = small("code2012")
     alone = build(config, seed=2).double()
     columns = build(config, form="columns", devices=("cuda:0", "cuda:1"), seed=2).double()

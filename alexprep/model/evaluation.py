@@ -13,9 +13,9 @@ from alexnet.evaluate import (
     Errors,
     average,
     error_rates,
+    normalized,
     places,
     predict_probabilities,
-    shares,
 )
 from alexprep.model.labels import read_labels, right
 from alexprep.model.predictions import SUFFIX, Predictions, check_target
@@ -156,18 +156,20 @@ def evaluate(
     manifest = Manifest.load(dataset)
     manifest.split(options.split, dataset)
     # What can be wrong is found here: the networks may take hours.
-    shares(len(checkpoints), options.weights)
+    weights = normalized(len(checkpoints), options.weights)
     if save is not None:
         check_target(save)
     opened = [_opened(path, dataset, manifest, options) for path in checkpoints]
-    keys = _images(opened, dataset, manifest, options.split)
+    # One network on the data set's own labels needs no keys before its loader has them.
+    named = len(opened) > 1 or options.labels is not None
+    keys = _images(opened, dataset, manifest, options.split) if named else ()
     allowed = read_labels(options.labels, keys, manifest.classes) if options.labels else None
 
     members = [
         one if isinstance(one, Predictions) else predictions_of(one, dataset, manifest, options)
         for one in opened
     ]
-    mean = average([member.probabilities for member in members], options.weights)
+    mean = average([member.probabilities for member in members], weights)
     result = replace(members[0], probabilities=mean, source=" + ".join(m.source for m in members))
     if save is not None:
         result.save(save)
@@ -222,7 +224,7 @@ def _images(
     saved = [one for one in opened if isinstance(one, Predictions)]
     keys, where = (saved[0].keys, saved[0].source) if saved else ((), "")
     if len(saved) < len(opened):
-        # The loader looks at the bytes again.
+        # Evaluation takes a split in its own order; the loader looks at the bytes again.
         reader = SplitReader(dataset, manifest, split, check="size")
         keys, where = tuple(reader.keys()), f"{dataset}/{split}"
     for one in saved:

@@ -4,9 +4,7 @@ A safetensors file: probabilities float64 (N, K), labels int64 (N,); keys and cl
 """
 
 import json
-import tempfile
 from dataclasses import dataclass
-from errno import EISDIR
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,7 +13,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from alexnet.errors import RunError
-from pipelines.files import write_whole
+from pipelines.files import check_writable, write_whole
 
 SUFFIX = ".predictions"
 
@@ -35,7 +33,7 @@ class Predictions:
 
     def save(self, path: Path) -> None:
         """Write them whole; ValueError for another suffix: eval knows them by it."""
-        check_name(path)
+        _check_name(path)
         about = {
             "keys": self.keys,
             "classes": self.classes,
@@ -74,24 +72,17 @@ class Predictions:
             )
 
 
-def check_name(path: Path) -> None:
-    """ValueError for a file that `eval` would take for a checkpoint."""
-    if path.suffix != SUFFIX:
-        raise ValueError(f"Predictions are kept in files called *{SUFFIX}, got {path.name}.")
-
-
 def check_target(path: Path) -> None:
-    """Find out before an evaluation, not after it, that predictions cannot be kept in `path`.
+    """Find out before an evaluation that predictions cannot be kept in `path`.
 
     Raises:
         ValueError: for another suffix.
-        OSError: the folder is missing or cannot be written to, or a folder is in the way.
+        OSError: the file cannot be written.
     """
-    check_name(path)
-    if path.is_dir():
-        raise IsADirectoryError(EISDIR, "Is a folder. Name a file", str(path))
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}."):
-            pass
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
+    _check_name(path)
+    check_writable(path)
+
+
+def _check_name(path: Path) -> None:
+    if path.suffix != SUFFIX:
+        raise ValueError(f"Predictions are kept in files called *{SUFFIX}, got {path.name}.")

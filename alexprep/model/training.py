@@ -16,6 +16,7 @@ from alexprep.machine import machine
 from alexprep.model.recipes import Recipe, Target, recipe
 from alexprep.model.settings import apply_settings
 from pipelines.config import BackendName
+from pipelines.files import write_whole
 from pipelines.format import Manifest
 
 if TYPE_CHECKING:
@@ -123,9 +124,8 @@ def claim(run: Path, about: Mapping[str, Any], dataset: Path, options: TrainOpti
         "init_from": str(options.init_from) if options.init_from else None,
         "machine": machine(),
     }
-    partial = run / f"{CONFIG}.partial"
-    partial.write_text(json.dumps({**about, "calls": [*calls, call]}, indent=1) + "\n")
-    partial.replace(path)
+    text = json.dumps({**about, "calls": [*calls, call]}, indent=1)
+    write_whole(path, f"{text}\n".encode())
 
 
 def _check_same(path: Path, about: Mapping[str, Any]) -> list[Any]:

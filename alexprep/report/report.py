@@ -8,11 +8,11 @@ beside the manifest, where the libraries that read the shards do not look.
 """
 
 import os
-import tempfile
 from pathlib import Path
 from typing import Literal
 
 from alexprep.errors import PrepareError
+from pipelines.files import check_writable
 
 NAME = "report.html"
 # Validation images a network is asked about: all of most data sets, and of ILSVRC as many as make
@@ -86,13 +86,12 @@ def _is_one(path: Path) -> bool:
 
 def _check_writable(out: Path) -> None:
     """Before minutes of work, not after them."""
-    try:
-        with tempfile.NamedTemporaryFile(dir=out.parent, prefix=f".{out.name}."):
-            pass
-    except OSError as error:
-        raise _refusal(out, error) from error
     if out.is_dir():
         raise PrepareError(f"{out} is a folder. Name a file with --out, as {out / NAME}.")
+    try:
+        check_writable(out)
+    except OSError as error:
+        raise _refusal(out, error) from error
 
 
 def _write(out: Path, text: str) -> None:
