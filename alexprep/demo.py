@@ -15,11 +15,11 @@ from typing import Literal
 
 from alexprep.dataset.shard import ShardConfig, shard
 from alexprep.dataset.stats import compute_stats
-from alexprep.drawing import SHAPES, DrawConfig, draw_source
 from alexprep.errors import PrepareError
 from alexprep.model.evaluation import EvalOptions, evaluate
 from alexprep.model.training import TrainOptions, train
 from alexprep.progress import Progress
+from alexprep.synthetic import SHAPES, DrawConfig, draw_source
 from pipelines.files import write_whole
 
 RECORD = "demo.json"

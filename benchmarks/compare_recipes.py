@@ -18,7 +18,8 @@ import statistics
 import sys
 from pathlib import Path
 
-from alexnet import metrics, networks
+from alexnet.model import networks
+from alexnet.training import metrics
 from alexprep.machine import machine
 from alexprep.model.evaluation import EvalOptions, evaluate
 from alexprep.model.training import TrainOptions, train

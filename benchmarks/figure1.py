@@ -25,10 +25,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import alexnet
-from alexnet.config import TrainConfig
-from alexnet.memory import keep_freed_memory
-from alexnet.optim import sgd
-from alexnet.spec import Conv, Dense, ModelConfig
+from alexnet.model.spec import Conv, Dense, ModelConfig
+from alexnet.training.config import TrainConfig
+from alexnet.training.memory import keep_freed_memory
+from alexnet.training.optim import sgd
 from alexprep.machine import machine
 from pipelines import AugmentSpec, LoaderConfig, open_loader
 

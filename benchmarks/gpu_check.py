@@ -94,7 +94,7 @@ def drawn(root: Path) -> Path:
     """A data set of the demo's pictures, by Pillow alone, with made-up statistics."""
     import numpy as np  # noqa: PLC0415 - may be missing
 
-    from alexprep.drawing import SHAPES, DrawConfig, picture  # noqa: PLC0415
+    from alexprep.synthetic import SHAPES, DrawConfig, picture  # noqa: PLC0415
     from tests.drawing import jpeg  # noqa: PLC0415
     from tests.tarsets import Item, measured, write_dataset  # noqa: PLC0415
 

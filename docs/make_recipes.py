@@ -11,7 +11,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from alexnet.spec import ModelConfig
+from alexnet.model.spec import ModelConfig
 from alexprep.model.recipes import RECIPES, Recipe, Target, recipe
 from alexprep.model.settings import SCHEDULES
 

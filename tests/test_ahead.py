@@ -3,7 +3,7 @@ import threading
 import pytest
 import torch
 
-from alexnet.ahead import Ahead
+from alexnet.training.ahead import Ahead
 from tests.batches import Batches
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from alexnet import build
-from alexnet.networks import code2012, smoke
+from alexnet.model.networks import code2012, smoke
 from alexprep.bench.columns import two_processes
 from alexprep.bench.layers import layers
 from alexprep.bench.plain import plain

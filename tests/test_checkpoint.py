@@ -3,9 +3,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from alexnet import checkpoint
 from alexnet.errors import RunError
-from alexnet.whole import load_weights
+from alexnet.training import checkpoint
+from alexnet.training.one_device import load_weights
 
 
 def write(path, value=1.0):

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 
 from alexprep.dataset.codec import MAX_PIXELS, MAX_WHOLE, ImageError, encode, square
 from alexprep.dataset.jpeg import read_header
-from alexprep.drawing import EXIF_ORIENTATION
+from alexprep.synthetic import EXIF_ORIENTATION
 from pipelines.format import FIXES
 
 

@@ -4,9 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from alexnet import build, networks
-from alexnet.spec import Conv, with_rows
-from alexnet.weights import to_grouped
+from alexnet import build
+from alexnet.model import networks
+from alexnet.model.spec import Conv, with_rows
+from alexnet.model.weights import to_grouped
 
 NAMES = [
     "code2012",

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from alexnet import networks
-from alexnet.grouped import Grouped
-from alexnet.spec import sizes
+from alexnet.model import networks
+from alexnet.model.grouped import Grouped
+from alexnet.model.spec import sizes
 from tests.test_spec import PARAMETERS
 
 # The text of 2012, section 3.5: the input is 150,528-dimensional, and the number of neurons in

@@ -5,8 +5,8 @@ from click.testing import CliRunner
 
 from alexprep.cli import cli
 from alexprep.demo import DemoConfig, run_demo, table
-from alexprep.drawing import DrawConfig
 from alexprep.errors import PrepareError
+from alexprep.synthetic import DrawConfig
 
 TINY = DemoConfig(
     draw=DrawConfig(train=4, validation=2, longest=90), epochs=1, settings=("loader.batch=8",)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alexprep.drawing import EXIF_ORIENTATION, SHAPES, DrawConfig, draw_source, picture
+from alexprep.synthetic import EXIF_ORIENTATION, SHAPES, DrawConfig, draw_source, picture
 
 SMALL = DrawConfig(train=3, validation=2, longest=120)
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from alexnet.dropout import Dropout, kept, mix, unit_keys
+from alexnet.model.dropout import Dropout, kept, mix, unit_keys
 
 CPU = torch.device("cpu")
 IMAGES = torch.arange(2000)

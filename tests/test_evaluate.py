@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from alexnet.evaluate import average, error_rates, places, predict_probabilities
+from alexnet.training.evaluate import average, error_rates, places, predict_probabilities
 
 
 def test_error_rates_agree_with_sorting(rng):

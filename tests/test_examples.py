@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
-from alexnet import checkpoint
+from alexnet.training import checkpoint
 from alexprep.dataset.finish import sidecars
 from pipelines.format import Manifest
 from tests.drawing import jpeg, photograph

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from alexnet import checkpoint
 from alexnet.errors import RunError
+from alexnet.training import checkpoint
 from alexprep.model.training import TrainOptions, train
 from tests.tarsets import drawn_items, measured, write_dataset
 

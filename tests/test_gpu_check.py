@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from alexnet.networks import code2012
+from alexnet.model.networks import code2012
 from alexprep import machine
 from alexprep.bench.frame import Result
 from alexprep.bench.step_gpu import step_bytes, step_flops

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from alexnet import build
-from alexnet.networks import caffe, code2012, paper, smoke
-from alexnet.spec import sizes
+from alexnet.model.networks import caffe, code2012, paper, smoke
+from alexnet.model.spec import sizes
 
 SMALL = smoke(code2012(), crop=48, classes=10)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from alexnet.metrics import read
+from alexnet.training.metrics import read
 from alexprep.model.evaluation import EvalOptions, evaluate
 from alexprep.model.training import TrainOptions, train
 from tests.drawing import jpeg

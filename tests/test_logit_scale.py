@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from alexnet import build
-from alexnet.networks import code2012, paper
-from alexnet.spec import with_rows
+from alexnet.model.networks import code2012, paper
+from alexnet.model.spec import with_rows
 
 # Rough means of ILSVRC's channels in grey levels, and the sd that ports divide by.
 MEAN = torch.tensor([125.2, 117.7, 105.2])[:, None, None]

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from alexnet.lrn import formula, local_response_norm
-from alexnet.spec import Lrn
+from alexnet.model.norms import formula, local_response_norm
+from alexnet.model.spec import Lrn
 
 CODE = Lrn(size=5, alpha=1e-4, beta=0.75, k=2.0)
 # Constants with which the sum matters, so that a wrong window would show.
@@ -121,8 +121,8 @@ def test_compiled_code_calls_it_whole():
 
 INTERPRETED = """
 import torch
-from alexnet import lrn_cpu, lrn_triton
-from alexnet.spec import Lrn
+from alexnet.model import norms_cpu as lrn_cpu, norms_triton as lrn_triton
+from alexnet.model.spec import Lrn
 for norm in (Lrn(), Lrn(alpha=0.5, k=1.0), Lrn(3, 0.1, 0.5, 1.0)):
     for layout in (torch.contiguous_format, torch.channels_last):
         x, g = (torch.randn(2, 24, 5, 7, dtype=torch.float64) * 10 for _ in range(2))

@@ -15,14 +15,14 @@ import torch.nn.functional as F
 from torch import multiprocessing
 
 from alexnet import build
+from alexnet.distributed.feed import Lockstep
+from alexnet.distributed.mesh import join
+from alexnet.distributed.replicas import Replicas
 from alexnet.errors import RunError
-from alexnet.lockstep import Lockstep
-from alexnet.mesh import join
-from alexnet.networks import code2012, smoke
-from alexnet.replicas import Replicas
-from alexnet.spec import Conv, with_rows
-from alexnet.traffic import exchanges
-from alexnet.weights import to_grouped
+from alexnet.model.networks import code2012, smoke
+from alexnet.model.spec import Conv, with_rows
+from alexnet.model.traffic import exchanges
+from alexnet.model.weights import to_grouped
 
 SMOKE = smoke(code2012(), crop=48, classes=10)
 # Few maps and units, for float64.

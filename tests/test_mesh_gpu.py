@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from alexnet import build
-from alexnet.lockstep import Lockstep
-from alexnet.replicas import Replicas
+from alexnet.distributed.feed import Lockstep
+from alexnet.distributed.replicas import Replicas
 from tests.test_mesh import (
     CONFIG,
     Batches,

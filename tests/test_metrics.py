@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from alexnet.metrics import Metrics, read
-from alexnet.run import Run
-from alexnet.train import fit
+from alexnet.training.metrics import Metrics, read
+from alexnet.training.run import Run
+from alexnet.training.train import fit
 from tests.test_train import CONFIG, data, network
 
 PAGE = Path(__file__).parents[1] / "docs" / "training.md"

@@ -3,8 +3,8 @@ import pytest
 import torch
 from torch import nn
 
-from alexnet.config import TrainConfig
-from alexnet.optim import layer_of, set_rates, sgd, velocities
+from alexnet.training.config import TrainConfig
+from alexnet.training.optim import layer_of, set_rates, sgd, velocities
 
 
 def linear():

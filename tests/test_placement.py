@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from alexnet import checkpoint, metrics
+from alexnet.training import checkpoint, metrics
 from alexprep.dataset.stats import compute_stats
 from alexprep.model.training import train
 from tests.ranks import ended, run_ranks, start_ranks

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import alexnet
-from alexnet import checkpoint
 from alexnet.errors import RunError
+from alexnet.training import checkpoint
 from alexprep.model.predict import PredictOptions, predict
 from alexprep.model.recipes import Target, recipe
 from tests.drawing import jpeg, photograph

@@ -2,8 +2,8 @@ from dataclasses import replace
 
 import pytest
 
-from alexnet.schedule import NET_170, Plateau
-from alexnet.spec import parameter_count
+from alexnet.model.spec import parameter_count
+from alexnet.training.schedule import NET_170, Plateau
 from alexprep.model.recipes import RECIPES, Target, recipe
 from alexprep.model.settings import apply_settings
 

@@ -1,6 +1,6 @@
 import pytest
 
-from alexnet.schedule import CAFFE, NET_145, NET_170, Hand, Plateau, Watched, factor
+from alexnet.training.schedule import CAFFE, NET_145, NET_170, Hand, Plateau, Watched, factor
 
 
 def test_net_145_cuts_its_rates_after_the_epochs_of_the_log():

@@ -16,9 +16,9 @@ from alexprep.dataset.codec import encode
 from alexprep.dataset.forecast import forecast
 from alexprep.dataset.plan import default_shards, permutation
 from alexprep.dataset.shard import RunOptions, ShardConfig, shard
-from alexprep.drawing import DrawConfig, draw_source
 from alexprep.errors import PrepareError
 from alexprep.sources.ilsvrc import TRAIN_TAR
+from alexprep.synthetic import DrawConfig, draw_source
 from alexprep.tars.write import tar_header
 from pipelines.format import MTIME, Manifest, parse_index
 

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from alexnet.spatial import formula, spatial_norm
-from alexnet.spec import Lrn
+from alexnet.model.spatial import formula, spatial_norm
+from alexnet.model.spec import Lrn
 
 CODE = Lrn(size=5, alpha=1e-3, beta=0.75, k=1.0)
 NORMS = [CODE, Lrn(size=3, alpha=0.7, beta=0.5, k=2.0)]
@@ -31,7 +31,7 @@ def test_a_value_is_divided_by_the_squares_around_it():
 def test_blocks_change_nothing(layout, monkeypatch):
     torch.manual_seed(0)
     x = (torch.randn(5, 4, 9, 9) * 30).to(memory_format=layout)
-    monkeypatch.setattr("alexnet.spatial.BLOCK", 2 * 4 * 81)
+    monkeypatch.setattr("alexnet.model.spatial.BLOCK", 2 * 4 * 81)
     torch.testing.assert_close(spatial_norm(x, CODE), formula(x, CODE))
     assert spatial_norm(x, CODE).stride() == x.stride()
 

@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from alexnet import networks
-from alexnet.spec import Conv, Dense, ModelConfig, parameter_count, sizes, with_rows
+from alexnet.model import networks
+from alexnet.model.spec import Conv, Dense, ModelConfig, parameter_count, sizes, with_rows
 
 # Counted by hand from the layer files; 145, 145-half and 146 are logged by the released code.
 PARAMETERS = {
@@ -120,7 +120,8 @@ def test_an_unknown_field_or_layer_is_named():
 
 def test_tables_are_read_without_torch():
     program = (
-        "import sys, alexnet, alexnet.networks as n; n.code2012(); print('torch' in sys.modules)"
+        "import sys, alexnet, alexnet.model.networks as n; n.code2012(); "
+        "print('torch' in sys.modules)"
     )
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
     assert answer.stdout.strip() == b"False"

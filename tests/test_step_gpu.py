@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 
 from alexnet import build
-from alexnet.networks import code2012, smoke
-from alexnet.step import set_channels_last
-from alexnet.weights import to_grouped
+from alexnet.model.networks import code2012, smoke
+from alexnet.model.weights import to_grouped
+from alexnet.training.step import set_channels_last
 from alexprep.bench.step_gpu import captured, trained_step
 from tests.test_columns import assert_same, small, train
 

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from alexnet import networks
-from alexnet.traffic import exchanges
+from alexnet.model import networks
+from alexnet.model.traffic import exchanges
 
 PAGE = Path(__file__).parents[1] / "docs" / "network.md"
 

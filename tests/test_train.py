@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from alexnet import checkpoint
-from alexnet.config import TrainConfig
 from alexnet.errors import RunError
-from alexnet.metrics import read
-from alexnet.run import Data, Run
-from alexnet.schedule import CONSTANT, Hand, Plateau
-from alexnet.train import fit
+from alexnet.training import checkpoint
+from alexnet.training.config import TrainConfig
+from alexnet.training.metrics import read
+from alexnet.training.run import Data, Run
+from alexnet.training.schedule import CONSTANT, Hand, Plateau
+from alexnet.training.train import fit
 from tests.batches import Batches
 from tests.ranks import run_ranks
 
@@ -229,10 +229,10 @@ TWO_RANKS = """
 import sys
 from dataclasses import replace
 from pathlib import Path
-from alexnet.mesh import join
-from alexnet.replicas import Replicas
-from alexnet.run import Data, Run
-from alexnet.train import fit
+from alexnet.distributed.mesh import join
+from alexnet.distributed.replicas import Replicas
+from alexnet.training.run import Data, Run
+from alexnet.training.train import fit
 from tests.test_train import CONFIG, Evaluation, network
 from tests.batches import Batches
 

@@ -13,7 +13,7 @@ import time
 import numpy as np
 import pytest
 
-from alexnet import checkpoint
+from alexnet.training import checkpoint
 from tests.tarsets import drawn_items, measured, write_dataset
 
 BATCH = 4

@@ -14,9 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
-from alexnet import checkpoint
 from alexnet.errors import RunError
-from alexnet.metrics import read
+from alexnet.training import checkpoint
+from alexnet.training.metrics import read
 from alexprep.dataset.stats import compute_stats
 from alexprep.model.evaluation import EvalOptions, evaluate
 from alexprep.model.predict import PredictOptions, predict

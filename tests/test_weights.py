@@ -8,9 +8,9 @@ from torch import nn
 
 from alexnet import build
 from alexnet.errors import RunError
-from alexnet.foreign import carried_over, checked, from_torchvision, read_weights
-from alexnet.networks import caffe, code2012, paper, six_conv, smoke, torchvision
-from alexnet.weights import initial_state, to_columns, to_grouped
+from alexnet.model.networks import caffe, code2012, paper, six_conv, smoke, torchvision
+from alexnet.model.weights import initial_state, to_columns, to_grouped
+from alexnet.training.pretrained import carried_over, checked, from_torchvision, read_weights
 
 SMALL = smoke(code2012(), crop=48, classes=5)
 

@@ -15,13 +15,13 @@ import torch
 import torch.nn.functional as F
 
 from alexnet import build
-from alexnet.lockstep import Lockstep
-from alexnet.memory import keep_freed_memory
-from alexnet.mesh import join
-from alexnet.networks import code2012
-from alexnet.spec import ModelConfig
-from alexnet.step import set_channels_last
-from alexnet.traffic import exchanges
+from alexnet.distributed.feed import Lockstep
+from alexnet.distributed.mesh import join
+from alexnet.model.networks import code2012
+from alexnet.model.spec import ModelConfig
+from alexnet.model.traffic import exchanges
+from alexnet.training.memory import keep_freed_memory
+from alexnet.training.step import set_channels_last
 from alexprep.bench.frame import Row, row, rows
 
 BATCH = 64

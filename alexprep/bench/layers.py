@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from alexnet import build
-from alexnet.memory import keep_freed_memory
-from alexnet.networks import code2012
-from alexnet.spec import sizes
-from alexnet.step import set_channels_last
+from alexnet.model.networks import code2012
+from alexnet.model.spec import sizes
+from alexnet.training.memory import keep_freed_memory
+from alexnet.training.step import set_channels_last
 from alexprep.bench.frame import Row, interleaved, row, rows
 
 BATCH = 64

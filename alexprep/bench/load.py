@@ -23,7 +23,7 @@ from alexprep.bench.frame import BenchConfig, Row, rows
 from alexprep.bench.load_gpu import gpu_loads
 from alexprep.dataset.shard import RunOptions, ShardConfig, shard
 from alexprep.dataset.stats import compute_stats
-from alexprep.drawing import DrawConfig, draw_source
+from alexprep.synthetic import DrawConfig, draw_source
 from pipelines import AugmentSpec, Loader, LoaderConfig, open_loader
 from pipelines.format import Manifest
 from pipelines.shards import SplitReader

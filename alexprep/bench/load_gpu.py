@@ -16,7 +16,7 @@ from typing import Literal
 
 import torch
 
-from alexnet.networks import code2012
+from alexnet.model.networks import code2012
 from alexprep.bench.frame import BenchConfig, Row, interleaved, rows
 from alexprep.bench.step_gpu import Case, gpu_step
 from alexprep.machine import cores

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alexnet.spec import Dense, ModelConfig, sizes
+from alexnet.model.spec import Dense, ModelConfig, sizes
 
 
 def plain(config: ModelConfig) -> nn.Sequential:

@@ -23,10 +23,10 @@ from alexprep.bench.frame import BenchConfig, Row, interleaved, row, rows
 from alexprep.dataset.codec import encode
 from alexprep.dataset.jpeg import SOI
 from alexprep.dataset.shard import RunOptions, ShardConfig, shard
-from alexprep.drawing import DrawConfig, draw_source
 from alexprep.errors import PrepareError
 from alexprep.machine import peak_megabytes
 from alexprep.progress import Progress
+from alexprep.synthetic import DrawConfig, draw_source
 from alexprep.tasks import completed
 
 QUALITY, SIZE = 95, 256

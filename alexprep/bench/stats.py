@@ -17,8 +17,8 @@ from PIL import Image
 from alexprep.bench.frame import BenchConfig, Row, interleaved, row, rows
 from alexprep.dataset.shard import RunOptions, ShardConfig, shard
 from alexprep.dataset.stats import ShardTask, shard_moments
-from alexprep.drawing import DrawConfig, draw_source
 from alexprep.machine import peak_megabytes
+from alexprep.synthetic import DrawConfig, draw_source
 from alexprep.tasks import completed
 from pipelines.format import Manifest, parse_index
 

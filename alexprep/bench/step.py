@@ -21,11 +21,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alexnet import build
-from alexnet.lrn import formula, local_response_norm
-from alexnet.memory import keep_freed_memory
-from alexnet.networks import code2012, smoke
-from alexnet.spec import Lrn, ModelConfig
-from alexnet.step import set_channels_last
+from alexnet.model.networks import code2012, smoke
+from alexnet.model.norms import formula, local_response_norm
+from alexnet.model.spec import Lrn, ModelConfig
+from alexnet.training.memory import keep_freed_memory
+from alexnet.training.step import set_channels_last
 from alexprep.bench.columns import two_processes
 from alexprep.bench.frame import BenchConfig, Row, interleaved, rows
 from alexprep.bench.layers import layers

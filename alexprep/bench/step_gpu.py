@@ -19,14 +19,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alexnet import build
-from alexnet.config import TrainConfig
-from alexnet.dropout import Dropout
-from alexnet.lrn import formula, local_response_norm
-from alexnet.networks import code2012, torchvision
-from alexnet.optim import sgd
-from alexnet.spec import Lrn, ModelConfig, parameter_count, sizes
-from alexnet.step import compiled, set_channels_last, train_step
-from alexnet.trainer import POSITIONS_A_STEP
+from alexnet.model.dropout import Dropout
+from alexnet.model.networks import code2012, torchvision
+from alexnet.model.norms import formula, local_response_norm
+from alexnet.model.spec import Lrn, ModelConfig, parameter_count, sizes
+from alexnet.training.config import TrainConfig
+from alexnet.training.optim import sgd
+from alexnet.training.step import compiled, set_channels_last, train_step
+from alexnet.training.trainer import POSITIONS_A_STEP
 from alexprep.bench.frame import BenchConfig, Row, interleaved, rows
 from alexprep.bench.plain import plain
 

@@ -11,13 +11,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from alexnet import metrics
+from alexnet.training import metrics
 from alexprep.bench.frame import BenchConfig, Row, row
 from alexprep.dataset.shard import RunOptions, ShardConfig, shard
 from alexprep.dataset.stats import compute_stats
-from alexprep.drawing import DrawConfig, draw_source
 from alexprep.model.recipes import SMOKE_BATCH
 from alexprep.model.training import TrainOptions, train
+from alexprep.synthetic import DrawConfig, draw_source
 from pipelines.format import Manifest
 
 STEPS, START = 320, 20

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from alexnet.errors import RunError
-from alexnet.evaluate import (
+from alexnet.training.evaluate import (
     Errors,
     average,
     error_rates,

@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from alexnet import checkpoint
 from alexnet.errors import RunError
-from alexnet.memory import keep_freed_memory
-from alexnet.run import Data, Run, Summary
-from alexnet.spec import parameter_count
-from alexnet.train import fit
-from alexnet.trainer import last_good
-from alexnet.whole import copy_fitting
+from alexnet.model.spec import parameter_count
+from alexnet.training import checkpoint
+from alexnet.training.memory import keep_freed_memory
+from alexnet.training.one_device import copy_fitting
+from alexnet.training.run import Data, Run, Summary
+from alexnet.training.train import fit
+from alexnet.training.trainer import last_good
 from alexprep.model.placement import Placement, placed
 from alexprep.model.recipes import Recipe
 from alexprep.model.training import TrainOptions, claim, describe

@@ -16,9 +16,9 @@ import torch
 from torch import nn
 
 import alexnet
+from alexnet.distributed.mesh import join
+from alexnet.distributed.replicas import ALONE, Replicas
 from alexnet.errors import RunError
-from alexnet.mesh import join
-from alexnet.replicas import ALONE, Replicas
 from alexprep.model.recipes import Recipe
 from pipelines.errors import DataError
 

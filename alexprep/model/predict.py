@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from alexnet.evaluate import view_probabilities
+from alexnet.training.evaluate import view_probabilities
 from alexprep.dataset.codec import ImageError, encode
 from alexprep.model.trained import Trained, load_trained
 from pipelines.augment import centre, colours

@@ -11,10 +11,18 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from alexnet import networks
-from alexnet.config import TrainConfig
-from alexnet.schedule import CAFFE, NET_145, NET_145_NOISE, NET_170, SHORT, Plateau, Schedule
-from alexnet.spec import ModelConfig
+from alexnet.model import networks
+from alexnet.model.spec import ModelConfig
+from alexnet.training.config import TrainConfig
+from alexnet.training.schedule import (
+    CAFFE,
+    NET_145,
+    NET_145_NOISE,
+    NET_170,
+    SHORT,
+    Plateau,
+    Schedule,
+)
 from pipelines.augment import AugmentSpec
 from pipelines.config import LoaderConfig
 

@@ -11,8 +11,8 @@ import types
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
-from alexnet.schedule import CAFFE, CONSTANT, NET_145, NET_170, SHORT, Plateau
-from alexnet.spec import ModelConfig, with_rows
+from alexnet.model.spec import ModelConfig, with_rows
+from alexnet.training.schedule import CAFFE, CONSTANT, NET_145, NET_170, SHORT, Plateau
 from alexprep.model.recipes import Recipe
 
 SCHEDULES = {

@@ -8,10 +8,10 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 import alexnet
-from alexnet import checkpoint
 from alexnet.errors import RunError
-from alexnet.spec import ModelConfig
-from alexnet.whole import load_weights
+from alexnet.model.spec import ModelConfig
+from alexnet.training import checkpoint
+from alexnet.training.one_device import load_weights
 from alexprep.model.placement import check_devices
 from pipelines.augment import AugmentSpec
 from pipelines.imagestats import ImageStats

@@ -1,7 +1,8 @@
 """train: data set, recipe and devices become a run in a folder.
 
 RUN/config.json     recipe, data set, devices, versions, hardware, commit: written before training
-RUN/metrics.jsonl   RUN/checkpoints/   RUN/events.*    see alexnet.train, alexprep.model.watching
+RUN/metrics.jsonl   RUN/checkpoints/    see alexnet.training.train
+RUN/events.*        see alexprep.model.watching
 """
 
 import json
@@ -20,7 +21,7 @@ from pipelines.files import write_whole
 from pipelines.format import Manifest
 
 if TYPE_CHECKING:
-    from alexnet.run import Summary
+    from alexnet.training.run import Summary
 
 CONFIG = "config.json"
 # What may differ between the calls that make up one run: it does not change what is computed.

@@ -56,7 +56,7 @@ class Watcher:
         self.report({"kind": "note", "text": text})
 
     def report(self, record: Record) -> None:
-        """Show a record of alexnet.trainer."""
+        """Show a record of alexnet.training.trainer."""
         if self.silent:
             return
         if self._events is not None and record["kind"] != "note":

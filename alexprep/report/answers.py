@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from alexnet.evaluate import error_rates
+from alexnet.training.evaluate import error_rates
 from alexprep.model.predictions import SUFFIX, Predictions
 from alexprep.report import page as html
 from alexprep.report.charts import heatmap

@@ -2,7 +2,7 @@
 
 import torch
 
-from alexnet.grouped import Grouped
+from alexnet.model.grouped import Grouped
 from alexprep.model.trained import Trained
 from alexprep.report import page as html
 from alexprep.report.charts import ranked

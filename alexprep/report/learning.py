@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alexnet import checkpoint, metrics
 from alexnet.errors import RunError
+from alexnet.training import checkpoint, metrics
 from alexprep.errors import PrepareError
 from alexprep.model.trained import Trained, load_trained
 from alexprep.model.training import CONFIG, flat

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from alexnet.errors import RunError
-from alexnet.evaluate import Errors, error_rates, predict_probabilities
-from alexnet.grouped import Grouped
+from alexnet.model.grouped import Grouped
+from alexnet.training.evaluate import Errors, error_rates, predict_probabilities
 from alexprep.model.trained import Trained
 from alexprep.progress import Progress
 from alexprep.report.page import short

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from alexnet.lrn_cpu import memory_format
-from alexnet.spec import Lrn
+from alexnet.model.norms_cpu import memory_format
+from alexnet.model.spec import Lrn
 
 # Values of one block: avg_pool2d works on whole images, of which two of the full network's layer
 # 2 were faster than one or four.

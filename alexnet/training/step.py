@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alexnet.config import TrainConfig
-from alexnet.evaluate import TOP, places
-from alexnet.meter import Batch
-from alexnet.replicas import ALONE, Replicas
+from alexnet.distributed.replicas import ALONE, Replicas
+from alexnet.training.config import TrainConfig
+from alexnet.training.evaluate import TOP, places
+from alexnet.training.meter import Batch
 
 
 def compiled(model: nn.Module, config: TrainConfig) -> Any:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from alexnet.schedule import NET_145, Schedule
+from alexnet.training.schedule import NET_145, Schedule
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,7 +7,7 @@
 A program takes a tile of places x channels of one group of one image. Neighbouring channels are
 loaded again for every place of the window: they are in the first cache, so that main memory is
 read once, x forward and x and g backward, and written once. Strides make NCHW and channels_last
-the same code. Names are those of alexnet.lrn_cpu.
+the same code. Names are those of alexnet.model.norms_cpu.
 
 The constants are compiled into the kernels: as arguments they would be float32 for float64 too.
 """
@@ -17,8 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from alexnet.lrn_cpu import memory_format
-from alexnet.spec import Lrn
+from alexnet.model.norms_cpu import memory_format
+from alexnet.model.spec import Lrn
 
 # Lanes run over what is contiguous: places in NCHW, channels in channels_last.
 TILES = {torch.contiguous_format: (128, 8), torch.channels_last: (16, 64)}

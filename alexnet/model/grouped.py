@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alexnet.spec import Dense, Layer, ModelConfig, sizes
-from alexnet.stages import Stages
+from alexnet.model.spec import Dense, Layer, ModelConfig, sizes
+from alexnet.model.stages import Stages
 
 
 class Grouped(nn.Module):

@@ -14,11 +14,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from alexnet.ahead import Ahead
-from alexnet.lrn_cpu import memory_format
-from alexnet.mesh import Team, as_maps, as_rows
-from alexnet.meter import Batch
-from alexnet.run import Loader
+from alexnet.distributed.mesh import Team, as_maps, as_rows
+from alexnet.model.norms_cpu import memory_format
+from alexnet.training.ahead import Ahead
+from alexnet.training.meter import Batch
+from alexnet.training.run import Loader
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.uint8, torch.int64)
 LAYOUTS = (torch.contiguous_format, torch.channels_last)

@@ -16,13 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from alexnet import lrn_cpu
-from alexnet.spec import Lrn
+from alexnet.model import norms_cpu as lrn_cpu
+from alexnet.model.spec import Lrn
 
 _KERNELS = {"cpu": lrn_cpu}
 # Triton comes with PyTorch for CUDA; without it the plain formula serves there.
 if torch.cuda.is_available() and find_spec("triton"):
-    from alexnet import lrn_triton
+    from alexnet.model import norms_triton as lrn_triton
 
     _KERNELS["cuda"] = lrn_triton
 

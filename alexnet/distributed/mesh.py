@@ -24,9 +24,9 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from alexnet.distributed.heartbeat import Watch
 from alexnet.errors import RunError
-from alexnet.lrn_cpu import memory_format
-from alexnet.watch import Watch
+from alexnet.model.norms_cpu import memory_format
 
 TIMEOUT_SECONDS = 60.0
 

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alexnet.dropout import Dropout
-from alexnet.lrn import local_response_norm
-from alexnet.spatial import spatial_norm
-from alexnet.spec import ModelConfig, Stage
+from alexnet.model.dropout import Dropout
+from alexnet.model.norms import local_response_norm
+from alexnet.model.spatial import spatial_norm
+from alexnet.model.spec import ModelConfig, Stage
 
 
 class Stages(nn.Module):

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from alexnet.mesh import Team
+from alexnet.distributed.mesh import Team
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,7 +15,7 @@ flattened and padded block, so the same contiguous additions serve both.
 import torch
 from torch import Tensor
 
-from alexnet.spec import Lrn
+from alexnet.model.spec import Lrn
 
 # Values of one block. Of 48 Ki to 576 Ki this was the fastest on a core with 2 MiB of second
 # cache: five float32 buffers of it nearly fill that.

@@ -8,7 +8,7 @@ docs/recipes.md tells where they part ways and why.
 import math
 from dataclasses import replace
 
-from alexnet.spec import Conv, Dense, Layer, ModelConfig, Stage, sizes, with_rows
+from alexnet.model.spec import Conv, Dense, Layer, ModelConfig, Stage, sizes, with_rows
 
 LRN_FIRST: tuple[Stage, ...] = ("lrn", "pool", "act")
 LRN_AFTER: tuple[Stage, ...] = ("act", "lrn", "pool")

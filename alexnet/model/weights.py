@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from alexnet.spec import Layer, ModelConfig, Size, sizes
+from alexnet.model.spec import Layer, ModelConfig, Size, sizes
 
 State = dict[str, Tensor]
 

@@ -2,7 +2,8 @@
 
 Section 3.2 of the paper: half of the maps on each GPU, every layer of a column seeing its own
 column's maps alone, except where a row says it sees all. Everything about where columns live is
-in a `Seam`: both on one device, one on each of two devices, or one in each process (alexnet.mesh).
+in a `Seam`: both on one device, one on each of two devices, or one in each process
+(alexnet.distributed.mesh).
 
 Letters: N images, C channels, H rows, W columns of pixels, K classes, F units. `parts` are the
 tensors of the columns of this process, in their order.
@@ -15,9 +16,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from alexnet.grouped import prepared, weight_layer
-from alexnet.spec import Layer, ModelConfig, sizes
-from alexnet.stages import Stages
+from alexnet.model.grouped import prepared, weight_layer
+from alexnet.model.spec import Layer, ModelConfig, sizes
+from alexnet.model.stages import Stages
 
 
 class Seam(Protocol):

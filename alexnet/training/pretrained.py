@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from alexnet.errors import RunError
-from alexnet.spec import ModelConfig, sizes
-from alexnet.weights import State, initial_state
+from alexnet.model.spec import ModelConfig, sizes
+from alexnet.model.weights import State, initial_state
 
 # torchvision.models.alexnet numbers its modules with the neurons and pools between them.
 TORCHVISION = {

@@ -7,21 +7,21 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from alexnet import checkpoint
-from alexnet.config import TrainConfig
-from alexnet.dropout import Dropout
+from alexnet.distributed.feed import in_lockstep
 from alexnet.errors import RunError
-from alexnet.evaluate import Errors
-from alexnet.lockstep import in_lockstep
-from alexnet.meter import Meter, Taken
-from alexnet.metrics import Metrics, Record
-from alexnet.optim import load_velocities, set_rates, sgd, velocities
-from alexnet.progress import Progress
-from alexnet.run import Data, Run, Summary
-from alexnet.schedule import Kind, factor
-from alexnet.step import compiled, count_errors, set_channels_last, train_step
-from alexnet.stopping import Stop
-from alexnet.whole import from_whole, load_weights, to_whole, whole_like
+from alexnet.model.dropout import Dropout
+from alexnet.training import checkpoint
+from alexnet.training.config import TrainConfig
+from alexnet.training.evaluate import Errors
+from alexnet.training.meter import Meter, Taken
+from alexnet.training.metrics import Metrics, Record
+from alexnet.training.one_device import from_whole, load_weights, to_whole, whole_like
+from alexnet.training.optim import load_velocities, set_rates, sgd, velocities
+from alexnet.training.progress import Progress
+from alexnet.training.run import Data, Run, Summary
+from alexnet.training.schedule import Kind, factor
+from alexnet.training.signals import Stop
+from alexnet.training.step import compiled, count_errors, set_channels_last, train_step
 
 # Far more images than a batch has: positions of dropout never meet, whatever the batch size.
 POSITIONS_A_STEP = 1 << 20

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from alexnet.spec import Conv, ModelConfig, sizes
+from alexnet.model.spec import Conv, ModelConfig, sizes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -13,7 +13,7 @@ class Exchange:
 
     Attributes:
         before: the layer that wants it; "loss" for the logits.
-        what: its name in alexnet.mesh.Team.sent.
+        what: its name in alexnet.distributed.mesh.Team.sent.
         shape: of one image's part, as one process sends it to one other.
         sent: how many times one image's part is sent, forward.
         returns: whether as much comes back with the gradients.

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from alexnet.meter import Taken
-from alexnet.schedule import Watched
+from alexnet.training.meter import Taken
+from alexnet.training.schedule import Watched
 
 
 @dataclass(kw_only=True, slots=True)

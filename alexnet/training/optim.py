@@ -14,8 +14,8 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor, nn
 
-from alexnet.config import TrainConfig
-from alexnet.schedule import Kind
+from alexnet.training.config import TrainConfig
+from alexnet.training.schedule import Kind
 
 
 class Group(TypedDict):

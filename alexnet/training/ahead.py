@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, Self
 
-from alexnet.meter import Batch
-from alexnet.run import Loader
+from alexnet.training.meter import Batch
+from alexnet.training.run import Loader
 
 
 class Ahead:

@@ -7,8 +7,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from alexnet.metrics import Record
-from alexnet.replicas import ALONE, Replicas
+from alexnet.distributed.replicas import ALONE, Replicas
+from alexnet.training.metrics import Record
 
 
 class Loader(Protocol):

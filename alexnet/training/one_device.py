@@ -9,12 +9,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from alexnet.checkpoint import matching
-from alexnet.columns import Columns
+from alexnet.distributed.mesh import Team, TeamSeam
 from alexnet.errors import RunError
-from alexnet.mesh import Team, TeamSeam
-from alexnet.spec import ModelConfig, sizes
-from alexnet.weights import to_columns, to_grouped
+from alexnet.model.columns import Columns
+from alexnet.model.spec import ModelConfig, sizes
+from alexnet.model.weights import to_columns, to_grouped
+from alexnet.training.checkpoint import matching
 
 
 def to_whole(model: nn.Module, named: Mapping[str, Tensor]) -> dict[str, Tensor]:

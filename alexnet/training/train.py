@@ -1,6 +1,7 @@
 """fit: any network, any loader of (images, labels), one folder that holds the run.
 
-    RUN/checkpoints/    see alexnet.checkpoint        RUN/metrics.jsonl    see alexnet.metrics
+    RUN/checkpoints/    see alexnet.training.checkpoint
+    RUN/metrics.jsonl   see alexnet.training.metrics
 
 A run that was stopped anywhere, by a signal, a fault or a power cut, goes on from its last
 checkpoint and ends with the weights of one that was never stopped, bit for bit on a CPU: order,
@@ -14,12 +15,12 @@ from pathlib import Path
 
 from torch import nn
 
-from alexnet.config import TrainConfig
 from alexnet.errors import RunError
-from alexnet.run import Data, Loader, Run, Summary
-from alexnet.step import train_step
-from alexnet.stopping import stop_requests
-from alexnet.trainer import Stopped, Trainer, last_good
+from alexnet.training.config import TrainConfig
+from alexnet.training.run import Data, Loader, Run, Summary
+from alexnet.training.signals import stop_requests
+from alexnet.training.step import train_step
+from alexnet.training.trainer import Stopped, Trainer, last_good
 
 __all__ = ["Data", "Loader", "Run", "Summary", "TrainConfig", "fit", "train_step"]
 

@@ -5,11 +5,11 @@ from typing import Literal
 
 import torch
 
-from alexnet.columns import Columns, local_seam
-from alexnet.grouped import Grouped
-from alexnet.mesh import Team, TeamSeam
-from alexnet.spec import ModelConfig
-from alexnet.weights import initial_state, to_columns
+from alexnet.distributed.mesh import Team, TeamSeam
+from alexnet.model.columns import Columns, local_seam
+from alexnet.model.grouped import Grouped
+from alexnet.model.spec import ModelConfig
+from alexnet.model.weights import initial_state, to_columns
 
 
 def build(
@@ -26,10 +26,10 @@ def build(
     every form computes the same function.
 
     Args:
-        config: the network, see alexnet.networks.
+        config: the network, see alexnet.model.networks.
         form: "grouped" on one device, or "columns".
         devices: where it lives: one device, or for columns one each.
-        team: for columns, one in each process (alexnet.mesh); takes the place of `devices`.
+        team: for columns, one in each process (alexnet.distributed.mesh); replaces `devices`.
         seed: of the start and of dropout.
     """
     state = initial_state(config, seed=seed)

@@ -1,0 +1,1 @@
+"""Several processes: the mesh of columns and replicas, and what feeds it."""

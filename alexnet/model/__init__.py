@@ -1,0 +1,1 @@
+"""The network: its layers as data, its forms, its weights."""
