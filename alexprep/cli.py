@@ -1,4 +1,4 @@
-"""The command line: what goes wrong becomes one line here, and nowhere else."""
+"""The command line. Expected failures become one line here, and nowhere else."""
 
 import errno
 from typing import Any
@@ -15,7 +15,7 @@ STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 class Commands(click.Group):
-    """Turns our own errors, and the storage's, into one line; a defect keeps its traceback."""
+    """Prints expected errors, ours and the file system's, as one line; bugs keep a traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -32,7 +32,7 @@ class Commands(click.Group):
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="alexprep")
 def cli() -> None:
-    """ILSVRC in, a trained AlexNet out, and a data set others reuse on the way.
+    """Convert ImageNet to WebDataset shards and train the AlexNet of 2012 on them.
 
     \b
     Example:

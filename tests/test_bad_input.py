@@ -123,7 +123,7 @@ def test_a_word_that_is_no_device_is_wrong_usage(made, words):
 def test_weights_that_are_no_numbers_are_wrong_usage(made):
     result = run("eval", made / "run", "--data", made / "set", "--weights", "1,x")
     assert result.exit_code == 2
-    assert "--weights wants numbers between commas, got '1,x'" in result.output
+    assert "--weights must be comma-separated numbers, got '1,x'" in result.output
 
 
 def test_a_run_is_not_begun_in_a_file_nor_without_its_first_weights(made, tmp_path):

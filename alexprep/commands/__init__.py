@@ -1,1 +1,1 @@
-"""The commands: parse, build, call, print; what they call is imported when they run."""
+"""The commands: parse, call, print. Heavy imports happen when a command runs."""

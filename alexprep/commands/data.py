@@ -1,4 +1,4 @@
-"""The commands that make and look after a data set."""
+"""The commands that create and check a data set."""
 
 from pathlib import Path
 from typing import Literal
@@ -24,12 +24,14 @@ from alexprep.commands.options import (
     "splits",
     multiple=True,
     metavar="NAME",
-    help="Only this split; may be given more than once.  [default: all there are]",
+    help="Convert only this split. Can be repeated.  [default: all]",
 )
-@click.option("--size", default=256, show_default=True, help="Pixels a side of the stored images.")
+@click.option("--size", default=256, show_default=True, help="Side of the stored images in pixels.")
 @click.option("--quality", default=95, show_default=True, help="JPEG quality, 1 to 100.")
 @click.option(
-    "--shards", type=click.IntRange(min=1), help="Shards a split.  [default: from its size]"
+    "--shards",
+    type=click.IntRange(min=1),
+    help="Number of shards per split.  [default: depends on its size]",
 )
 @seed_option
 @workers_option
@@ -38,12 +40,16 @@ from alexprep.commands.options import (
     type=click.Choice(["fail", "skip"]),
     default="fail",
     show_default=True,
-    help="What a file that is no whole image does: stop the work, or be left out and listed.",
+    help="What to do with an unreadable image: fail, or skip it and list it in the manifest.",
 )
-@click.option("--apply-orientation", is_flag=True, help="Turn images as their EXIF says.")
-@click.option("--sequential", is_flag=True, help="Read archives front to back: for slow seeks.")
-@click.option("--check-archives", is_flag=True, help="Compare the archives' MD5 first.")
-@click.option("--dry-run", is_flag=True, help="Print the plan and what it takes; write nothing.")
+@click.option("--apply-orientation", is_flag=True, help="Rotate images by their EXIF orientation.")
+@click.option(
+    "--sequential", is_flag=True, help="Read the archives front to back, for disks with slow seeks."
+)
+@click.option("--check-archives", is_flag=True, help="Check the archives' MD5 sums first.")
+@click.option(
+    "--dry-run", is_flag=True, help="Print the plan, its size and its duration; write nothing."
+)
 @scheduler_option
 @json_option
 def shard(
@@ -63,11 +69,13 @@ def shard(
     scheduler: str | None,
     as_json: bool,
 ) -> None:
-    """Turn SOURCE into a data set of WebDataset shards in OUT.
+    """Convert SOURCE to a data set of WebDataset shards in OUT.
 
-    SOURCE is a folder with the official ILSVRC2012 archives, an extracted ImageNet, Kaggle's tree,
-    parquet files, or any folder of class folders, with or without train and validation folders. OUT
-    is a folder or an fsspec URL. Stopped, it goes on where it was when called again.
+    SOURCE is a folder with the official ILSVRC2012 archives, an extracted ImageNet, the Kaggle
+    download, Parquet files, or one folder per class (optionally below train and validation).
+
+    OUT is a folder or an fsspec URL such as s3://bucket/imagenet256. If the command is interrupted,
+    run it again to resume.
 
     \b
     Example:
@@ -109,16 +117,16 @@ def shard(
 
 @click.command()
 @click.argument("dataset", type=PATH)
-@click.option("--split", default="train", show_default=True, help="The split to measure.")
+@click.option("--split", default="train", show_default=True, help="Split to measure.")
 @workers_option
 @scheduler_option
 @json_option
 def stats(
     dataset: Path, split: str, workers: int | None, scheduler: str | None, as_json: bool
 ) -> None:
-    """Measure the mean image and the principal colours of DATASET, exactly.
+    """Compute the mean image and the colour PCA of DATASET.
 
-    Writes stats.json, stats.npz and mean.png into DATASET; `train` wants them there.
+    Writes stats.json, stats.npz and mean.png to DATASET, where `alexprep train` reads them.
 
     \b
     Example:
@@ -127,8 +135,8 @@ def stats(
     from alexprep.dataset.stats import compute_stats
     from alexprep.dataset.stats_report import format_report
 
-    found = compute_stats(dataset, split, workers=workers, scheduler=scheduler)
-    print_json(found.to_dict()) if as_json else click.echo(format_report(found))
+    result = compute_stats(dataset, split, workers=workers, scheduler=scheduler)
+    print_json(result.to_dict()) if as_json else click.echo(format_report(result))
 
 
 @click.command()
@@ -139,13 +147,14 @@ def stats(
     type=click.IntRange(min=0),
     default=0,
     show_default=True,
-    help="Remake so many random shards from --source and compare their bytes.",
+    metavar="N",
+    help="Rebuild N random shards from --source and compare them byte for byte.",
 )
-@click.option("--source", type=PATH, help="What DATASET was made from.")
+@click.option("--source", type=PATH, help="Source that DATASET was converted from, for --rebuild.")
 def verify(dataset: Path, workers: int | None, rebuild: int, source: Path | None) -> None:
-    """Check every hash, count, index entry and JPEG of DATASET against its manifest.
+    """Check every shard and image of DATASET against its manifest.
 
-    Prints all faults, the first one first; exit code 1 if there is any.
+    Prints one line per fault. The exit code is 1 if there are any.
 
     \b
     Example:
@@ -154,18 +163,20 @@ def verify(dataset: Path, workers: int | None, rebuild: int, source: Path | None
     from alexprep.dataset.verify import format_verified
     from alexprep.dataset.verify import verify as work
 
-    found = work(dataset, workers=workers, rebuild=rebuild, source=source)
-    click.echo(format_verified(found, dataset))
-    raise SystemExit(1 if found.faults else 0)
+    result = work(dataset, workers=workers, rebuild=rebuild, source=source)
+    click.echo(format_verified(result, dataset))
+    raise SystemExit(1 if result.faults else 0)
 
 
 @click.command("cat")
 @click.argument("dataset", type=PATH)
 @click.argument("key")
-@click.option("--json", "about", is_flag=True, help="Print what is known of it, not the picture.")
-@click.option("--out", type=PATH, help="Write its three files into this folder instead.")
-def cat(dataset: Path, key: str, about: bool, out: Path | None) -> None:
-    """Bring out the sample KEY of DATASET: its JPEG goes to standard output.
+@click.option("--json", "as_json", is_flag=True, help="Print its metadata instead of the image.")
+@click.option("--out", type=PATH, help="Write its three files to this folder instead.")
+def cat(dataset: Path, key: str, as_json: bool, out: Path | None) -> None:
+    """Print one sample of DATASET by key.
+
+    Writes the JPEG to standard output. KEY is the name of the source file without its extension.
 
     \b
     Example:
@@ -179,7 +190,7 @@ def cat(dataset: Path, key: str, about: bool, out: Path | None) -> None:
         for kind, data in (("jpg", sample.jpg), ("cls", sample.cls), ("json", sample.json)):
             (out / f"{key}.{kind}").write_bytes(data)
             click.echo(out / f"{key}.{kind}")
-    elif about:
+    elif as_json:
         click.echo(sample.json)
     else:
         click.echo(sample.jpg, nl=False)
@@ -187,9 +198,9 @@ def cat(dataset: Path, key: str, about: bool, out: Path | None) -> None:
 
 @click.command("index")
 @click.argument("tars", metavar="TAR...", nargs=-1, required=True, type=PATH)
-@click.option("--out", type=PATH, help="Folder of the index files.  [default: beside each tar]")
+@click.option("--out", type=PATH, help="Folder for the index files.  [default: next to each tar]")
 def index(tars: tuple[Path, ...], out: Path | None) -> None:
-    """Write DALI index files for tars that others wrote.
+    """Write DALI index files for existing WebDataset tars.
 
     \b
     Example:
@@ -202,11 +213,13 @@ def index(tars: tuple[Path, ...], out: Path | None) -> None:
 
 
 @click.command("export")
-@click.argument("what", type=click.Choice(["energon", "openclip"]))
+@click.argument("format", type=click.Choice(["energon", "openclip"]))
 @click.argument("dataset", type=PATH)
 @click.argument("out", type=PATH)
-def export(what: Literal["energon", "openclip"], dataset: Path, out: Path) -> None:
-    """Make OUT: the tars of DATASET (as hard links) with the files that WHAT wants beside them.
+def export(format: Literal["energon", "openclip"], dataset: Path, out: Path) -> None:
+    """Export DATASET to OUT for megatron-energon or OpenCLIP.
+
+    OUT holds hard links to the tars and the metadata files that the other reader expects.
 
     \b
     Example:
@@ -214,7 +227,7 @@ def export(what: Literal["energon", "openclip"], dataset: Path, out: Path) -> No
     """
     from alexprep.dataset.export import export as work
 
-    for path in work(what, dataset, out):
+    for path in work(format, dataset, out):
         click.echo(path)
 
 

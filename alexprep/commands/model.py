@@ -1,4 +1,4 @@
-"""The commands that train a network and say how good it is."""
+"""The commands that train, evaluate and use a network."""
 
 from pathlib import Path
 from typing import Literal
@@ -8,55 +8,57 @@ import click
 from alexprep.commands.options import PATH, json_option, print_json, seed_option, usage
 
 
-def complete_recipe(_ctx: click.Context, _param: click.Parameter, begun: str) -> list[str]:
-    """For the shell: the recipes that begin so."""
+def complete_recipe(_ctx: click.Context, _param: click.Parameter, prefix: str) -> list[str]:
+    """Names of recipes, for shell completion."""
     from alexprep.model.recipes import RECIPES
 
-    return [name for name in RECIPES if name.startswith(begun)]
+    return [name for name in RECIPES if name.startswith(prefix)]
 
 
-def shares(words: str) -> tuple[float, ...]:
+def parse_weights(text: str) -> tuple[float, ...]:
     """The numbers of --weights."""
     try:
-        return tuple(float(word) for word in words.split(","))
+        return tuple(float(word) for word in text.split(","))
     except ValueError:
-        raise ValueError(f"--weights wants numbers between commas, got {words!r}.") from None
+        raise ValueError(f"--weights must be comma-separated numbers, got {text!r}.") from None
 
 
 @click.command()
 @click.argument("dataset", type=PATH)
-@click.option("--run", type=PATH, required=True, help="Folder of this run; one there is resumed.")
+@click.option("--run", type=PATH, required=True, help="Folder of the run; resumed if it exists.")
 @click.option(
     "--recipe",
     default="code2012",
     show_default=True,
     shell_complete=complete_recipe,
-    help="See docs/recipes.md.",
+    help="Network, augmentation and schedule; listed in docs/reference/recipes.md.",
 )
-@click.option("--smoke", is_flag=True, help="The recipe's small size, for a CPU.")
+@click.option("--smoke", is_flag=True, help="Train a small version, sized for a CPU.")
 @click.option(
     "--devices",
     default="cpu",
     show_default=True,
-    help="cpu, cuda:0, or cuda:0,cuda:1 for a column on each.",
+    help="cpu, cuda:0, or cuda:0,cuda:1 for one column per GPU.",
 )
 @click.option(
     "--backend",
     type=click.Choice(["auto", "dali", "torch"]),
     default="auto",
     show_default=True,
-    help="What decodes and augments.",
+    help="Library that decodes and augments the images.",
 )
-@click.option("--epochs", type=click.IntRange(min=1), help="Epochs.  [default: the recipe's]")
+@click.option(
+    "--epochs", type=click.IntRange(min=1), help="Number of epochs.  [default: from the recipe]"
+)
 @seed_option
 @click.option(
     "--set",
     "settings",
     multiple=True,
     metavar="PART.FIELD=VALUE",
-    help="Change one field of the recipe, as train.lr=0.02; may be given more than once.",
+    help="Override one field of the recipe, for example train.lr=0.02. Can be repeated.",
 )
-@click.option("--init-from", type=PATH, help="Start from the weights of this checkpoint.")
+@click.option("--init-from", type=PATH, help="Initialize the weights from this checkpoint.")
 def train(
     dataset: Path,
     run: Path,
@@ -69,7 +71,9 @@ def train(
     settings: tuple[str, ...],
     init_from: Path | None,
 ) -> None:
-    """Train AlexNet on DATASET. The same command goes on with a run that was stopped.
+    """Train AlexNet on DATASET.
+
+    If training is interrupted, run the same command again to resume.
 
     \b
     Example:
@@ -99,26 +103,26 @@ def train(
 
 @click.command("eval")
 @click.argument("checkpoints", nargs=-1, required=True, type=PATH)
-@click.option("--data", type=PATH, required=True, help="The data set.")
-@click.option("--split", default="validation", show_default=True, help="The split to classify.")
+@click.option("--data", type=PATH, required=True, help="Data set to evaluate on.")
+@click.option("--split", default="validation", show_default=True, help="Split to evaluate.")
 @click.option(
     "--views",
     type=click.Choice(["1", "10"]),
     default="1",
     show_default=True,
-    help="1: the centre. 10: corners and centre, and their mirrors, as the paper's tables.",
+    help="1: centre crop. 10: corners, centre and their mirror images, as in the paper.",
 )
-@click.option("--batch", default=100, show_default=True, help="Images at a time.")
-@click.option("--device", default="cpu", show_default=True, help="cpu or cuda:0.")
-@click.option("--weights", help="Weights of the checkpoints' predictions, as 1,1,2.")
-@click.option("--labels", type=PATH, help="Other labels: a JSON file of key to list of labels.")
+@click.option("--batch", default=100, show_default=True, help="Batch size.")
+@click.option("--device", default="cpu", show_default=True, help="Device: cpu or cuda:0.")
+@click.option("--weights", help="Weight of each checkpoint in the average, for example 1,1,2.")
+@click.option("--labels", type=PATH, help="JSON file of other labels: {key: [label, ...]}.")
 @click.option(
     "--save-predictions",
     "save",
     type=PATH,
-    help="Keep the probabilities in this file, *.predictions.",
+    help="Save the probabilities to this file, named *.predictions.",
 )
-@click.option("--per-class", is_flag=True, help="Print a table of the classes.")
+@click.option("--per-class", is_flag=True, help="Also print the errors of each class.")
 @json_option
 def evaluate(
     checkpoints: tuple[Path, ...],
@@ -133,9 +137,10 @@ def evaluate(
     per_class: bool,
     as_json: bool,
 ) -> None:
-    """Print the top-1 and top-5 error of CHECKPOINTS; several are averaged.
+    """Print the top-1 and top-5 error of CHECKPOINTS.
 
-    A checkpoint is a file, a run's folder (its best one), or a file of kept predictions.
+    A checkpoint is a file, the folder of a run (its best checkpoint), or a file of saved
+    predictions. The predictions of several checkpoints are averaged.
 
     \b
     Example:
@@ -150,7 +155,7 @@ def evaluate(
             views=1 if views == "1" else 10,
             batch=batch,
             device=device,
-            weights=shares(weights) if weights else (),
+            weights=parse_weights(weights) if weights else (),
             labels=labels,
         )
         result = work(checkpoints, data, options, save=save)
@@ -171,15 +176,18 @@ def evaluate(
     type=click.Path(path_type=Path, allow_dash=True, readable=False),
 )
 @click.option(
-    "--views", type=click.Choice(["1", "10"]), default="10", show_default=True, help="As in eval."
+    "--views", type=click.Choice(["1", "10"]), default="10", show_default=True, help="As for eval."
 )
-@click.option("--top", default=5, show_default=True, help="Classes to print.")
-@click.option("--device", default="cpu", show_default=True, help="cpu or cuda:0.")
+@click.option("--top", default=5, show_default=True, help="Number of classes to print.")
+@click.option("--device", default="cpu", show_default=True, help="Device: cpu or cuda:0.")
 @json_option
 def predict(
     checkpoint: Path, images: tuple[Path, ...], views: str, top: int, device: str, as_json: bool
 ) -> None:
-    """Say what is in IMAGES, any image files; - is standard input.
+    """Classify IMAGES with a trained network.
+
+    CHECKPOINT is a file or the folder of a run. IMAGES may have any format that `alexprep shard`
+    reads; - is standard input.
 
     \b
     Example:
@@ -190,12 +198,12 @@ def predict(
 
     with usage():
         options = PredictOptions(views=1 if views == "1" else 10, top=top, device=device)
-        found = list(work(checkpoint, images, options))
+        predictions = list(work(checkpoint, images, options))
     if as_json:
-        print_json([prediction.to_dict() for prediction in found])
+        print_json([prediction.to_dict() for prediction in predictions])
     else:
-        click.echo("\n\n".join(prediction.text() for prediction in found))
-    raise SystemExit(1 if any(prediction.problem for prediction in found) else 0)
+        click.echo("\n\n".join(prediction.text() for prediction in predictions))
+    raise SystemExit(1 if any(prediction.problem for prediction in predictions) else 0)
 
 
 COMMANDS = (train, evaluate, predict)

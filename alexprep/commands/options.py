@@ -1,4 +1,4 @@
-"""What the commands share: options, and how a wrong value and a result are told."""
+"""Options that several commands share, and how results and wrong values are printed."""
 
 import json
 from collections.abc import Generator
@@ -7,23 +7,23 @@ from pathlib import Path
 
 import click
 
-# What may not be read is not wrong usage: the work says so, in one line and with exit code 1.
+# An unreadable file is no usage error (exit code 2): the command itself reports it, with 1.
 PATH = click.Path(path_type=Path, readable=False)
 workers_option = click.option(
-    "--workers", type=click.IntRange(min=1), help="Processes.  [default: one a core]"
+    "--workers",
+    type=click.IntRange(min=1),
+    help="Number of worker processes.  [default: one per core]",
 )
 scheduler_option = click.option(
-    "--scheduler", metavar="URL", help="A Dask scheduler that does the work, as tcp://host:8786."
+    "--scheduler", metavar="URL", help="Dask scheduler to run on, for example tcp://host:8786."
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-seed_option = click.option(
-    "--seed", type=int, default=0, show_default=True, help="What all chance follows from."
-)
+seed_option = click.option("--seed", type=int, default=0, show_default=True, help="Random seed.")
 
 
 @contextmanager
 def usage() -> Generator[None]:
-    """A value that a configuration refuses is wrong usage: exit code 2."""
+    """Report a value that a configuration rejects as a usage error: exit code 2."""
     try:
         yield
     except ValueError as error:
@@ -31,5 +31,5 @@ def usage() -> Generator[None]:
 
 
 def print_json(value: object) -> None:
-    """Print a result for another program."""
+    """Print a result as JSON."""
     click.echo(json.dumps(value, indent=1))

@@ -1,4 +1,4 @@
-"""The commands that show, check and measure."""
+"""The commands that demonstrate, report, check and measure."""
 
 from pathlib import Path
 
@@ -10,7 +10,9 @@ from alexprep.commands.options import PATH, json_option, print_json, usage, work
 @click.command()
 @click.argument("out", type=PATH, default=Path("alexprep-demo"))
 def demo(out: Path) -> None:
-    """Draw images, shard, measure, train and evaluate: the whole way in OUT, in minutes.
+    """Shard, train and evaluate on generated images, in two minutes.
+
+    Everything is written to OUT (default: alexprep-demo). No download is needed.
 
     \b
     Example:
@@ -23,14 +25,16 @@ def demo(out: Path) -> None:
 
 @click.command()
 @click.argument("path", metavar="RUN|DATASET", type=PATH)
-@click.option("--out", type=PATH, help="The page.  [default: report.html in the folder]")
-@click.option("--data", type=PATH, help="Where the run's data set is now.")
+@click.option("--out", type=PATH, help="Output file.  [default: report.html in the folder]")
+@click.option("--data", type=PATH, help="Location of the run's data set, if it has moved.")
 @click.option(
-    "--images", default=5000, show_default=True, help="Validation images the network is asked."
+    "--images", default=5000, show_default=True, help="Number of validation images to evaluate."
 )
-@click.option("--device", default="cpu", show_default=True, help="cpu or cuda:0.")
+@click.option("--device", default="cpu", show_default=True, help="Device: cpu or cuda:0.")
 def report(path: Path, out: Path | None, data: Path | None, images: int, device: str) -> None:
-    """Write one HTML page that shows a run, or what a data set holds; it needs no network.
+    """Write an HTML report of a run or a data set.
+
+    The report is one self-contained file that opens without a network connection.
 
     \b
     Example:
@@ -45,12 +49,16 @@ def report(path: Path, out: Path | None, data: Path | None, images: int, device:
 
 @click.command()
 @click.argument("what", type=click.Choice(["shard", "stats", "load", "step", "train", "all"]))
-@click.option("--rounds", default=5, show_default=True, help="Rounds; figures are medians.")
-@click.option("--images", default=1024, show_default=True, help="Images a measurement.")
+@click.option(
+    "--rounds", default=5, show_default=True, help="Number of rounds; medians are printed."
+)
+@click.option("--images", default=1024, show_default=True, help="Images per measurement.")
 @workers_option
-@click.option("--device", default="cpu", show_default=True, help="cpu or cuda:0.")
-@click.option("--data", type=PATH, help="A source (shard) or data set to use, not a drawn one.")
-@click.option("--out", type=PATH, help="Keep the results as JSON in this folder.")
+@click.option("--device", default="cpu", show_default=True, help="Device: cpu or cuda:0.")
+@click.option(
+    "--data", type=PATH, help="Data set to use (for shard: a source) instead of generated images."
+)
+@click.option("--out", type=PATH, help="Save the results as JSON in this folder.")
 @json_option
 def bench(
     what: str,
@@ -62,7 +70,7 @@ def bench(
     out: Path | None,
     as_json: bool,
 ) -> None:
-    """Measure images/s of WHAT beside its floor on this machine, in turns.
+    """Measure throughput against a baseline, interleaved.
 
     \b
     Example:
@@ -75,16 +83,16 @@ def bench(
         config = BenchConfig(
             rounds=rounds, images=images, workers=workers or 0, device=device, data=data
         )
-    for found in run_bench(what, config, out):
-        click.echo(found.to_json() if as_json else f"{found.part}\n{table(found.rows)}\n")
+    for result in run_bench(what, config, out):
+        click.echo(result.to_json() if as_json else f"{result.part}\n{table(result.rows)}\n")
 
 
 @click.command()
 @json_option
 def doctor(as_json: bool) -> None:
-    """Say what this machine has and what is wrong with it, each fault with the line that mends it.
+    """Check the installation and print how to fix each problem.
 
-    Exit code 1 if something needed is missing.
+    The exit code is 1 if something required is missing.
 
     \b
     Example:
@@ -94,12 +102,12 @@ def doctor(as_json: bool) -> None:
 
     from alexprep.doctor import examine, format_findings
 
-    found = examine(Path.cwd())
+    findings = examine(Path.cwd())
     if as_json:
-        print_json([asdict(one) for one in found])
+        print_json([asdict(finding) for finding in findings])
     else:
-        click.echo(format_findings(found))
-    raise SystemExit(1 if any(one.state == "fault" for one in found) else 0)
+        click.echo(format_findings(findings))
+    raise SystemExit(1 if any(finding.state == "fault" for finding in findings) else 0)
 
 
 COMMANDS = (demo, report, bench, doctor)
