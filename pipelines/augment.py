@@ -82,9 +82,11 @@ class AugmentSpec:
                 "AugmentSpec wants lighting >= 0 and divide > 0, "
                 f"got lighting={self.lighting} and divide={self.divide}."
             )
-        if self.chunk < 1 or (self.lighting_epochs is not None and self.lighting_epochs < 0):
+        if not 1 <= self.chunk < 2**31 or (
+            self.lighting_epochs is not None and self.lighting_epochs < 0
+        ):
             raise ValueError(
-                "AugmentSpec wants chunk >= 1 and lighting_epochs >= 0, "
+                "AugmentSpec expects chunk in 1..2**31-1 and lighting_epochs >= 0, "
                 f"got chunk={self.chunk} and lighting_epochs={self.lighting_epochs}."
             )
         for name in ("mean", "sd"):

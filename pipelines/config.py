@@ -11,6 +11,17 @@ from pipelines.shards import Check
 
 BackendName = Literal["auto", "dali", "torch", "webdataset"]
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "uint8": torch.uint8}
+# Far above any use: what is larger would fail later, during the work, as memory or threads run out.
+LIMITS = {
+    "batch": (1, 1 << 20),
+    "world": (1, 1 << 20),
+    "threads": (1, 4096),
+    "readers": (1, 4096),
+    "prefetch": (1, 4096),
+    "window": (1, 1 << 31),
+    "seed": (0, 2**64 - 1),
+    "timeout": (1e-3, 1e9),
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,10 +76,10 @@ class LoaderConfig:
     timeout: float = 60.0
 
     def __post_init__(self) -> None:
-        for name in ("batch", "world", "threads", "readers", "prefetch", "window"):
-            if getattr(self, name) < 1:
+        for name, (least, most) in LIMITS.items():
+            if not least <= getattr(self, name) <= most:
                 raise ValueError(
-                    f"LoaderConfig.{name} must be at least 1, got {getattr(self, name)}."
+                    f"LoaderConfig.{name} must be in {least}..{most}, got {getattr(self, name)}."
                 )
         if not 0 <= self.rank < self.world:
             raise ValueError(
@@ -77,8 +88,6 @@ class LoaderConfig:
         kind, _, number = self.device.partition(":")
         if kind not in ("cpu", "cuda") or not (number.isdigit() or number == ""):
             raise ValueError(f"LoaderConfig.device must be 'cpu' or 'cuda:N', got {self.device!r}.")
-        if not 0 <= self.seed < 2**64:
-            raise ValueError(f"LoaderConfig.seed must be in 0..2**64-1, got {self.seed}.")
         choices = {
             "backend": ("auto", "dali", "torch", "webdataset"),
             "dtype": tuple(DTYPES),

@@ -156,7 +156,8 @@ def test_statistics_of_images_of_another_size_are_refused():
         ("mean", "average", "mean must be one of"),
         ("lighting_scale", "lambda", "lighting_scale must be one of"),
         ("divide", 0, "divide > 0"),
-        ("chunk", 0, "chunk >= 1"),
+        ("chunk", 0, "chunk in 1.."),
+        ("chunk", 2**31, "chunk in 1.."),
         ("sd", (1.0, 2.0), "three values"),
     ],
 )

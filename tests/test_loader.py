@@ -217,6 +217,23 @@ def test_a_gpu_that_is_not_there_is_an_error_when_the_loader_is_opened(root, mon
         LoaderConfig(device="gpu")
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("batch", 0),
+        ("batch", 99_999_999_999),
+        ("threads", 0),
+        ("readers", 10**9),
+        ("timeout", float("nan")),
+        ("timeout", float("inf")),
+        ("timeout", 0.0),
+    ],
+)
+def test_a_number_out_of_its_range_is_named_with_its_value(field, value):
+    with pytest.raises(ValueError, match=rf"LoaderConfig\.{field} must be .*, got {value}\."):
+        LoaderConfig(**{field: value})
+
+
 def test_statistics_are_asked_for_only_when_they_are_needed(tmp_path, rng):
     write_dataset(tmp_path, {"train": drawn_items(rng, 4)}, size=64)
     with open_loader(tmp_path, config=LoaderConfig(batch=2), augment=RAW) as loader:

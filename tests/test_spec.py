@@ -104,6 +104,22 @@ def test_a_crop_that_no_map_survives_is_refused_with_the_layer():
             "after a Dense",
         ),
         ({"layers": (Conv(name="a", out=2, kernel=1, then=("x",)), Dense(name="b", out=2))}, "x"),
+        ({"columns": 0}, "columns must be at least 1, got 0"),
+        ({"pool_stride": 0}, "pool_stride must be at least 1, got 0"),
+        ({"pool_size": -1}, "pool_size must be at least 1, got -1"),
+        ({"lrn_size": -1}, "lrn_size must be at least 1, got -1"),
+        ({"spatial_size": 0}, "spatial_size must be at least 1, got 0"),
+        ({"input_sd": (1.0, 0.0, 1.0)}, "input_sd > 0"),
+        ({"pad_end": -1}, "pad_end >= 0"),
+        (
+            {"layers": (Conv(name="a", out=2, kernel=1, stride=0), Dense(name="b", out=2))},
+            "a.stride must be at least 1, got 0",
+        ),
+        ({"layers": (Conv(name="a", out=2, kernel=1), Dense(name="b", out=-2))}, "b.out must be"),
+        (
+            {"layers": (Conv(name="a", out=2, kernel=1), Dense(name="b", out=10**10))},
+            "parameters, at most 10,000,000,000",
+        ),
     ],
 )
 def test_a_config_that_makes_no_network_says_which_field_is_wrong(change, message):

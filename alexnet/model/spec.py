@@ -45,6 +45,7 @@ class Dense:
 
 
 Layer = Conv | Dense
+MAX_PARAMETERS = 10**10  # 160 times code2012: more is a slip of the keyboard
 
 
 class Lrn(NamedTuple):
@@ -95,6 +96,7 @@ class ModelConfig:
     dropout_kind: Literal["mask", "inverted"] = "mask"
 
     def __post_init__(self) -> None:
+        _check_numbers(self)
         _check_rows(self)
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"ModelConfig.dropout must be in [0, 1), got {self.dropout}.")
@@ -106,6 +108,11 @@ class ModelConfig:
                     f"ModelConfig.crop {self.crop} is too small: nothing is left of it at "
                     f"{size.name}. Use a larger crop, or a network made for this one (smoke)."
                 )
+        if parameter_count(self) > MAX_PARAMETERS:
+            raise ValueError(
+                f"ModelConfig.layers have {parameter_count(self):,} parameters, at most "
+                f"{MAX_PARAMETERS:,} are allowed."
+            )
 
     @property
     def classes(self) -> int:
@@ -138,6 +145,26 @@ class ModelConfig:
 def _row(raw: Mapping[str, Any]) -> Layer:
     values: dict[str, Any] = {**raw, "then": tuple(raw["then"])}
     return Conv(**values) if "kernel" in raw else Dense(**values)
+
+
+def _check_numbers(config: ModelConfig) -> None:
+    for name in ("columns", "crop", "pool_size", "pool_stride", "lrn_size", "spatial_size"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"ModelConfig.{name} must be at least 1, got {getattr(config, name)}.")
+    if config.pad_end < 0 or min(config.input_sd) <= 0:
+        raise ValueError(
+            "ModelConfig expects pad_end >= 0 and input_sd > 0, "
+            f"got pad_end={config.pad_end} and input_sd={config.input_sd}."
+        )
+    for row in config.layers:
+        least = {"out": 1} | ({"kernel": 1, "stride": 1, "pad": 0} if isinstance(row, Conv) else {})
+        for name, bound in least.items():
+            if getattr(row, name) < bound:
+                raise ValueError(
+                    f"{row.name}.{name} must be at least {bound}, got {getattr(row, name)}."
+                )
+        if row.sd is not None and row.sd < 0:
+            raise ValueError(f"{row.name}.sd must be at least 0, got {row.sd}.")
 
 
 def _check_rows(config: ModelConfig) -> None:
