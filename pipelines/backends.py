@@ -36,18 +36,24 @@ def choose_backend(config: LoaderConfig, means: str = "") -> str:
     return f"{means}dali {nvidia.dali.__version__}: {why}"
 
 
+def on_gpu(config: LoaderConfig) -> bool:
+    """Whether the backend makes the images on a GPU; those of torch are only copied there."""
+    return config.device.startswith("cuda") and not choose_backend(config).startswith("torch")
+
+
 def backend_stream(
     raw: Iterator[RawBatch], reader: Reader, recipe: Recipe, plan: Plan, config: LoaderConfig
 ) -> Generator[tuple[RawBatch, Tensor]]:
     """Images of raw batches by the backend of `choose_backend`; closing ends its threads."""
+    batch = -(-plan.batch // plan.world)
     if choose_backend(config).startswith("torch"):
-        return torch_batches(raw, reader, recipe, threads=config.threads)
+        return torch_batches(raw, reader, recipe, threads=config.threads, ahead=batch)
     from pipelines.dali import DaliOptions, dali_batches  # noqa: PLC0415 - optional, slow to import
 
     options = DaliOptions(
         device=torch.device(config.device),
         threads=config.threads,
-        batch=-(-plan.batch // plan.world),
+        batch=batch,
         prefetch=config.prefetch,
         decode=config.decode,
     )

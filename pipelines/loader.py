@@ -10,8 +10,11 @@ loader with other threads, another backend or another number of ranks continues 
 """
 
 import hashlib
+import threading
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
+from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,19 +22,20 @@ import torch
 from torch import Tensor
 
 from pipelines.augment import AugmentSpec, colours
-from pipelines.backends import backend_stream, choose_backend
+from pipelines.backends import backend_stream, choose_backend, on_gpu
 from pipelines.config import DTYPES, LoaderConfig
 from pipelines.errors import DataError
 from pipelines.finish import Finish
 from pipelines.imagestats import ImageStats
-from pipelines.plan import Plan
-from pipelines.readahead import RawBatch, Reader, read_ahead
+from pipelines.plan import Plan, Task
+from pipelines.prefetch import prefetch
+from pipelines.readahead import RawBatch, Reader, read_batch
 from pipelines.source import Source, open_source
 from pipelines.torch_cpu import Recipe
 
 
 class Loader:
-    """An endless sequence of epochs; see `open_loader`. Not safe to share between threads.
+    """An endless sequence of epochs; see `open_loader`. One thread iterates, any may close.
 
     Attributes:
         classes: (wnid, names) of each label.
@@ -55,6 +59,7 @@ class Loader:
             "".join(shard.sha256 for shard in reader.split.shards).encode()
         ).hexdigest()
         self._stream: Generator[tuple[RawBatch, Tensor]] | None = None
+        self._lock = threading.RLock()  # an RLock: a signal handler may close while `_next` waits
         self._closed = False
 
     def __len__(self) -> int:
@@ -97,9 +102,14 @@ class Loader:
         self.epoch, self.step = int(state["epoch"]), int(state["step"])
 
     def close(self) -> None:
-        """End all threads; a closed loader gives out nothing more. Closing twice is no error."""
-        self._stop()
+        """End all threads; a closed loader gives out nothing more. Closing twice is no error.
+
+        A thread that waits for a batch at that time gets a DataError.
+        """
         self._closed = True
+        self._reader.close()  # wakes a thread that waits for a server
+        with self._lock:
+            self._stop()
 
     def __enter__(self) -> Self:
         return self
@@ -124,43 +134,39 @@ class Loader:
         }
 
     def _next(self) -> tuple[Tensor, Tensor]:
-        if self._closed:
-            raise DataError("The loader was closed; open another with open_loader.")
-        if self._stream is None:
-            self._stream = self._open_stream()
-        try:
-            raw, images = next(self._stream)
-        except BaseException:
-            self._stop()
-            raise
+        with self._lock:
+            self._refuse_if_closed()
+            if self._stream is None:
+                tasks = self._reader.tasks(self._plan, self.epoch, self.step)
+                self._stream = _stream(tasks, self._reader, self._plan, self._recipe, self._config)
+            try:
+                raw, images = next(self._stream)
+            except BaseException as error:
+                self._stop()
+                if isinstance(error, Exception):
+                    self._refuse_if_closed()  # what it failed of is then that it was closed
+                raise
+            if self._closed:
+                self._stop()
+                self._refuse_if_closed()
         last = raw.task.step + 1 == len(self)
         self.epoch, self.step = (
             (raw.task.epoch + 1, 0) if last else (raw.task.epoch, raw.task.step + 1)
         )
-        return self._placed(images), self._placed(torch.as_tensor(raw.labels))
+        labels = _pinned(torch.as_tensor(raw.labels), self._config)
+        device = self._config.device
+        return images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
 
-    def _placed(self, tensor: Tensor) -> Tensor:
-        config = self._config
-        to_gpu = config.device.startswith("cuda")
-        if tensor.device.type == "cpu" and (config.pin_memory or to_gpu):
-            tensor = tensor.pin_memory()  # else the copy to a GPU would wait for itself
-        return tensor.to(config.device, non_blocking=True)
-
-    def _open_stream(self) -> Generator[tuple[RawBatch, Tensor]]:
-        config, reader = self._config, self._reader
-        raw = read_ahead(
-            reader,
-            reader.tasks(self._plan, self.epoch, self.step),
-            threads=config.readers if reader.concurrent else 1,
-            depth=config.readers + 1,
-        )
-        return _closing(raw, backend_stream(raw, reader, self._recipe, self._plan, config))
+    def _refuse_if_closed(self) -> None:
+        if self._closed:
+            raise DataError("The loader was closed; open another with open_loader.")
 
     def _stop(self) -> None:
         self._reader.close()  # wakes a thread that waits for a server
-        if self._stream is not None:
-            self._stream.close()
-            self._stream = None
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            with suppress(ValueError):  # it runs: a signal handler closes, `_next` will see it
+                stream.close()
         self._reader.close()  # what was opened in between
 
 
@@ -235,13 +241,33 @@ def _check(source: Source, config: LoaderConfig, spec: AugmentSpec) -> None:
         )
 
 
-def _closing(
-    raw: Generator[RawBatch], images: Generator[tuple[RawBatch, Tensor]]
+def _stream(
+    tasks: Iterator[Task], reader: Reader, plan: Plan, recipe: Recipe, config: LoaderConfig
 ) -> Generator[tuple[RawBatch, Tensor]]:
-    """`images`, with both generators closed at the end, the consumer's side first."""
-    try:
-        yield from images
-    finally:
-        with suppress(RuntimeError):
-            images.close()
-        raw.close()
+    """Images of the tasks, read and made early; closing it ends all threads."""
+    readers = config.readers if reader.concurrent else 1
+    read = partial(read_batch, reader)
+    with (
+        closing(prefetch(tasks, read, readers, config.readers + 1)) as raw,
+        closing(backend_stream(raw, reader, recipe, plan, config)) as images,
+    ):
+        if on_gpu(config):
+            # No thread here. DALI makes its batches early in threads of its own, and its output is
+            # ordered after the work of the CUDA stream that is current in the thread that takes it:
+            # in another thread that is another stream than the user's, or the same one in the
+            # middle of a training step, which would then wait for the next batch.
+            yield from images
+            return
+
+        def make(stream: Iterator[tuple[RawBatch, Tensor]]) -> tuple[RawBatch, Tensor]:
+            batch, pixels = next(stream)
+            return batch, _pinned(pixels, config)
+
+        with closing(prefetch(repeat(images), make, workers=1, depth=1)) as batches:
+            yield from batches
+
+
+def _pinned(tensor: Tensor, config: LoaderConfig) -> Tensor:
+    """Page-locked where it is asked for, and where a copy to a GPU follows: it need not wait."""
+    wanted = config.pin_memory or config.device.startswith("cuda")
+    return tensor.pin_memory() if wanted and tensor.device.type == "cpu" else tensor

@@ -1,7 +1,7 @@
 """The augmentation in Pillow and NumPy: the fallback, and the reference of the other backends."""
 
 from collections.abc import Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,9 +13,8 @@ from pipelines.augment import AugmentSpec, Colours
 from pipelines.errors import DataError
 from pipelines.finish import Finish
 from pipelines.jpeg import decode
-from pipelines.readahead import RawBatch, Reader, look_ahead
-
-AHEAD = 1  # batches decoded while another is augmented and used
+from pipelines.prefetch import prefetch
+from pipelines.readahead import RawBatch, Reader
 
 
 class Recipe(NamedTuple):
@@ -27,39 +26,39 @@ class Recipe(NamedTuple):
     finish: Finish
 
 
-def torch_batches(
-    raw: Iterator[RawBatch], reader: Reader, recipe: Recipe, *, threads: int
-) -> Generator[tuple[RawBatch, Tensor]]:
-    """Images of each raw batch, made by `threads` threads one batch ahead; closing ends them."""
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="alexprep-decode")
-
-    def start(batch: RawBatch) -> Started:
-        made = empty_batch(len(batch.jpgs), recipe)
-        images = made.numpy()
-        jobs = [
-            pool.submit(make_image, images[number], reader, batch, number, recipe)
-            for number in range(len(batch.jpgs))
-        ]
-        return Started(batch, made, jobs)
-
-    try:
-        for batch, made, jobs in look_ahead(raw, start, AHEAD):
-            for job in jobs:
-                job.result()
-            if recipe.views > 1:
-                yield batch, recipe.finish.views(made)
-            else:
-                yield batch, recipe.finish.crops(made, batch.task.draws)
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-class Started(NamedTuple):
-    """A batch whose images are being made by threads."""
+class Job(NamedTuple):
+    """One image of a batch, to be written into the memory of that batch."""
 
     batch: RawBatch
-    made: Tensor
-    jobs: list[Future[None]]
+    out_NCHW: Tensor  # noqa: N815 - the shape belongs to the name
+    number: int
+
+
+def torch_batches(
+    raw: Iterator[RawBatch], reader: Reader, recipe: Recipe, *, threads: int, ahead: int
+) -> Generator[tuple[RawBatch, Tensor]]:
+    """Images of each raw batch, made by `threads` threads, `ahead` images early."""
+
+    def make(job: Job) -> Job:
+        make_image(job.out_NCHW[job.number].numpy(), reader, job.batch, job.number, recipe)
+        return job
+
+    # Threads share out images, not batches: a batch of float crops is 77 MB at 128 x 224 x 224.
+    with closing(prefetch(_jobs(raw, recipe), make, threads, ahead)) as jobs:
+        for batch, images, number in jobs:
+            if number + 1 < len(batch.jpgs):
+                continue
+            if recipe.views > 1:
+                yield batch, recipe.finish.views(images)
+            else:
+                yield batch, recipe.finish.crops(images, batch.task.draws)
+
+
+def _jobs(raw: Iterator[RawBatch], recipe: Recipe) -> Iterator[Job]:
+    for batch in raw:
+        out_NCHW = empty_batch(len(batch.jpgs), recipe)
+        for number in range(len(batch.jpgs)):
+            yield Job(batch, out_NCHW, number)
 
 
 def empty_batch(count: int, recipe: Recipe) -> Tensor:
