@@ -21,7 +21,6 @@ from alexprep.sources.ilsvrc import (
     DEVKIT_TAR,
 )
 from alexprep.sources.listing import stem_key
-from alexprep.sources.read import Reader
 from alexprep.sources.synsets import ilsvrc2012
 
 LAYOUTS = {
@@ -47,9 +46,9 @@ def test_labels_and_bytes_are_those_of_the_images_in_every_layout(tmp_path, rng,
         assert [key.decode() for key in samples.key] == sorted(expected[split])
         wnids = [source.classes[label][0] for label in samples.label]
         assert wnids == [expected[split][key.decode()][1] for key in samples.key]
-        if samples.items.kind != "rows":
-            with Reader(samples.items) as reader:
-                assert list(reader) == [expected[split][key.decode()][0] for key in samples.key]
+        assert list(samples.items.read()) == [
+            expected[split][key.decode()][0] for key in samples.key
+        ]
 
 
 def test_every_layout_of_the_same_images_becomes_the_same_shards(tmp_path, rng):
@@ -208,11 +207,8 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, rng):
     (root / "train/ant/gone.JPEG").write_bytes(b"x")
     source = find_source(root)
     (root / "train/ant/gone.JPEG").unlink()
-    with (
-        pytest.raises(PrepareError, match=r"train/ant/gone.JPEG: No such file"),
-        Reader(source.splits["train"].items) as reader,
-    ):
-        list(reader)
+    with pytest.raises(PrepareError, match=r"train/ant/gone.JPEG: No such file"):
+        list(source.splits["train"].items.read())
 
 
 def test_file_names_that_are_no_utf8_are_read(tmp_path, rng):
@@ -223,5 +219,4 @@ def test_file_names_that_are_no_utf8_are_read(tmp_path, rng):
         file.write(data)
     samples = find_source(root).splits["train"]
     place = next(n for n, key in enumerate(samples.key) if key.startswith(b"caf_"))
-    with Reader(samples.items.at(np.array([place]))) as reader:
-        assert list(reader) == [data]
+    assert list(samples.items.select(np.array([place])).read()) == [data]

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from alexprep.dataset.plan import ShardConfig, make_plan
 from alexprep.machine import peak_megabytes
-from alexprep.sources.archive import archive_source
 from alexprep.sources.ilsvrc import TRAIN_TAR
 from alexprep.sources.synsets import ilsvrc2012
+from alexprep.sources.tars import archive_source
 from alexprep.tars.write import tar_header
 from pipelines.format import BLOCK
 

@@ -100,11 +100,11 @@ def _probe(plan: Plan) -> tuple[list[Outcome], float]:
     """Encode images from all over the largest split."""
     samples = max(plan.source.splits.values(), key=lambda there: len(there.key))
     places = permutation(len(samples.key), 0, "probe")[:PROBES]
-    # Parquet is read by row groups: neighbours cost what they will cost in the run.
-    if samples.items.kind == "rows":
+    # Neighbours cost what they will cost in the run.
+    if samples.items.sequential == "always":
         places = np.sort(places)
     began = time.perf_counter()
-    results = list(outcomes(samples.items.at(places), plan.config))
+    results = list(outcomes(samples.items.select(places), plan.config))
     return results, time.perf_counter() - began
 
 

@@ -90,7 +90,7 @@ class Plan:
     def samples(self, split: str, number: int) -> Samples:
         """The samples of one shard, in the order they stand in it."""
         begin, end = self.cuts[split][number : number + 2]
-        return self.source.splits[split].at(self.order[split][begin:end])
+        return self.source.splits[split].select(self.order[split][begin:end])
 
     def tasks(self, out: str, known: Mapping[str, Shard], *, skip: bool) -> Iterator[ShardTask]:
         """Every shard of every split; made one by one, as they are handed out."""

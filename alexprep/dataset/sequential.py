@@ -39,15 +39,11 @@ from alexprep.dataset.write import (
 )
 from alexprep.errors import PrepareError
 from alexprep.progress import Progress
-from alexprep.sources.listing import Items, Source
-from alexprep.sources.read import Reader
+from alexprep.sources.items import Items
+from alexprep.sources.listing import Source
 from alexprep.tasks import completed
 from pipelines.format import Shard
 
-# What a worker reads at a time: long enough for a disk to be at its sequential rate, short enough
-# that several workers stay close together.
-CHUNK_BYTES = 32_000_000
-CHUNK_IMAGES = 512
 HEAD = struct.Struct(
     "<4sIIII"
 )  # mark, place in the shard, bytes of jpg and of notes, CRC-32 of all
@@ -79,7 +75,11 @@ def spool_folder(target: Target) -> Path:
 
 def recommend_sequential(source: Source) -> None:
     """Say so where scattered reads of the archives take longer than encoding what they bring."""
-    seconds = max(scattered_read_seconds(samples.items) for samples in source.splits.values())
+    seconds = max(
+        scattered_read_seconds(samples.items)
+        for samples in source.splits.values()
+        if samples.items.sequential == "probe"
+    )
     if seconds > SLOW_READ:
         sys.stderr.write(
             f"A read somewhere in {source.root} takes {1000 * seconds:.0f} ms, as on a spinning "
@@ -92,8 +92,8 @@ def scattered_read_seconds(items: Items) -> float:
     count = len(items.name)
     places = permutation(count, 0, "probe")[:PROBES]
     seconds: list[float] = []
-    with Reader(items.at(places)) as reader:
-        images, began = iter(reader), time.perf_counter()
+    with closing(items.select(places).read()) as images:
+        began = time.perf_counter()
         for _ in images:
             seconds.append(time.perf_counter() - began)
             began = time.perf_counter()
@@ -179,24 +179,11 @@ def source_chunks(plan: Plan, missing: NDArray[np.intp]) -> Iterator[Chunk]:
         shard_of += first_shard
         first_shard += len(lengths)
         items = samples.items
-        last = items.size if items.kind == "rows" else np.arange(len(order))
-        line = np.lexsort((last, items.offset, items.container))
-        for piece in _pieces(items, line):
+        for piece in items.neighbours():
             number = next(numbers)
             kept = piece[np.isin(shard_of[piece], missing)]
             if len(kept):
-                yield Chunk(number, items.at(kept), shard_of[kept], place_of[kept])
-
-
-def _pieces(items: Items, line: NDArray[np.intp]) -> Iterator[NDArray[np.intp]]:
-    """Cut the line of samples; a row group of a parquet file is not shared by two pieces."""
-    if items.kind == "rows":
-        group = np.stack([items.container[line], items.offset[line]])
-        cuts = np.flatnonzero((group[:, 1:] != group[:, :-1]).any(axis=0)) + 1
-    else:
-        filled = np.cumsum(np.maximum(items.size[line], CHUNK_BYTES // CHUNK_IMAGES)) // CHUNK_BYTES
-        cuts = np.flatnonzero(filled[1:] != filled[:-1]) + 1
-    yield from np.split(line, cuts)
+                yield Chunk(number, items.select(kept), shard_of[kept], place_of[kept])
 
 
 def _done(folder: Path, chunk: int) -> Path:
@@ -213,7 +200,7 @@ def spool_chunk(chunk: Chunk, *, folder: Path, config: ShardConfig) -> tuple[int
     for number, result in enumerate(outcomes(chunk.items, config)):
         read += result.source_bytes
         if result.encoded is None:
-            faults.append(Fault(chunk.items.where(number), result.sha256, result.reason, UNKNOWN))
+            faults.append(Fault(chunk.items.path(number), result.sha256, result.reason, UNKNOWN))
         path = _spool(folder, int(chunk.shard[number]))
         try:
             _append(path, _pack(int(chunk.place[number]), result))
@@ -273,7 +260,7 @@ def write_from_spool(job: tuple[int, ShardTask], *, folder: Path) -> Record:
     spooled = _unpack(path.read_bytes()) if path.exists() else {}
     absent = [place for place in range(len(task.samples.key)) if place not in spooled]
     if absent:
-        again = outcomes(task.samples.items.at(np.array(absent)), task.config)
+        again = outcomes(task.samples.items.select(np.array(absent)), task.config)
         spooled |= dict(zip(absent, again, strict=True))
     results = (spooled[place] for place in range(len(task.samples.key)))
     record = publish_shard(open_target(task.out), task, results)

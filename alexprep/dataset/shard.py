@@ -118,18 +118,17 @@ def _results(
     """Start the work in the way that source, target and options ask for."""
     known = _shards(finished) if finished else {}
     tasks = plan.tasks(target.url, known, skip=options.on_error == "skip")
-    kinds = {samples.items.kind for samples in plan.source.splits.values()}
+    sequential = {samples.items.sequential for samples in plan.source.splits.values()}
     # What is written to memory:// in another process is lost with it.
     in_memory = target.url.startswith("memory://")
     workers = 1 if in_memory else options.workers or available_cores()
-    # A row of a parquet file costs reading its whole row group.
-    if options.sequential or "rows" in kinds:
+    if options.sequential or "always" in sequential:
         if options.scheduler is not None:
             raise PrepareError(
                 "Parquet files and --sequential are read on one machine: leave out --scheduler."
             )
         return write_sequentially(plan, list(tasks), spool_folder(target), workers)
-    if "tars" in kinds:
+    if "probe" in sequential:
         recommend_sequential(plan.source)
     return completed(write_shard, tasks, workers=workers, scheduler=options.scheduler)
 

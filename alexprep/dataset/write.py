@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -16,8 +17,7 @@ from alexprep.dataset.codec import Encoded, ImageError, encode
 from alexprep.dataset.plan import ShardConfig, ShardTask
 from alexprep.dataset.target import STATE, LocalTarget, Target, open_target, write_bytes
 from alexprep.errors import PrepareError
-from alexprep.sources.listing import Items, text
-from alexprep.sources.read import Reader
+from alexprep.sources.items import Items, text
 from alexprep.tars.scan import scan_tar
 from alexprep.tars.write import TarWriter
 from pipelines.format import Member, Sample, Shard, format_index
@@ -86,14 +86,8 @@ def write_shard(task: ShardTask) -> Record:
 
 def outcomes(items: Items, config: ShardConfig) -> Iterator[Outcome]:
     """Read and encode items in order."""
-    if items.kind == "rows":
-        # pyarrow is an extra
-        from alexprep.sources.parquet import RowReader  # noqa: PLC0415
-
-        yield from (outcome(*file, config) for file in hashed(RowReader(items)))
-        return
-    with Reader(items) as reader:
-        for data, sha256 in hashed(reader):
+    with closing(items.read()) as files:
+        for data, sha256 in hashed(files):
             yield outcome(data, sha256, config)
 
 
@@ -160,7 +154,7 @@ def _write(
             label = int(task.samples.label[place])
             source_bytes += result.source_bytes
             if result.encoded is None:
-                path = task.samples.items.where(place)
+                path = task.samples.items.path(place)
                 faults.append(Fault(path, result.sha256, result.reason, label))
                 continue
             key = text(task.samples.key[place])

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from alexprep.errors import PrepareError
-from alexprep.sources.archive import archive_source
-from alexprep.sources.folder import folder_source, kaggle_source
+from alexprep.sources.files import folder_source, kaggle_source
 from alexprep.sources.ilsvrc import TRAIN_TAR, VALIDATION_TAR
 from alexprep.sources.listing import WHAT_IS_LOOKED_FOR, Source
+from alexprep.sources.tars import archive_source
 
 KAGGLE = Path("ILSVRC", "Data", "CLS-LOC")
 
@@ -34,7 +34,7 @@ def _look(path: Path) -> Source:
             return kaggle_source(root, root / KAGGLE)
     if tables := sorted(path.glob("*.parquet")) or sorted(path.glob("data/*.parquet")):
         # pyarrow is an extra
-        from alexprep.sources.parquet import parquet_source  # noqa: PLC0415
+        from alexprep.sources.rows import parquet_source  # noqa: PLC0415
 
         return parquet_source(path, tables)
     return folder_source(path)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alexprep.errors import PrepareError
+from alexprep.sources.items import Items, Names, Places, text
 from alexprep.sources.synsets import ilsvrc2012
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
@@ -22,41 +23,6 @@ SPLIT_FOLDERS = {"train": TRAIN, "val": VALIDATION, "valid": VALIDATION, "valida
 SPLIT_FOLDERS["test"] = TEST
 KEY_BYTES = 100 - len(".json")
 PLAIN_KEY = re.compile(rb"[A-Za-z0-9_+=@~-]{1,%d}" % KEY_BYTES)
-
-Names = NDArray[np.bytes_]
-
-
-class Items(NamedTuple):
-    """Where the bytes of samples are; arrays run over samples.
-
-    `container[i]` is a place in `containers`. Of kind "files" it is a folder, and `name` the file
-    in it; of kind "tars" a tar, of which offset and size are a byte range; of kind "rows" a parquet
-    file, then offset is the row group and size the row in it.
-    """
-
-    kind: str
-    containers: tuple[str, ...]
-    container: NDArray[np.int32]
-    name: Names
-    offset: NDArray[np.int64]
-    size: NDArray[np.int64]
-
-    def at(self, places: NDArray[np.intp]) -> "Items":
-        """The samples at these places, with the containers that they use."""
-        used, container = np.unique(self.container[places], return_inverse=True)
-        containers: list[int] = used.tolist()
-        return Items(
-            self.kind,
-            tuple(self.containers[place] for place in containers),
-            container.astype(np.int32),
-            self.name[places],
-            self.offset[places],
-            self.size[places],
-        )
-
-    def where(self, place: int) -> str:
-        """The path a person would look for."""
-        return f"{self.containers[self.container[place]]}/{text(self.name[place])}"
 
 
 class Samples(NamedTuple):
@@ -66,8 +32,8 @@ class Samples(NamedTuple):
     label: NDArray[np.int32]
     items: Items
 
-    def at(self, places: NDArray[np.intp]) -> "Samples":
-        return Samples(self.key[places], self.label[places], self.items.at(places))
+    def select(self, indices: Places) -> "Samples":
+        return Samples(self.key[indices], self.label[indices], self.items.select(indices))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,7 +58,7 @@ class Source:
         digest = hashlib.sha256("\n".join(f"{w}\t{n}" for w, n in self.classes).encode())
         for split, samples in sorted(self.splits.items()):
             digest.update(f"\n{split} {samples.key.dtype} {len(samples.key)}\n".encode())
-            for column in (samples.key, samples.label, samples.items.size):
+            for column in (samples.key, samples.label, samples.items.fingerprint):
                 digest.update(np.ascontiguousarray(column).view(np.uint8).data)
         images = {split: len(samples.key) for split, samples in sorted(self.splits.items())}
         return {
@@ -101,11 +67,6 @@ class Source:
             "images": images,
             "sha256": digest.hexdigest(),
         }
-
-
-def text(name: bytes | np.bytes_) -> str:
-    """A name as it may be shown: bytes that are no UTF-8 are escaped."""
-    return bytes(name).decode("utf-8", "backslashreplace")
 
 
 def dataset_name(folder: Path, classes: Sequence[tuple[str, str]]) -> str:
@@ -158,7 +119,7 @@ def make_source(
     for split, listing in found.items():
         keys = np.array([stem_key(stem) for stem in stems[split]], dtype="S")
         order = np.argsort(keys, kind="stable")
-        splits[split] = Samples(keys, listing.label, listing.items).at(order)
+        splits[split] = Samples(keys, listing.label, listing.items).select(order)
         _refuse_twins(splits[split])
     return Source(
         kind=kind,
@@ -189,7 +150,7 @@ def _refuse_twins(samples: Samples) -> None:
     if len(same):
         first = int(same[0])
         raise PrepareError(
-            f"{samples.items.where(first)} and {samples.items.where(first + 1)} would both be "
+            f"{samples.items.path(first)} and {samples.items.path(first + 1)} would both be "
             f"sample {text(samples.key[first])} ({len(same):,} such pairs). Readers tell samples "
             "apart by this name: rename or remove one of them."
         )

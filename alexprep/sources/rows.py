@@ -3,14 +3,17 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from alexprep.errors import PrepareError
-from alexprep.sources.listing import SPLIT_FOLDERS, TRAIN, Items, Listing, Source, make_source
+from alexprep.sources.items import Items, Places
+from alexprep.sources.listing import SPLIT_FOLDERS, TRAIN, Listing, Source, make_source
 from alexprep.sources.synsets import ilsvrc2012
 
 try:
@@ -21,6 +24,37 @@ except ImportError as error:
         "Reading parquet files needs pyarrow, which is not installed. Install it with "
         "`pip install 'alexprep[parquet]'`."
     ) from error
+
+
+@dataclass(frozen=True, eq=False, kw_only=True, slots=True)
+class Rows(Items):
+    """Rows of parquet files: a container is a file, `row` counts within its row group `group`."""
+
+    # A row costs reading its whole row group.
+    sequential: ClassVar = "always"
+    group: NDArray[np.int64]
+    row: NDArray[np.int64]
+
+    @property
+    def fingerprint(self) -> NDArray[np.int64]:
+        return self.row
+
+    def neighbours(self) -> Iterator[Places]:
+        order = np.lexsort((self.row, self.group, self.container))
+        group = np.stack([self.container[order], self.group[order]])
+        yield from np.split(order, np.flatnonzero((group[:, 1:] != group[:, :-1]).any(axis=0)) + 1)
+
+    def read(self) -> Generator[bytes]:
+        """The content of each row, in order, keeping the row group of the last one in memory."""
+        current, column = (-1, -1), None
+        for index in range(len(self)):
+            container, group = int(self.container[index]), int(self.group[index])
+            if (container, group) != current or column is None:
+                with _open(Path(self.containers[container])) as table:
+                    images = table.read_row_group(group, columns=["image.bytes"])
+                column = images.column("image").combine_chunks().field("bytes")
+                current = (container, group)
+            yield column[int(self.row[index])].as_py() or b""
 
 
 def parquet_source(folder: Path, tables: list[Path]) -> Source:
@@ -68,13 +102,12 @@ def _listing(paths: list[Path]) -> Listing:
                 rows.append(np.arange(count, dtype=np.int64))
     if not names:
         raise PrepareError(f"{paths[0]} has no rows. Download the tables again.")
-    items = Items(
-        "rows",
-        tuple(str(path) for path in paths),
-        np.concatenate(containers),
-        np.array(names, dtype="S"),
-        np.concatenate(groups),
-        np.concatenate(rows),
+    items = Rows(
+        containers=tuple(str(path) for path in paths),
+        container=np.concatenate(containers),
+        name=np.array(names, dtype="S"),
+        group=np.concatenate(groups),
+        row=np.concatenate(rows),
     )
     return Listing(np.concatenate(labels), items)
 
@@ -130,23 +163,5 @@ def _original_names(
         for name, label in zip(listed.items.name.tolist(), listed.label.tolist(), strict=True):
             stem, dot, extension = name.rpartition(b".")
             names.append((stem if dot else name).removesuffix(endings[label]) + dot + extension)
-        renamed[split] = listed._replace(items=listed.items._replace(name=np.array(names, "S")))
+        renamed[split] = listed._replace(items=replace(listed.items, name=np.array(names, "S")))
     return renamed
-
-
-class RowReader:
-    """Yields the bytes of rows in order, keeping the row group that it is in."""
-
-    def __init__(self, items: Items) -> None:
-        self.items = items
-
-    def __iter__(self) -> Iterator[bytes]:
-        held, column = (-1, -1), None
-        for place in range(len(self.items.name)):
-            container, group = int(self.items.container[place]), int(self.items.offset[place])
-            if (container, group) != held or column is None:
-                with _open(Path(self.items.containers[container])) as table:
-                    read = table.read_row_group(group, columns=["image.bytes"])
-                column = read.column("image").combine_chunks().field("bytes")
-                held = (container, group)
-            yield column[int(self.items.size[place])].as_py() or b""

@@ -1,19 +1,22 @@
 """Folders of class folders, with or without splits, the extracted ILSVRC tree and Kaggle's."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from alexprep.errors import PrepareError
 from alexprep.sources.ilsvrc import MAPPING, validation_truth
+from alexprep.sources.items import Items, Places, chunks, read_announced
 from alexprep.sources.listing import (
     SPLIT_FOLDERS,
     TRAIN,
     VALIDATION,
     WHAT_IS_LOOKED_FOR,
-    Items,
     Listing,
     Source,
     make_source,
@@ -22,6 +25,33 @@ from alexprep.sources.synsets import ilsvrc2012, named
 
 # What file managers leave behind; nobody means these as images.
 LITTER = frozenset({"Thumbs.db", "desktop.ini", "__MACOSX"})
+
+
+@dataclass(frozen=True, eq=False, kw_only=True, slots=True)
+class Files(Items):
+    """Files in folders: a container is a folder, a name the path under it, a size in bytes."""
+
+    sequential: ClassVar = "never"
+    size: NDArray[np.int64]
+
+    @property
+    def fingerprint(self) -> NDArray[np.int64]:
+        return self.size
+
+    def neighbours(self) -> Iterator[Places]:
+        yield from chunks(np.argsort(self.container, kind="stable"), self.size)
+
+    def read(self) -> Generator[bytes]:
+        def open_file(index: int) -> int:
+            folder = os.fsencode(self.containers[int(self.container[index])])
+            return os.open(folder + b"/" + self.name[index], os.O_RDONLY)
+
+        def content(descriptor: int, index: int) -> bytes:
+            # To its end, not to the size it was listed with: it may have been written to since.
+            with open(descriptor, "rb", buffering=0, closefd=False) as file:
+                return file.read()
+
+        return read_announced(self, open_file, lambda index: (0, int(self.size[index])), content)
 
 
 def folder_source(folder: Path) -> Source:
@@ -102,8 +132,8 @@ def listing(folders: Iterable[tuple[Path, int]]) -> Listing:
         containers.append(str(folder))
         labels.append(label)
         counts.append(len(files) - before)
-    place = np.repeat(np.arange(len(containers), dtype=np.int32), counts)
-    return Listing(np.array(labels, np.int32)[place], _items(containers, place, files))
+    container = np.repeat(np.arange(len(containers), dtype=np.int32), counts)
+    return Listing(np.array(labels, np.int32)[container], _items(containers, container, files))
 
 
 def _flat_listing(folder: Path, root: Path, labels: Mapping[str, int]) -> Listing:
@@ -118,28 +148,23 @@ def _flat_listing(folder: Path, root: Path, labels: Mapping[str, int]) -> Listin
             f"{folder} has images of {strangers[0]!r}, a class that the training folders lack. "
             "Labels come from the training folders: add it there."
         )
-    place = np.zeros(len(files), np.int32)
     label = np.array([labels[wnid] for wnid in wnids], np.int32)
-    return Listing(label, _items([str(folder)], place, files))
+    return Listing(label, _items([str(folder)], np.zeros(len(files), np.int32), files))
 
 
 def _items(
-    containers: list[str],
-    place: np.ndarray[tuple[int], np.dtype[np.int32]],
-    files: list[tuple[bytes, int]],
-) -> Items:
-    return Items(
-        "files",
-        tuple(containers),
-        place,
-        np.array([name for name, _ in files], dtype="S"),
-        np.zeros(len(files), np.int64),
-        np.array([size for _, size in files], np.int64),
+    containers: list[str], container: NDArray[np.int32], files: list[tuple[bytes, int]]
+) -> Files:
+    return Files(
+        containers=tuple(containers),
+        container=container,
+        name=np.array([name for name, _ in files], dtype="S"),
+        size=np.array([size for _, size in files], np.int64),
     )
 
 
 def walk(folder: Path, below: str = "") -> Iterator[tuple[bytes, int]]:
-    """(path under `folder`, size in bytes) of every file that is not hidden, in any order."""
+    """(path under `folder`, bytes) of every file that is not hidden, in any order."""
     with os.scandir(folder / below) as entries:
         for entry in entries:
             if entry.name.startswith(".") or entry.name in LITTER:

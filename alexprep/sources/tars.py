@@ -1,21 +1,68 @@
 """The official archives as downloaded, read where they are: every image is a byte range."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from errno import EIO
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from alexprep.errors import PrepareError
 from alexprep.sources.ilsvrc import TRAIN_TAR, VALIDATION_TAR, validation_truth
-from alexprep.sources.listing import TRAIN, VALIDATION, Items, Listing, Source, make_source
+from alexprep.sources.items import Items, Places, chunks, read_announced
+from alexprep.sources.listing import TRAIN, VALIDATION, Listing, Source, make_source
 from alexprep.sources.synsets import ilsvrc2012, named
 from alexprep.tars.scan import Entry, scan_tar
 
 # A disk answers several scattered header reads at once better than one after the other.
 THREADS = 8
 CLASS_TAR = b".tar"
+
+
+@dataclass(frozen=True, eq=False, kw_only=True, slots=True)
+class Tars(Items):
+    """Byte ranges of tars: a container is a tar, and data of `size` bytes begins at `offset`."""
+
+    sequential: ClassVar = "probe"
+    offset: NDArray[np.int64]
+    size: NDArray[np.int64]
+
+    @property
+    def fingerprint(self) -> NDArray[np.int64]:
+        return self.size
+
+    def neighbours(self) -> Iterator[Places]:
+        yield from chunks(np.lexsort((self.offset, self.container)), self.size)
+
+    def read(self) -> Generator[bytes]:
+        # Every tar is opened once; each item gets a duplicate that its reader may close.
+        tars: dict[int, int] = {}
+
+        def open_file(index: int) -> int:
+            container = int(self.container[index])
+            if container not in tars:
+                tars[container] = os.open(self.containers[container], os.O_RDONLY)
+            return os.dup(tars[container])
+
+        def byte_range(index: int) -> tuple[int, int]:
+            return int(self.offset[index]), int(self.size[index])
+
+        def content(descriptor: int, index: int) -> bytes:
+            begin, size = byte_range(index)
+            data = os.pread(descriptor, size, begin)
+            if len(data) != size:
+                raise OSError(EIO, f"it ends {size - len(data):,} bytes early")
+            return data
+
+        try:
+            yield from read_announced(self, open_file, byte_range, content)
+        finally:
+            for descriptor in tars.values():
+                os.close(descriptor)
 
 
 def archive_source(folder: Path) -> Source:
@@ -87,12 +134,11 @@ def _listing(path: Path, by_class: Mapping[str, list[Entry]], wnids: list[str]) 
         np.array([labels[wnid] for wnid in by_class], np.int32),
         [len(images) for images in by_class.values()],
     )
-    items = Items(
-        "tars",
-        (str(path),),
-        np.zeros(len(entries), np.int32),
-        np.array([entry.name for entry in entries], dtype="S"),
-        np.array([entry.offset for entry in entries], np.int64),
-        np.array([entry.size for entry in entries], np.int64),
+    items = Tars(
+        containers=(str(path),),
+        container=np.zeros(len(entries), np.int32),
+        name=np.array([entry.name for entry in entries], dtype="S"),
+        offset=np.array([entry.offset for entry in entries], np.int64),
+        size=np.array([entry.size for entry in entries], np.int64),
     )
     return Listing(label, items)
