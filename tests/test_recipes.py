@@ -101,7 +101,7 @@ def test_settings_that_are_valid_only_together_may_come_together():
         ("train.lr", "wants part.field=value"),
         ("train.lr=fast", "wants a number, got 'fast'"),
         ("train.epochs=1.5", "wants a whole number"),
-        ("train.precision=half", "'half' is none of float32, bfloat16"),
+        ("train.precision=half", "'half' is none of float32, bfloat16, float64"),
         ("train.schedule=platau", "did you mean 'plateau'"),
         ("train.channels_last=maybe", "wants true or false"),
         ("model.conv9.sd=1", "did you mean 'conv"),

@@ -96,15 +96,15 @@ class TorchvisionsAlexNet(nn.Module):
 
 def test_torchvisions_weights_compute_what_torchvisions_alexnet_computes():
     torch.manual_seed(0)
-    theirs = TorchvisionsAlexNet().eval()
-    ours = build(torchvision()).eval()
+    theirs = TorchvisionsAlexNet().double().eval()
+    ours = build(torchvision()).double().eval()
     ours.load_state_dict(checked(from_torchvision(theirs.state_dict()), torchvision()))
-    pixels = torch.rand(2, 3, 224, 224)
-    mean = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
-    sd = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
+    pixels = torch.rand(2, 3, 224, 224, dtype=torch.float64)
+    mean = torch.tensor([0.485, 0.456, 0.406], dtype=torch.float64)[:, None, None]
+    sd = torch.tensor([0.229, 0.224, 0.225], dtype=torch.float64)[:, None, None]
     with torch.no_grad():
         expected = theirs((pixels - mean) / sd)
-        torch.testing.assert_close(ours(255 * (pixels - mean)), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(ours(255 * (pixels - mean)), expected, rtol=1e-10, atol=1e-12)
 
 
 def test_fine_tuning_copies_all_but_the_last_layer():

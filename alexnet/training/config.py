@@ -24,7 +24,9 @@ class TrainConfig:
         velocity_has_lr: whether the velocity lives on unchanged when the rate changes (2012), or
             shrinks with it (torch.optim.SGD as it is).
         schedule: when the rates change.
-        precision: of the network's arithmetic; weights and updates are float32 in both.
+        precision: of the network's arithmetic. Weights and updates are float32 with "bfloat16";
+            "float64" is for proofs: forms and devices agree to about 1e-12, so that rounding
+            hides nothing.
         channels_last: memory format of the convolutions.
         compile: torch.compile; "graphs" adds CUDA graphs (its mode "reduce-overhead").
         log_steps: steps between two lines of the log.
@@ -44,7 +46,7 @@ class TrainConfig:
     bias_decay: float = 0.0
     velocity_has_lr: bool = True
     schedule: Schedule = NET_145
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "bfloat16", "float64"] = "float32"
     channels_last: bool = True
     compile: Literal["off", "on", "graphs"] = "off"
     log_steps: int = 50

@@ -85,10 +85,11 @@ def _all_columns(mine: dict[str, Tensor], config: ModelConfig, team: Team) -> di
         for row, size in zip(config.layers, sizes(config), strict=True)
         for kind, shape in (("weight", size.weight), ("bias", (size.biases,)))
     }
+    dtype = next(iter(mine.values())).dtype
     everything: dict[str, Tensor] = {}
     for name, meta in to_columns(like, config).items():
         sender = int(name.partition(".")[0].removeprefix("column"))
-        tensor = torch.empty(meta.shape, device=team.device)
+        tensor = torch.empty(meta.shape, dtype=dtype, device=team.device)
         if sender == team.column:
             tensor.copy_(mine[name])
         source = dist.get_global_rank(team.group, sender)

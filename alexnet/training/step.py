@@ -30,13 +30,15 @@ def set_channels_last(model: nn.Module) -> None:
 
 
 def logits_of(model: Any, images: Tensor, config: TrainConfig) -> Tensor:
-    """Float32 logits (N, K), in the arithmetic and the memory format of the config."""
+    """Logits (N, K) in the arithmetic and the memory format of the config; float32 at least."""
     if config.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
+    if config.precision == "float64":
+        images = images.double()
     bfloat16 = config.precision == "bfloat16"
     with torch.autocast(images.device.type, torch.bfloat16, enabled=bfloat16):
         logits: Tensor = model(images)
-    return logits.float()
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def train_step(

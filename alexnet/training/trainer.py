@@ -41,6 +41,8 @@ class Trainer:
         self.train = in_lockstep(data.train, run.replicas.team)
         self.validation = in_lockstep(data.validation, run.replicas.team)
         self.model: nn.Module = model
+        if config.precision == "float64":
+            model.double()
         if config.channels_last:
             set_channels_last(model)
         self.forward = compiled(self.model, config)
