@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from drawing import draw_classes
 
 from alexprep.dataset.shard import RunOptions, ShardConfig, shard
 from alexprep.errors import PrepareError
-from alexprep.tasks import completed
+from alexprep.workers import run_tasks
 
 CONFIG = ShardConfig(size=96, shards={"train": 12, "validation": 6})
 
@@ -47,7 +48,7 @@ def start_worker(folder, address):
 
 @pytest.fixture
 def cluster(tmp_path):
-    """(address of a scheduler, its two worker processes)."""
+    """(address of a scheduler, its two worker processes, its own process)."""
     port = free_port()
     folder = tmp_path / "dask"
     folder.mkdir()
@@ -56,7 +57,7 @@ def cluster(tmp_path):
         folder, "scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard"
     )
     crew = [start_worker(folder, address) for _ in range(2)]
-    yield address, crew
+    yield address, crew, scheduler
     for process in (*crew, scheduler):
         process.kill()
         process.wait()
@@ -72,14 +73,14 @@ def zoo(tmp_path_factory):
 
 def test_a_cluster_writes_the_bytes_of_one_process(zoo, cluster, tmp_path):
     source, whole = zoo
-    address, _ = cluster
+    address, _, _ = cluster
     shard(source, tmp_path / "made", CONFIG, RunOptions(scheduler=address))
     assert contents(tmp_path / "made") == whole
 
 
 def test_the_tasks_of_a_worker_that_dies_half_way_are_done_by_the_other(zoo, cluster, tmp_path):
     source, whole = zoo
-    address, crew = cluster
+    address, crew, _ = cluster
     out, killed_at = tmp_path / "made", []
 
     def kill_half_way():
@@ -107,23 +108,37 @@ def complain(number):
 
 
 def test_what_a_task_raises_on_the_cluster_is_raised_here(cluster):
-    address, _ = cluster
+    address, _, _ = cluster
     with pytest.raises(PrepareError, match=r"task \d cannot be done"):
-        list(completed(complain, range(3), workers=1, scheduler=address))
+        list(run_tasks(complain, range(3), workers=1, scheduler=address))
 
 
 def test_a_cluster_that_loses_all_its_workers_is_an_error_and_not_a_wait(cluster, monkeypatch):
-    monkeypatch.setattr("alexprep.cluster.SECONDS_WITHOUT_WORKERS", 2)
-    address, _ = cluster
+    monkeypatch.setattr("alexprep.workers.SECONDS_WITHOUT_WORKERS", 2)
+    address, _, _ = cluster
     with pytest.raises(PrepareError, match="has had no worker for 2 seconds"):
-        list(completed(stop_this_worker, range(9), workers=1, scheduler=address))
+        list(run_tasks(stop_this_worker, range(9), workers=1, scheduler=address))
+
+
+def sleep_in_the_task(number):
+    time.sleep(20 * bool(number))
+    return number
+
+
+def test_a_scheduler_that_is_killed_is_an_error_and_not_a_wait(cluster):
+    address, _, scheduler = cluster
+    with closing(run_tasks(sleep_in_the_task, range(9), workers=1, scheduler=address)) as results:
+        assert next(results) == (0, 0)
+        scheduler.kill()
+        with pytest.raises(PrepareError, match=f"scheduler at {address} stopped answering"):
+            next(results)
 
 
 def test_a_scheduler_that_does_not_answer_is_named(monkeypatch):
-    monkeypatch.setattr("alexprep.cluster.SECONDS_TO_CONNECT", 1)
+    monkeypatch.setattr("alexprep.workers.CONNECT_SECONDS", 1)
     address = f"tcp://127.0.0.1:{free_port()}"
     with pytest.raises(PrepareError, match=f"No Dask scheduler answers at {address}"):
-        completed(complain, [1], workers=1, scheduler=address).send(None)
+        run_tasks(complain, [1], workers=1, scheduler=address).send(None)
 
 
 def test_a_sequential_run_is_for_one_machine(zoo, tmp_path):

@@ -16,6 +16,6 @@ def test_a_cluster_writes_the_bytes_of_one_process(cluster, tmp_path):
     root = write_dataset(tmp_path / "set", {"train": items}, size=40, shards=6)
     compute_stats(root, workers=1)
     alone = {name: (root / name).read_bytes() for name in FILES}
-    address, _ = cluster
+    address, _, _ = cluster
     compute_stats(root, scheduler=address)
     assert {name: (root / name).read_bytes() for name in FILES} == alone

@@ -27,7 +27,7 @@ from alexprep.errors import PrepareError
 from alexprep.machine import peak_megabytes
 from alexprep.progress import Progress
 from alexprep.synthetic import DrawConfig, draw_source
-from alexprep.tasks import completed
+from alexprep.workers import run_tasks
 
 QUALITY, SIZE = 95, 256
 FLOOR, OURS = "bare loop, simplejpeg and Pillow", "alexprep shard"
@@ -58,7 +58,7 @@ def run(config: BenchConfig, folder: Path) -> list[Row]:
         }
         rates = interleaved(cases, config.rounds)
         found += _rows(rates, f", {workers} process" + "es" * (workers > 1))
-    peaks = [megabytes for _, megabytes in completed(_peak, [(source, out)] * 2, workers=2)]
+    peaks = [megabytes for _, megabytes in run_tasks(_peak, [(source, out)] * 2, workers=2)]
     return [*found, row(PEAK, peaks, "MB", target="<= 250")]
 
 
@@ -108,7 +108,7 @@ def _in_memory(paths: tuple[str, ...]) -> list[bytes]:
 def _loop(one: Callable[[bytes], bytes], originals: list[Path], count: int, workers: int) -> int:
     chunks = [tuple(str(path) for path in originals[place::CHUNKS]) for place in range(CHUNKS)]
     tasks = [chunk for _ in range(count // len(originals)) for chunk in chunks if chunk]
-    return sum(done for _, done in completed(partial(_all_of, one), tasks, workers=workers))
+    return sum(done for _, done in run_tasks(partial(_all_of, one), tasks, workers=workers))
 
 
 def _all_of(one: Callable[[bytes], bytes], paths: tuple[str, ...]) -> int:

@@ -19,7 +19,7 @@ from alexprep.dataset.shard import RunOptions, ShardConfig, shard
 from alexprep.dataset.stats import ShardTask, shard_moments
 from alexprep.machine import peak_megabytes
 from alexprep.synthetic import DrawConfig, draw_source
-from alexprep.tasks import completed
+from alexprep.workers import run_tasks
 from pipelines.format import Manifest, parse_index
 
 FLOOR = "decode only, Pillow"
@@ -51,7 +51,7 @@ def run(config: BenchConfig, folder: Path) -> list[Row]:
         many: partial(_images, measure_shard, tasks, 1),
     }
     found += rows(interleaved(one_process, config.rounds), floor=few, targets={many: ">= 0.95"})
-    peaks = [megabytes for _, megabytes in completed(measured_peak, tasks, workers=2)]
+    peaks = [megabytes for _, megabytes in run_tasks(measured_peak, tasks, workers=2)]
     return [
         *found,
         row("peak memory of a worker", peaks, "MB", target="<= 250"),
@@ -90,7 +90,7 @@ def measured_peak(task: ShardTask) -> float:
 
 
 def _images(function: Callable[[ShardTask], int], tasks: list[ShardTask], processes: int) -> int:
-    return sum(images for _, images in completed(function, tasks, workers=processes))
+    return sum(images for _, images in run_tasks(function, tasks, workers=processes))
 
 
 def _jpgs(task: ShardTask) -> Iterator[bytes]:

@@ -11,9 +11,9 @@ import numpy as np
 from alexprep.dataset.plan import Plan, ShardConfig, make_plan, permutation
 from alexprep.dataset.shard import RunOptions, chosen
 from alexprep.dataset.write import Outcome, outcomes
+from alexprep.machine import cores
 from alexprep.progress import clock
 from alexprep.sources.find import find_source
-from alexprep.tasks import available_cores
 from pipelines.format import BLOCK, MEMBERS, padded
 
 PROBES = 200
@@ -74,7 +74,7 @@ def forecast(
 ) -> Forecast:
     """Plan as `shard` would, encode 200 images in memory, and extrapolate."""
     plan = make_plan(chosen(find_source(Path(source)), options.splits), config)
-    workers = options.workers or available_cores()
+    workers = options.workers or cores()
     results, seconds = _probe(plan)
     whole = [result for result in results if result.encoded is not None]
     sample_bytes = np.mean([_sample_bytes(result) for result in whole]) if whole else 0.0

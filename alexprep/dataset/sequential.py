@@ -41,7 +41,7 @@ from alexprep.errors import PrepareError
 from alexprep.progress import Progress
 from alexprep.sources.items import Items
 from alexprep.sources.listing import Source
-from alexprep.tasks import completed
+from alexprep.workers import run_tasks
 from pipelines.format import Shard
 
 HEAD = struct.Struct(
@@ -125,7 +125,7 @@ def _assemble(
     yield from found.items()
     assemble = partial(write_from_spool, folder=folder)
     jobs = ((number, tasks[number]) for number in missing)
-    with closing(completed(assemble, jobs, workers=workers)) as results:
+    with closing(run_tasks(assemble, jobs, workers=workers)) as results:
         for index, record in results:
             yield missing[index], record
 
@@ -136,7 +136,7 @@ def _find_all(tasks: list[ShardTask], workers: int) -> dict[int, Record]:
     if not begun and tasks[0].known is None:
         return {}
     jobs = ((task.out, task.name, task.known) for task in tasks)
-    with closing(completed(_find, jobs, workers=workers)) as results:
+    with closing(run_tasks(_find, jobs, workers=workers)) as results:
         return {number: record for number, record in results if record is not None}
 
 
@@ -154,7 +154,7 @@ def _encode_all(
     encode_chunk = partial(spool_chunk, folder=folder, config=plan.config)
     with (
         Progress("encode", sum(len(chunk.shard) for chunk in chunks)) as progress,
-        closing(completed(encode_chunk, chunks, workers=workers)) as results,
+        closing(run_tasks(encode_chunk, chunks, workers=workers)) as results,
     ):
         for number, (source_bytes, faults) in results:
             progress.advance(len(chunks[number].shard), source_bytes, len(faults))

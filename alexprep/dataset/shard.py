@@ -18,11 +18,12 @@ from alexprep.dataset.sequential import recommend_sequential, spool_folder, writ
 from alexprep.dataset.target import STATE, Target, open_target
 from alexprep.dataset.write import Fault, Record, write_shard
 from alexprep.errors import PrepareError
+from alexprep.machine import cores
 from alexprep.progress import Progress
 from alexprep.sources.find import find_source
 from alexprep.sources.ilsvrc import check_archives
 from alexprep.sources.listing import Source
-from alexprep.tasks import available_cores, completed
+from alexprep.workers import run_tasks
 from pipelines.format import Manifest, Shard
 
 __all__ = ["RunOptions", "ShardConfig", "shard"]
@@ -121,7 +122,7 @@ def _results(
     sequential = {samples.items.sequential for samples in plan.source.splits.values()}
     # What is written to memory:// in another process is lost with it.
     in_memory = target.url.startswith("memory://")
-    workers = 1 if in_memory else options.workers or available_cores()
+    workers = 1 if in_memory else options.workers or cores()
     if options.sequential or "always" in sequential:
         if options.scheduler is not None:
             raise PrepareError(
@@ -130,7 +131,7 @@ def _results(
         return write_sequentially(plan, list(tasks), spool_folder(target), workers)
     if "probe" in sequential:
         recommend_sequential(plan.source)
-    return completed(write_shard, tasks, workers=workers, scheduler=options.scheduler)
+    return run_tasks(write_shard, tasks, workers=workers, scheduler=options.scheduler)
 
 
 def _refuse_change(finished: Manifest | None, records: dict[str, Record]) -> None:

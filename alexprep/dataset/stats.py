@@ -21,7 +21,7 @@ from alexprep.dataset.moments import Moments, colour, mean_image
 from alexprep.machine import cores
 from alexprep.progress import Progress
 from alexprep.tars.stream import TarMember, TarStream
-from alexprep.tasks import completed
+from alexprep.workers import run_tasks
 from pipelines.errors import DataError
 from pipelines.files import write_whole
 from pipelines.format import Manifest, Shard
@@ -59,7 +59,7 @@ def compute_stats(
         with Progress(f"stats {split}", sum(shard.samples for shard in left)) as progress:
             tasks = [ShardTask(root=root, shard=shard, size=manifest.size) for shard in left]
             count = workers or cores()
-            sums = completed(shard_moments, tasks, workers=count, scheduler=scheduler)
+            sums = run_tasks(shard_moments, tasks, workers=count, scheduler=scheduler)
             with closing(sums):
                 for index, moments in sums:
                     kept.add(left[index], moments)

@@ -15,9 +15,10 @@ from alexprep.dataset.shard import chosen
 from alexprep.dataset.verify_shard import CheckTask, Findings, check_shard
 from alexprep.dataset.write import write_shard
 from alexprep.errors import PrepareError
+from alexprep.machine import cores
 from alexprep.progress import Progress
 from alexprep.sources.find import find_source
-from alexprep.tasks import available_cores, completed
+from alexprep.workers import run_tasks
 from pipelines.format import Manifest, Shard, Split
 
 
@@ -46,7 +47,7 @@ def verify(
             f"To make shards of {root} again their source is needed: give --source FOLDER."
         )
     plan = _plan(manifest, source, root) if rebuild and source is not None else None
-    everything = _check_all(root, manifest, workers or available_cores())
+    everything = _check_all(root, manifest, workers or cores())
     faults = [*_stray_files(root, manifest)]
     for split, there in manifest.splits.items():
         found = [everything[shard.name] for shard in there.shards]
@@ -55,7 +56,7 @@ def verify(
     faults += _data_set_faults(manifest, list(everything.values()))
     rebuilt: tuple[str, ...] = ()
     if plan is not None:
-        rebuilt, differences = _rebuild(plan, manifest, rebuild, workers or available_cores())
+        rebuilt, differences = _rebuild(plan, manifest, rebuild, workers or cores())
         faults += differences
     return Verified(
         shards=len(everything),
@@ -89,7 +90,7 @@ def _check_all(root: Path, manifest: Manifest, workers: int) -> dict[str, Findin
     found: dict[str, Findings] = {}
     with (
         Progress("verify", sum(task.shard.samples for task in tasks)) as progress,
-        closing(completed(check_shard, tasks, workers=workers)) as results,
+        closing(run_tasks(check_shard, tasks, workers=workers)) as results,
     ):
         for index, one in results:
             shard = tasks[index].shard
@@ -164,7 +165,7 @@ def _rebuild(
         made: dict[str, Shard | None] = {}
         with (
             Progress("make again", len(tasks), unit="shards") as progress,
-            closing(completed(write_shard, tasks, workers=workers)) as results,
+            closing(run_tasks(write_shard, tasks, workers=workers)) as results,
         ):
             for index, record in results:
                 made[tasks[index].name] = record.shard

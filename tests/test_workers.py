@@ -3,14 +3,17 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from contextlib import closing
 from pathlib import Path
+from pickle import PicklingError
 
 import pytest
 
 from alexprep.errors import PrepareError
+from alexprep.machine import cores
 from alexprep.progress import Progress, clock
-from alexprep.tasks import available_cores, completed
+from alexprep.workers import run_tasks
 
 
 def square(number):
@@ -40,6 +43,23 @@ def slowly_but_for_the_first(task):
         slowly(folder)
 
 
+def die_or_sleep(number):
+    if number:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(30)
+
+
+def die_when_sending(_number, frame):
+    if frame.f_code.co_name == "_send":  # multiprocessing.connection, between two writes
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def send_until_death(_number):
+    signal.signal(signal.SIGALRM, die_when_sending)
+    signal.setitimer(signal.ITIMER_REAL, 0.005, 0.005)
+    return bytes(100_000_000)
+
+
 def unpicklable(_number):
     return lambda: None
 
@@ -61,43 +81,58 @@ def wait_until(condition, seconds=10):
 
 @pytest.mark.parametrize("workers", [1, 2, 4])
 def test_every_task_is_done_once_and_named_by_its_place(workers):
-    assert dict(completed(square, range(9), workers=workers)) == {n: n * n for n in range(9)}
+    assert dict(run_tasks(square, range(9), workers=workers)) == {n: n * n for n in range(9)}
 
 
 def test_tasks_are_taken_one_at_a_time_and_not_listed_beforehand():
     taken = []
-    results = completed(square, (taken.append(n) or n for n in range(100)), workers=2)
+    results = run_tasks(square, (taken.append(n) or n for n in range(100)), workers=2)
     with closing(results):
         next(results)
     assert len(taken) <= 4
 
 
 def test_no_tasks_is_no_work():
-    assert list(completed(square, [], workers=4)) == []
+    assert list(run_tasks(square, [], workers=4)) == []
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_what_a_task_raises_is_raised_here(workers):
-    with pytest.raises(PrepareError, match="three is unreadable"):
-        list(completed(fail_at_three, range(9), workers=workers))
+    with pytest.raises(PrepareError, match="three is unreadable") as caught:
+        list(run_tasks(fail_at_three, range(9), workers=workers))
+    assert "in fail_at_three" in "".join(traceback.format_exception(caught.value))
 
 
 def test_a_worker_that_dies_is_an_error_within_seconds_and_not_a_wait():
     began, pids = time.monotonic(), set()
     with pytest.raises(PrepareError, match="ended with signal SIGKILL"):
-        pids.update(pid for _, pid in completed(die_at_three, range(9), workers=2))
+        pids.update(pid for _, pid in run_tasks(die_at_three, range(9), workers=2))
     assert time.monotonic() - began < 10
     assert not any(alive(pid) for pid in pids)
 
 
+def test_a_worker_that_dies_is_noticed_while_the_others_are_at_work():
+    began = time.monotonic()
+    with pytest.raises(PrepareError, match="ended with signal SIGKILL"):
+        list(run_tasks(die_or_sleep, range(2), workers=2))
+    assert time.monotonic() - began < 10
+
+
+def test_a_worker_that_dies_while_it_sends_a_large_result_is_an_error_and_not_a_wait():
+    began = time.monotonic()
+    with pytest.raises(PrepareError, match="ended with signal SIGKILL"):
+        list(run_tasks(send_until_death, range(2), workers=2))
+    assert time.monotonic() - began < 10
+
+
 def test_a_result_that_cannot_be_sent_is_an_error():
-    with pytest.raises(TypeError, match="unpicklable"):
-        list(completed(unpicklable, range(3), workers=2))
+    with pytest.raises((AttributeError, PicklingError), match="unpicklable"):
+        list(run_tasks(unpicklable, range(3), workers=2))
 
 
 def test_workers_are_gone_when_the_caller_stops_early(tmp_path):
     tasks = [(number, tmp_path) for number in range(9)]
-    with closing(completed(slowly_but_for_the_first, tasks, workers=2)) as results:
+    with closing(run_tasks(slowly_but_for_the_first, tasks, workers=2)) as results:
         assert next(results) == (0, None)
         wait_until(lambda: list(tmp_path.iterdir()))
     assert not any(alive(int(path.name)) for path in tmp_path.iterdir())
@@ -106,9 +141,9 @@ def test_workers_are_gone_when_the_caller_stops_early(tmp_path):
 @pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGINT])
 def test_workers_do_not_outlive_their_parent(tmp_path, blow):
     code = (
-        "import pathlib, test_tasks\n"
-        "from alexprep.tasks import completed\n"
-        f"list(completed(test_tasks.slowly, [pathlib.Path({str(tmp_path)!r})] * 2, workers=2))"
+        "import pathlib, test_workers\n"
+        "from alexprep.workers import run_tasks\n"
+        f"list(run_tasks(test_workers.slowly, [pathlib.Path({str(tmp_path)!r})] * 2, workers=2))"
     )
     parent = subprocess.Popen(
         [sys.executable, "-c", code], cwd=Path(__file__).parent, stderr=subprocess.PIPE, text=True
@@ -122,11 +157,11 @@ def test_workers_do_not_outlive_their_parent(tmp_path, blow):
 
 def test_a_pool_of_nobody_is_refused():
     with pytest.raises(ValueError, match="at least 1, got 0"):
-        completed(square, [1], workers=0)
+        run_tasks(square, [1], workers=0)
 
 
 def test_there_is_a_core_to_work_on():
-    assert 1 <= available_cores() <= os.cpu_count()
+    assert 1 <= cores() <= os.cpu_count()
 
 
 def test_progress_says_rates_time_left_and_errors_in_plain_lines(capsys):

@@ -1,0 +1,278 @@
+"""Run independent tasks on the cores of this machine, or on those of a Dask cluster.
+
+Both are executors of `concurrent.futures`, driven by one loop that keeps few tasks in flight. Local
+processes are spawned, not forked: they inherit today's environment and limits, hold nothing of the
+parent's memory and import only what the task's module imports.
+"""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from importlib import import_module
+from itertools import islice
+from multiprocessing import parent_process, resource_tracker
+from multiprocessing.context import SpawnContext, SpawnProcess
+from threading import Thread
+from typing import Any, Protocol, Self, TypeVar
+
+from alexprep.errors import PrepareError
+
+T = TypeVar("T")
+R = TypeVar("R")
+POLL_SECONDS = 1.0
+EXIT_SECONDS = 3.0
+CONNECT_SECONDS = 15
+SECONDS_WITHOUT_WORKERS = 20
+
+
+def run_tasks(
+    function: Callable[[T], R],
+    tasks: Iterable[T],
+    *,
+    workers: int,
+    scheduler: str | None = None,
+) -> Generator[tuple[int, R], None, None]:
+    """Yield (index of the task, result) as tasks finish, in whatever order they do.
+
+    One worker is this very process. More are spawned, at most one per task; `function` and the
+    tasks must pickle. With `scheduler` (tcp://host:8786) a Dask cluster does the tasks and
+    `workers` is ignored; there, a task whose worker dies is done by another one.
+
+    An exception in a task is raised here, with the worker's traceback as its cause. PrepareError if
+    a local worker dies, or the cluster has no scheduler or no worker. However the iterator ends,
+    the workers are gone: wrap it in `contextlib.closing` where the caller's own code may raise
+    between two results.
+    """
+    if workers < 1:
+        raise ValueError(f"workers must be at least 1, got {workers}.")
+    if scheduler is not None:
+        return _run(_Cluster(scheduler), function, tasks)
+    if workers == 1:
+        return ((index, function(task)) for index, task in enumerate(tasks))
+    return _run(_Processes(workers), function, tasks)
+
+
+class _Crew(Protocol):
+    """An executor, entered to start it and left without a task running."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None: ...
+
+    def capacity(self) -> int:
+        """Tasks in flight that keep all workers busy; PrepareError if there is no worker left."""
+        ...
+
+    def submit(self, function: Callable[[T], R], task: T) -> Future[R]: ...
+
+    def result(self, future: Future[R]) -> R:
+        """What a finished task returned or raised; PrepareError if its worker is gone."""
+        ...
+
+
+def _run(
+    crew: _Crew, function: Callable[[T], R], tasks: Iterable[T]
+) -> Generator[tuple[int, R], None, None]:
+    pending = enumerate(tasks)
+    in_flight: dict[Future[R], int] = {}
+    with crew:
+        while True:
+            for index, task in islice(pending, max(0, crew.capacity() - len(in_flight))):
+                in_flight[crew.submit(function, task)] = index
+            if not in_flight:
+                return
+            # The timeout gives `capacity` a chance to see that the workers are gone.
+            done, _ = wait(in_flight, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
+            for future in done:
+                yield in_flight.pop(future), crew.result(future)
+
+
+class _Worker(SpawnProcess):
+    """A worker process that does not see Ctrl-C, not even while it starts.
+
+    Ctrl-C goes to every process of the terminal. The parent decides what to do about it; a child
+    that has not yet come to ignoring the signal must not print a traceback, so it starts with the
+    signal blocked.
+    """
+
+    def start(self) -> None:
+        # multiprocessing's tracker, started with the first child, would lift the block.
+        resource_tracker.ensure_running()
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            super().start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+class _Context(SpawnContext):
+    """Where the pool gets its processes and its pipe from; keeps both at hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.workers: list[_Worker] = []
+        self.results: Any = None
+
+    def Process(self, *args: Any, **options: Any) -> SpawnProcess:  # pyright: ignore # noqa: N802
+        self.workers.append(_Worker(*args, **options, daemon=True))
+        return self.workers[-1]
+
+    def SimpleQueue(self) -> Any:  # noqa: N802
+        self.results = super().SimpleQueue()
+        return self.results
+
+
+class _Processes:
+    """A pool of local processes that names the signal that ended one of them."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def __enter__(self) -> Self:
+        self._context = _Context()
+        self._pool = ProcessPoolExecutor(self._count, self._context, _start_worker)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self._kill()
+        self._pool.shutdown(cancel_futures=True)
+
+    def capacity(self) -> int:
+        # The pool does not look at a process that it started while it was waiting for others.
+        if self._ended():
+            raise self._death()
+        return self._count + 1
+
+    def submit(self, function: Callable[[T], R], task: T) -> Future[R]:
+        try:
+            return self._pool.submit(function, task)
+        except BrokenProcessPool:
+            raise self._death() from None
+
+    def result(self, future: Future[R]) -> R:
+        try:
+            return future.result()
+        except BrokenProcessPool as error:
+            if error.__cause__ is not None:  # a result that cannot be unpickled is our defect
+                raise
+            raise self._death() from None
+
+    def _death(self) -> PrepareError:
+        """Say which worker died: of those that have ended, the one that the pool did not stop."""
+        if not self._ended():
+            for worker in self._context.workers:
+                worker.join(EXIT_SECONDS)
+        worker = min(self._ended(), key=lambda ended: ended.exitcode == -signal.SIGTERM)
+        code = worker.exitcode or 0
+        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        return PrepareError(
+            f"Worker process {worker.pid} ended with {how} before its task was done. Run the same "
+            "command again: finished work is kept. If it ran out of memory, use fewer --workers."
+        )
+
+    def _ended(self) -> list[_Worker]:
+        return [worker for worker in self._context.workers if worker.exitcode]
+
+    def _kill(self) -> None:
+        for stop in (SpawnProcess.terminate, SpawnProcess.kill):
+            for worker in self._context.workers:
+                if worker.is_alive():
+                    stop(worker)
+            for worker in self._context.workers:
+                worker.join(EXIT_SECONDS)
+        # A worker may have died in the middle of a result. The thread of the pool that reads it
+        # would wait for the other half for ever, because this process could still write it.
+        self._context.results._writer.close()
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def _exit_with_parent() -> None:
+    """End this process when its parent is gone, however it went (SIGKILL reaches no handler)."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+class _Cluster:
+    """A Dask cluster: source and output must be reachable from its workers under the same paths."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        # dask is an extra, and importing it takes longer than many a run
+        try:
+            self._dask: Any = import_module("distributed")
+        except ImportError as error:
+            raise PrepareError(
+                "--scheduler needs Dask, which is not installed. Install it with "
+                "`pip install 'alexprep[cluster]'`."
+            ) from error
+
+    def __enter__(self) -> Self:
+        try:
+            self._client = self._dask.Client(self._address, timeout=CONNECT_SECONDS)
+        except (OSError, TimeoutError, ValueError) as error:
+            raise PrepareError(
+                f"No Dask scheduler answers at {self._address} ({error or 'timed out'}). Start one "
+                "with `dask scheduler`, workers with `dask worker ADDRESS`, and give its address."
+            ) from error
+        self._pool = self._client.get_executor(pure=False)
+        self._last_seen = time.monotonic()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._pool.shutdown(wait=False)
+        self._client.close()
+
+    def capacity(self) -> int:
+        with self._lost_scheduler():
+            threads = sum(self._client.nthreads().values())
+        if threads:
+            self._last_seen = time.monotonic()
+        elif time.monotonic() - self._last_seen > SECONDS_WITHOUT_WORKERS:
+            raise PrepareError(
+                f"The Dask cluster has had no worker for {SECONDS_WITHOUT_WORKERS} seconds. Start "
+                "workers and run the same command again: finished work is kept."
+            )
+        return 2 * max(1, threads)
+
+    def submit(self, function: Callable[[T], R], task: T) -> Future[R]:
+        with self._lost_scheduler():
+            return self._pool.submit(function, task)
+
+    def result(self, future: Future[R]) -> R:
+        if not future.cancelled():
+            error = future.exception()
+            if isinstance(error, self._dask.scheduler.KilledWorker):
+                raise PrepareError(
+                    f"Several Dask workers died over one task ({error}). See the workers' logs; if "
+                    "memory ran out, start them with fewer threads."
+                ) from error
+            return future.result()
+        raise self._lost()
+
+    @contextmanager
+    def _lost_scheduler(self) -> Generator[None]:
+        try:
+            yield
+        except (
+            OSError,
+            TimeoutError,
+            CancelledError,
+            self._dask.client.ClosedClientError,
+        ) as error:
+            raise self._lost() from error
+
+    def _lost(self) -> PrepareError:
+        return PrepareError(
+            f"The Dask scheduler at {self._address} stopped answering. Start it again and run the "
+            "same command: finished work is kept."
+        )
