@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from alexprep.report.report import report
+from alexprep.report import write_report
 from tests.browser import Browser
 
 PICTURE = Path(__file__).parent / "images" / "report.jpg"
@@ -60,7 +60,7 @@ def main() -> None:
     """Write docs/images/report.jpg from the demo named on the command line."""
     demo = Path(sys.argv[1] if len(sys.argv) > 1 else sys.exit(__doc__))
     with tempfile.TemporaryDirectory() as folder:
-        page = report(demo / "run", Path(folder) / "report.html")
+        page = write_report(demo / "run", Path(folder) / "report.html")
         drawn = montage(sections(page, Path(folder)))
     out = io.BytesIO()
     drawn.save(out, "JPEG", quality=64, optimize=True, progressive=True)

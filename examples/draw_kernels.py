@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 from alexprep.model.trained import load_trained
-from alexprep.report.images import colour_share, kernel_sheet
+from alexprep.report.pictures import colour_share, kernel_sheet
 
 WIDTH, BETWEEN = 600, 24
 

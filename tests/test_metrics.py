@@ -35,6 +35,17 @@ def test_a_line_that_a_killed_run_left_unfinished_is_left_out(tmp_path):
     assert list(read(tmp_path)) == [{"step": 0}]
 
 
+def test_a_damaged_line_is_an_error_to_a_reader_but_does_not_keep_a_run_from_resuming(tmp_path):
+    lines = [b'{"step": 0}', b'{"step": \xff}', b'{"step": 2}']
+    (tmp_path / "metrics.jsonl").write_bytes(b"".join(line + b"\n" for line in lines))
+    records = read(tmp_path)
+    assert next(records) == {"step": 0}
+    with pytest.raises(ValueError, match="0xff"):
+        next(records)
+    assert Metrics(tmp_path, keep_lines=2).lines == 2
+    assert (tmp_path / "metrics.jsonl").read_bytes().splitlines() == lines[:2]
+
+
 @pytest.mark.parametrize("kind", ["step", "epoch"])
 def test_every_field_of_a_run_is_explained_and_no_other(tmp_path, kind):
     fit(network(), CONFIG, data(), Run(folder=tmp_path))

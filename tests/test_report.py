@@ -1,6 +1,8 @@
 """The pages of `alexprep report`, without a browser: what they say, and what is refused."""
 
+import contextlib
 import json
+import math
 import os
 import re
 import shutil
@@ -10,10 +12,13 @@ from html.parser import HTMLParser
 
 import plotly.graph_objects
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from alexnet.errors import RunError
 from alexprep.errors import PrepareError
-from alexprep.report.report import kind_of, report
+from alexprep.report import folder_kind, write_report
+from alexprep.report.run_summary import read_log
 from pipelines.errors import DataError
 from tests.reports import EPOCHS, TRAIN, VALIDATION, make_dataset, make_run, ninety_epochs
 
@@ -81,7 +86,7 @@ def check_page(page):
 
 
 def test_the_page_of_a_run_shows_everything_there_is_to_see(dataset, run):
-    path = report(run)
+    path = write_report(run)
     assert path == run / "report.html"
     page = Page(path)
     check_page(page)
@@ -95,7 +100,7 @@ def test_the_page_of_a_run_shows_everything_there_is_to_see(dataset, run):
 
 
 def test_a_page_loads_nothing_from_anywhere(run, dataset):
-    for path in (report(run), report(dataset)):
+    for path in (write_report(run), write_report(dataset)):
         page = Page(path)
         assert "default-src 'none'" in str(page.all("meta"))
         addresses = [attrs.get("src") or attrs.get("href") for _, attrs in page.elements]
@@ -104,15 +109,15 @@ def test_a_page_loads_nothing_from_anywhere(run, dataset):
 
 
 def test_a_run_of_ninety_epochs_has_its_drops_marked_and_no_more_points_than_pixels(run, tmp_path):
-    page = Page(report(ninety_epochs(run, tmp_path / "long")))
+    page = Page(write_report(ninety_epochs(run, tmp_path / "long")))
     check_page(page)
     loss = page.charts["loss"]
     texts = {(mark["x"], mark["text"]) for mark in loss["layout"]["annotations"]}
     assert texts == {
-        (25, "rate 0.001"),
-        (51, "rate 0.0001"),
-        (79, "rate 1e-05"),
-        (66, "no colour noise"),
+        (25, "lr 0.001"),
+        (51, "lr 0.0001"),
+        (79, "lr 1e-05"),
+        (66, "no colour shift"),
         (72, "conv1 frozen"),
     }
     assert len(loss["data"][0]["x"]) <= 1200
@@ -124,9 +129,9 @@ def test_a_run_in_its_first_epoch_can_be_looked_at(moved):
     # Two steps were logged, the third line is being written.
     (moved / "metrics.jsonl").write_text("".join(lines[:2]) + lines[2][:20])
     (moved / "checkpoints" / "best.safetensors").unlink()
-    page = Page(report(moved))
+    page = Page(write_report(moved))
     check_page(page)
-    assert "No epoch has ended yet" in page.text
+    assert "No epoch has finished yet" in page.text
     assert f"0 of {EPOCHS}" in page.text
 
 
@@ -134,12 +139,12 @@ def test_a_run_whose_data_set_is_gone_says_so_and_shows_the_rest(moved, dataset)
     config = json.loads((moved / "config.json").read_text())
     config["calls"][-1]["dataset"] = "/nowhere/imagenet"
     (moved / "config.json").write_text(json.dumps(config))
-    page = Page(report(moved))
+    page = Page(write_report(moved))
     check_page(page)
     assert "/nowhere/imagenet" in page.text
     assert "--data" in page.text
     assert len(page.all("img")) == 2  # the kernels of both columns
-    page = Page(report(moved, data=dataset))
+    page = Page(write_report(moved, data=dataset))
     assert f"{VALIDATION} images" in page.text
 
 
@@ -148,32 +153,32 @@ def test_predictions_that_eval_kept_in_the_run_are_in_the_table_of_errors(moved,
 
     kept = moved / "ten.predictions"
     found = evaluate([moved], dataset, EvalOptions(views=10), save=kept)
-    page = Page(report(moved))
-    row = re.search(r"10 views: corners, centre, mirrored ([\d.]+)% .*? ([\d.]+)% ", page.text)
+    page = Page(write_report(moved))
+    row = re.search(r"10 views: corners and centre, mirrored ([\d.]+)% .*? ([\d.]+)% ", page.text)
     assert float(row[1]) == pytest.approx(100 * found.top1, abs=0.01)
     assert float(row[2]) == pytest.approx(100 * found.top5, abs=0.01)
     assert f"ten.predictions: drawn validation, 10 views {row[1]}%" in page.text
 
 
 def test_fewer_images_are_asked_about_and_the_page_says_how_many(run, tmp_path):
-    page = Page(report(run, tmp_path / "some.html", images=10))
+    page = Page(write_report(run, tmp_path / "some.html", images=10))
     assert f"10 of {VALIDATION}" in page.text
 
 
 def test_the_page_of_a_data_set_counts_what_it_holds(dataset):
-    page = Page(report(dataset))
+    page = Page(write_report(dataset))
     check_page(page)
     assert f"train {TRAIN} images in 3 shards" in page.text
     assert page.charts["counts"]["data"][0]["y"] == [17, 17, 16]
-    assert f"validation: every class has {VALIDATION // 3} images." in page.text
-    assert "Every source image is 500 x 375 pixels." in page.text
+    assert re.search(r"validation 24 3 [\d.]+ kB 8 / 8 / 8", page.text)
+    assert "All source images have 500 x 375 pixels." in page.text
     assert "class 2" in page.text
     # the mean image, and three classes stored and in six epochs
     assert len(page.all("img")) == 1 + 3 * 7
 
 
 def test_a_data_set_without_statistics_is_shown_with_the_command_for_them(tmp_path):
-    page = Page(report(make_dataset(tmp_path / "bare", stats=False)))
+    page = Page(write_report(make_dataset(tmp_path / "bare", stats=False)))
     check_page(page)
     assert f"Run `alexprep stats {tmp_path / 'bare'}`." in page.text
 
@@ -182,11 +187,16 @@ def test_names_from_outside_are_text_and_never_markup(tmp_path):
     root = make_dataset(tmp_path / "odd")
     manifest = json.loads((root / "manifest.json").read_text())
     manifest["classes"][1][1] = "</script><script>alert(1)</script><b>"
-    manifest["name"] = '"><img src=x>'
+    manifest["classes"][2][1] = "<!--<script>\x00\x1b[2J\ud800"  # a surrogate UTF-8 cannot hold
+    manifest["name"] = "\"><img src=x onerror='alert(1)'>"
+    manifest["source"]["name"] = "&lt;i&gt;{{ 7 * 7 }}"
     (root / "manifest.json").write_text(json.dumps(manifest))
-    page = Page(report(root))
+    page = Page(write_report(root))
     check_page(page)
     assert "</script><script>alert(1)</script><b>" in page.text
+    assert "<!--<script>" in page.text
+    assert manifest["name"] in page.text
+    assert "&lt;i&gt;{{ 7 * 7 }}" in page.text
     assert len(page.all("script")) == 2 + len(page.charts)
 
 
@@ -222,48 +232,94 @@ def test_what_cannot_be_reported_on_is_refused_in_one_line(spoil, words, tmp_pat
     root = tmp_path / "it"
     spoil(root)
     with pytest.raises((PrepareError, DataError), match=words) as refused:
-        report(root)
+        write_report(root)
     assert "\n" not in str(refused.value)
     assert not list(tmp_path.rglob("*report*"))
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "words"),
+    "text", ["{", "null", '{"recipe": {"train": {}}}', "[" * 100_000, b'{"recipe": "\xff"}']
+)
+def test_a_damaged_config_is_named(moved, text):
+    (moved / "config.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(PrepareError, match=r"config\.json is damaged") as refused:
+        write_report(moved)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_run_without_its_config_is_refused(moved):
+    (moved / "config.json").unlink()
+    with pytest.raises(PrepareError, match=r"config\.json cannot be read"):
+        write_report(moved)
+
+
+@pytest.mark.parametrize(
+    "line",
     [
-        ("config.json", "{", "is missing or damaged"),
-        ("config.json", '{"recipe": {"train": {}}}', "is missing or damaged"),
-        ("metrics.jsonl", '{"kind":\n', "is damaged"),
+        *(b'{"kind":', b"null", b"{}", b"[]", b"", b'"step"', b'{"kind": "other"}'),
+        *(b'{"kind": "step"}', b'{"kind": "step", "loss": "\xff"}', b"[" * 100_000),
     ],
 )
-def test_a_damaged_file_of_a_run_is_named(moved, name, text, words):
-    (moved / name).write_text(text)
-    with pytest.raises(PrepareError, match=f"{name} {words}"):
-        report(moved)
+def test_a_line_of_the_log_that_is_no_record_is_named(moved, line):
+    before = (moved / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (moved / "metrics.jsonl").write_bytes(b"".join([*before[:2], line, b"\n", *before[2:]]))
+    with pytest.raises(PrepareError, match=r"metrics\.jsonl, line 3, is damaged") as refused:
+        write_report(moved)
+    assert "\n" not in str(refused.value)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=4,
+)
+STEP = {"kind": "step", "epoch": 0, "at": 1, "of": 2, "loss": 1.0, "lr": 0.1} | {
+    "images_per_second": 9.0,
+    "waiting": 0.0,
+}
+
+
+@given(st.sampled_from([*STEP, "more"]), JSON)
+def test_a_record_of_other_values_is_read_or_refused(tmp_path_factory, name, value):
+    folder = tmp_path_factory.mktemp("log")
+    (folder / "metrics.jsonl").write_text(json.dumps({**STEP, name: value}) + "\n")
+    with contextlib.suppress(PrepareError):
+        (record,) = read_log(folder)
+        assert math.isfinite(record.epochs)
 
 
 def test_a_device_that_is_not_there_is_refused(run, tmp_path):
     with pytest.raises(RunError, match="There is no cuda:97 here"):
-        report(run, tmp_path / "page.html", device="cuda:97")
+        write_report(run, tmp_path / "page.html", device="cuda:97")
 
 
 def test_a_loss_that_is_no_number_leaves_a_gap_in_its_curve(moved):
     lines = [json.loads(line) for line in (moved / "metrics.jsonl").read_text().splitlines()]
     lines[-1]["validation_loss"] = float("nan")
     (moved / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    validation = Page(report(moved)).charts["loss"]["data"][1]
+    validation = Page(write_report(moved)).charts["loss"]["data"][1]
     assert validation["y"][-1] is None
     assert validation["y"][0] > 0
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e308])
+def test_a_log_of_numbers_that_are_none_makes_a_page_all_the_same(moved, value):
+    lines = [json.loads(line) for line in (moved / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        line.update((name, value) for name, old in line.items() if isinstance(old, float))
+    (moved / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    check_page(Page(write_report(moved)))
+
+
 def test_a_folder_of_runs_names_what_is_in_it(run):
     with pytest.raises(PrepareError, match=re.escape(str(run))):
-        kind_of(run.parent)
+        folder_kind(run.parent)
 
 
 @pytest.mark.parametrize("out", ["/sys/report.html", "/nowhere/report.html", "/dev/null/r.html"])
 def test_a_place_that_cannot_be_written_is_refused_before_the_work(run, out):
     with pytest.raises(PrepareError, match=f"{out} cannot be written .* --out"):
-        report(run, out=type(run)(out))
+        write_report(run, out=type(run)(out))
 
 
 def test_a_data_set_of_other_classes_is_refused(run, tmp_path):
@@ -271,12 +327,12 @@ def test_a_data_set_of_other_classes_is_refused(run, tmp_path):
     text = (other / "manifest.json").read_text().replace("n00000002", "n00000003")
     (other / "manifest.json").write_text(text)
     with pytest.raises(RunError, match="other classes"):
-        report(run, tmp_path / "page.html", data=other)
+        write_report(run, tmp_path / "page.html", data=other)
 
 
 def test_a_page_that_cannot_be_finished_leaves_the_one_before(tmp_path):
     root = make_dataset(tmp_path / "dataset")
-    before = report(root).read_bytes()
+    before = write_report(root).read_bytes()
     shard = next((root / "train").glob("*.tar"))
     data = bytearray(shard.read_bytes())
     data[1024:4096] = bytes(3072)
@@ -284,7 +340,7 @@ def test_a_page_that_cannot_be_finished_leaves_the_one_before(tmp_path):
         each.write_bytes(bytes(each.stat().st_size))
     shard.write_bytes(data)
     with pytest.raises((DataError, PrepareError), match="alexprep verify"):
-        report(root)
+        write_report(root)
     assert (root / "report.html").read_bytes() == before
     assert not list(root.glob(".report*"))
 
@@ -299,7 +355,7 @@ for how in ({"path": "webdataset", "data_dir": sys.argv[1]}, {"path": sys.argv[1
 
 def test_a_report_in_a_data_set_does_no_harm_to_its_readers(tmp_path):
     root = make_dataset(tmp_path / "shards")
-    report(root)
+    write_report(root)
     done = subprocess.run(
         [sys.executable, "-I", "-c", READ, root],
         env={**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"},

@@ -1,8 +1,11 @@
 """The pages of `alexprep report` in a real browser, on a desk and on a phone."""
 
+import json
+import shutil
+
 import pytest
 
-from alexprep.report.report import report
+from alexprep.report import write_report
 from tests.browser import Browser
 from tests.reports import make_dataset, make_run, ninety_epochs
 
@@ -66,12 +69,12 @@ def pages(browser, tmp_path_factory):
     dataset = make_dataset(root / "dataset")
     run = make_run(dataset, root / "run")
     found = {
-        "run": report(run),
-        "long": report(ninety_epochs(run, root / "long")),
-        "dataset": report(dataset, root / "dataset.html"),
+        "run": write_report(run),
+        "long": write_report(ninety_epochs(run, root / "long")),
+        "dataset": write_report(dataset, root / "dataset.html"),
     }
     dataset.rename(root / "elsewhere")
-    return {**found, "alone": report(run, root / "alone.html")}
+    return {**found, "alone": write_report(run, root / "alone.html")}
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -91,6 +94,33 @@ def test_a_page_is_whole_and_fits(browser, pages, name, width):
     assert browser.ask(CUT) == []
     assert browser.ask(SMALL) == []
     assert browser.ask(LAPPED) == []
+
+
+NAMES = ("<!--<script>", "</script><script>document.title = 'run'</script>", "&lt;b&gt; <b>b</b>")
+TICKS = "[...document.querySelectorAll('#chart-confusion .ytick text')].map(t => t.textContent)"
+
+
+def test_class_names_are_shown_letter_by_letter(browser, pages):
+    root = pages["run"].parents[1] / "elsewhere"
+    manifest = json.loads((root / "manifest.json").read_text())
+    old = [names for _, names in manifest["classes"]]
+    manifest["classes"] = [
+        [wnid, name] for (wnid, _), name in zip(manifest["classes"], NAMES, strict=True)
+    ]
+    named = shutil.copytree(root, root.parent / "named")
+    (named / "manifest.json").write_text(json.dumps(manifest))
+    charts = "document.querySelectorAll('.main-svg:first-child').length"
+    browser.open(pages["run"], 1280)
+    count, ticks = browser.ask(charts), browser.ask(TICKS)
+    browser.open(write_report(pages["run"].parent, root.parent / "named.html", data=named), 1280)
+    assert browser.troubles() == []
+    assert browser.ask(EMPTY) == []
+    assert browser.ask(charts) == count > 0
+    shown = [NAMES[old.index(tick)] for tick in ticks]
+    assert browser.ask(TICKS) == [name if len(name) <= 20 else f"{name[:19]}…" for name in shown]
+    assert browser.ask("document.title") == "code2012 trained on drawn"
+    for name in NAMES:
+        assert browser.ask(f"document.querySelector('main').innerText.includes({json.dumps(name)})")
 
 
 def test_everything_folded_fits_a_phone_too(browser, pages):

@@ -7,12 +7,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alexprep.report.answers import chance, confusion
-from alexprep.report.charts import thinned
-from alexprep.report.images import colour_share, kernel_sheet, thumbnail
-from alexprep.report.page import table
-from alexprep.report.samples import survey, training_images
-from alexprep.report.seen import Seen, neighbours, pairs_of_one_class
+from alexprep.report.dataset_summary import augmented_images, survey
+from alexprep.report.figures import merged_marks, thinned
+from alexprep.report.pictures import colour_share, kernel_sheet, thumbnail
+from alexprep.report.run_summary import standard_error
+from alexprep.report.split_predictions import (
+    SplitPredictions,
+    chance_accuracy,
+    confused_classes,
+    evenly_spaced,
+    neighbour_accuracy,
+    neighbours,
+)
 from pipelines import AugmentSpec, LoaderConfig, open_loader
 from pipelines.format import Manifest
 from pipelines.imagestats import ImageStats
@@ -29,14 +35,14 @@ def pixels(uri):
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))))
 
 
-def seen(dataset, labels, guesses, features=None):
+def predictions(dataset, labels, guesses, features=None):
     """Predictions that are sure of `guesses`."""
     probabilities = np.full((len(labels), 3), 0.1)
     probabilities[np.arange(len(labels)), guesses] = 0.8
-    return Seen(
+    return SplitPredictions(
         root=dataset,
         manifest=Manifest.load(dataset),
-        of=len(labels),
+        split_images=len(labels),
         labels=np.array(labels),
         probabilities={1: probabilities},
         features=np.zeros((len(labels), 2), np.float32) if features is None else features,
@@ -86,24 +92,43 @@ def test_neighbours_are_those_of_a_search_by_hand_and_never_the_image_itself(rng
 
 def test_pairs_of_one_class_are_counted_against_chance(dataset):
     points = np.array([[0, 0], [0, 1], [9, 0], [9, 1]], np.float32)
-    alike = seen(dataset, [0, 0, 1, 1], [0, 0, 1, 1], points)
-    assert pairs_of_one_class(alike) == 1.0
-    assert chance(alike) == pytest.approx(1 / 3)
-    assert pairs_of_one_class(seen(dataset, [0, 1, 0, 1], [0, 0, 0, 0], points)) == 0.0
+    alike = predictions(dataset, [0, 0, 1, 1], [0, 0, 1, 1], points)
+    assert neighbour_accuracy(alike) == 1.0
+    assert chance_accuracy(alike) == pytest.approx(1 / 3)
+    assert neighbour_accuracy(predictions(dataset, [0, 1, 0, 1], [0, 0, 0, 0], points)) == 0.0
 
 
-def test_confusion_lists_the_worst_class_first_with_what_it_was_taken_for(dataset):
-    answers = seen(dataset, [0, 0, 0, 0, 1, 1, 2, 2], [0, 0, 0, 1, 2, 2, 2, 1])
-    rows = confusion(answers).split("<tr>")[2:]
-    assert "class 1</th>" in rows[0]
-    assert "100%" in rows[0]
-    assert "class 2 (2)" in rows[0]
-    assert [row.split(">")[1].split("<")[0] for row in rows] == ["class 1", "class 2", "class 0"]
-    assert "25%" in rows[2]
+def test_confusion_lists_the_worst_class_first_with_what_was_predicted_instead(dataset):
+    answers = predictions(dataset, [0, 0, 0, 0, 1, 1, 2, 2], [0, 0, 0, 1, 2, 2, 2, 1])
+    classes = confused_classes(answers, 1)
+    assert [entry.label for entry in classes] == [1, 2, 0]
+    assert [entry.error for entry in classes] == [1, 0.5, 0.25]
+    assert [entry.images for entry in classes] == [2, 2, 4]
+    assert [entry.mistakes() for entry in classes] == [[(2, 2)], [(1, 1)], [(1, 1)]]
 
 
-def test_a_network_without_mistakes_has_no_chart_of_them(dataset):
-    assert "own class" in confusion(seen(dataset, [0, 1], [0, 1]))
+def test_classes_of_one_error_are_in_the_order_of_their_probability(dataset):
+    answers = predictions(dataset, [0, 1, 2], [0, 1, 2])
+    answers.probabilities[1][[0, 1, 2], [0, 1, 2]] = 0.5, 0.9, 0.4
+    assert [entry.label for entry in confused_classes(answers, 1)] == [2, 0, 1]
+    assert not any(entry.mistakes() for entry in confused_classes(answers, 1))
+
+
+def test_evenly_spaced_items_are_the_middles_of_equal_shares():
+    assert evenly_spaced(range(100), 4) == [12, 37, 62, 87]
+    assert evenly_spaced([7, 8], 5) == [7, 8]
+    assert evenly_spaced([], 5) == []
+
+
+def test_the_standard_error_is_that_of_a_binomial_share_and_never_zero():
+    assert standard_error(0.4, 5000) == pytest.approx((0.4 * 0.6 / 5000) ** 0.5, rel=1e-3)
+    assert standard_error(0, 200) == pytest.approx(0.005, rel=0.01)
+
+
+def test_marks_too_close_for_two_texts_share_one():
+    marks = [(25.0, "lr 0.001"), (26.0, "conv1 frozen"), (51.0, "lr 0.0001")]
+    assert merged_marks(marks, 90) == [(25.0, "lr 0.001, conv1 frozen"), marks[2]]
+    assert merged_marks(marks, 10) == marks
 
 
 def test_thinning_keeps_the_mean_and_the_ends():
@@ -126,7 +151,7 @@ def test_the_survey_of_the_sources_is_what_the_shards_say(dataset):
 def test_augmented_images_are_those_that_training_gives_out(dataset):
     manifest = Manifest.load(dataset)
     stats = ImageStats.load(dataset, manifest)
-    shown = training_images(dataset, manifest, "train", stats)
+    shown = augmented_images(dataset, manifest, "train", stats)
     assert sorted(each.label for each in shown) == [0, 1, 2]
     mean = stats.mean_image_HWC[4:60, 4:60]
     config = LoaderConfig(batch=16, backend="torch")
@@ -139,7 +164,3 @@ def test_augmented_images_are_those_that_training_gives_out(dataset):
     first = shown[0].stored_HWC
     assert first.shape == (64, 64, 3)
     assert first.min() >= 0
-
-
-def test_cells_of_a_table_are_escaped():
-    assert "&lt;b&gt;" in table(("a",), [("<b>",)])

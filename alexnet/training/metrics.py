@@ -26,11 +26,12 @@ class Metrics:
 
     def __init__(self, run: Path, *, keep_lines: int) -> None:
         self.path = run / NAME
-        kept = self.path.read_text().splitlines()[:keep_lines] if self.path.exists() else []
+        # Bytes, since a damaged line must not keep the run from being resumed.
+        lines = self.path.read_bytes().splitlines()[:keep_lines] if self.path.exists() else []
         partial = self.path.with_name(f"{NAME}.partial")
-        partial.write_text("".join(f"{line}\n" for line in kept))
+        partial.write_bytes(b"".join(line + b"\n" for line in lines))
         partial.replace(self.path)
-        self.lines = len(kept)
+        self.lines = len(lines)
 
     def write(self, record: Mapping[str, Any]) -> None:
         with self.path.open("a") as file:
@@ -39,7 +40,10 @@ class Metrics:
 
 
 def read(run: Path) -> Iterator[Record]:
-    """The records of a run in order; a last line that a killed run left unfinished is left out."""
-    for line in (run / NAME).read_text().splitlines(keepends=True):
-        if line.endswith("\n"):
+    """The records of a run in order, without a last line that a killed run left unfinished.
+
+    ValueError at a line that is not JSON.
+    """
+    for line in (run / NAME).read_bytes().splitlines(keepends=True):
+        if line.endswith(b"\n"):
             yield json.loads(line)

@@ -40,10 +40,10 @@ def report(path: Path, out: Path | None, data: Path | None, images: int, device:
     Example:
         alexprep report ~/run
     """
-    from alexprep.report.report import report as work
+    from alexprep.report import write_report
 
     with usage():
-        page = work(path, out, data=data, images=images, device=device)
+        page = write_report(path, out, data=data, images=images, device=device)
     click.echo(page)
 
 

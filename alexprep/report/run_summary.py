@@ -1,0 +1,232 @@
+"""Numbers of a run's report: configuration, log, schedule, first layer and errors."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, TypeVar
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from alexnet.errors import RunError
+from alexnet.model.grouped import Grouped
+from alexnet.training import checkpoint, metrics
+from alexnet.training.evaluate import error_rates
+from alexprep import schema
+from alexprep.errors import PrepareError
+from alexprep.model.predictions import SUFFIX, Predictions
+from alexprep.model.trained import Trained, load_trained
+from alexprep.model.training import CONFIG, flat
+
+T = TypeVar("T")
+# Bounded, so that sums with floats cannot overflow on a damaged file.
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+
+
+class StepRecord(msgspec.Struct, tag_field="kind", tag="step", kw_only=True):
+    """A line of metrics.jsonl, written every train.log_steps steps."""
+
+    epoch: Count
+    at: Count
+    of: Count
+    loss: float
+    lr: float
+    images_per_second: float
+    waiting: float
+
+    @property
+    def epochs(self) -> float:
+        """Epochs completed, counting the current one in part."""
+        return self.epoch + self.at / max(self.of, 1)
+
+
+class EpochRecord(msgspec.Struct, tag_field="kind", tag="epoch", kw_only=True):
+    """A line of metrics.jsonl, written after every epoch."""
+
+    epoch: Count
+    loss: float
+    validation_loss: float
+    top1: float
+    top5: float
+    images_per_second: float
+    waiting: float
+    seconds: float
+    validation_seconds: float
+
+
+class _Schedule(msgspec.Struct):
+    layers: dict[str, list[tuple[float, float]]] = {}  # layer -> (start, factor)
+
+
+class _Train(msgspec.Struct):
+    epochs: Count
+    schedule: _Schedule
+
+
+class _Augment(msgspec.Struct):
+    lighting: float
+    lighting_epochs: Count | None = None
+
+
+class _Recipe(msgspec.Struct):
+    name: str
+    train: _Train
+    augment: _Augment
+
+
+class _Data(msgspec.Struct):
+    name: str
+    images: Count
+    first_shard_sha256: str
+
+
+class _Call(msgspec.Struct):
+    when: str
+    dataset: str
+    devices: list[str]
+    machine: dict[str, Any]
+
+
+class RunConfig(msgspec.Struct):
+    """The fields of config.json that the report computes with."""
+
+    recipe: _Recipe
+    data: _Data
+    calls: Annotated[list[_Call], msgspec.Meta(min_length=1)]
+
+
+class _Settings(msgspec.Struct):
+    model: dict[str, Any]
+    augment: dict[str, Any]
+    train: dict[str, Any]
+    loader: dict[str, Any]
+
+
+class _AllConfig(msgspec.Struct):
+    recipe: _Settings
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RunSummary:
+    """A run folder: config.json, the log, and one checkpoint, saved after `epochs_done` epochs."""
+
+    folder: Path
+    config: RunConfig
+    settings: dict[str, dict[str, Any]]  # part of the recipe -> dotted name -> value
+    steps: list[StepRecord]
+    epochs: list[EpochRecord]
+    trained: Trained
+    epochs_done: int
+
+    @property
+    def best(self) -> EpochRecord | None:
+        """The epoch with the lowest top-1 error."""
+        return min(self.epochs, key=lambda record: record.top1, default=None)
+
+    @property
+    def parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.trained.model.parameters())
+
+
+def read_run(folder: Path, device: str) -> RunSummary:
+    """PrepareError without a checkpoint, or for a damaged config.json or log."""
+    try:
+        path = checkpoint.resolve(folder)
+    except RunError:
+        raise PrepareError(
+            f"{folder} has no checkpoint yet: a run saves its first one after ten minutes or one "
+            "epoch. Wait, or resume the run with the same `alexprep train` command."
+        ) from None
+    config = _read_config(folder / CONFIG, RunConfig)
+    recipe = msgspec.structs.asdict(_read_config(folder / CONFIG, _AllConfig).recipe)
+    records = read_log(folder)
+    progress = checkpoint.load(path, ()).meta.get("progress", {})
+    return RunSummary(
+        folder=folder,
+        config=config,
+        settings={part: flat(values) for part, values in recipe.items()},
+        steps=[record for record in records if isinstance(record, StepRecord)],
+        epochs=[record for record in records if isinstance(record, EpochRecord)],
+        trained=load_trained(path, device),
+        epochs_done=int(progress.get("epoch", 0)),
+    )
+
+
+def _read_config(path: Path, kind: type[T]) -> T:
+    advice = "`alexprep train` writes it: restore it from a copy, or train again."
+    try:
+        return schema.read(path, kind, PrepareError, advice=advice)
+    except OSError as error:
+        raise PrepareError(f"{path} cannot be read ({error.strerror}). {advice}") from None
+
+
+def read_log(folder: Path) -> list[StepRecord | EpochRecord]:
+    """The records of metrics.jsonl; PrepareError with the number of a line that is not one."""
+    if not (folder / metrics.NAME).is_file():
+        return []
+    records: list[StepRecord | EpochRecord] = []
+    try:
+        for record in metrics.read(folder):
+            records.append(msgspec.convert(record, StepRecord | EpochRecord))
+    except (ValueError, RecursionError) as error:
+        raise PrepareError(
+            f"{folder / metrics.NAME}, line {len(records) + 1}, is damaged ({error}). "
+            "Delete the line, or restore the file from a copy."
+        ) from None
+    return records
+
+
+def schedule_marks(run: RunSummary) -> list[tuple[float, str]]:
+    """(epoch, label) of each schedule change so far: learning rate, colour shift, frozen layers."""
+    marks = [
+        (float(step.epoch), f"lr {step.lr:.2g}")
+        for previous, step in zip(run.steps, run.steps[1:], strict=False)
+        if step.lr != previous.lr
+    ]
+    current = run.steps[-1].epoch if run.steps else 0
+    recipe = run.config.recipe
+    dark = recipe.augment.lighting_epochs
+    if dark is not None and dark <= current and recipe.augment.lighting:
+        marks.append((float(dark), "no colour shift"))
+    for layer, stages in recipe.train.schedule.layers.items():
+        # The first whole epoch of a stage; 1e-9 absorbs the rounding of start * epochs.
+        ends = [math.ceil(start * recipe.train.epochs - 1e-9) for start, rate in stages if not rate]
+        marks += [(float(end), f"{layer} frozen") for end in ends if end <= current]
+    return sorted(marks)
+
+
+def first_layer(trained: Trained) -> dict[str, NDArray[np.float64]]:
+    """The kernels of the first layer, (N, 3, H, W), by column."""
+    model = trained.model
+    assert isinstance(model, Grouped)
+    weight = model.get_parameter(f"{model.layers[0]}.weight").detach().cpu().double()
+    columns = weight.chunk(model.config.columns)
+    return {f"column {n}": column.numpy() for n, column in enumerate(columns, start=1)}
+
+
+class ErrorRow(NamedTuple):
+    """Top-1 and top-5 error of `images` images, of `of` in the split."""
+
+    title: str
+    top1: float
+    top5: float
+    images: int
+    of: int
+
+
+def saved_errors(folder: Path) -> list[ErrorRow]:
+    """Errors of the predictions that `alexprep eval --save-predictions` left in a run."""
+    rows: list[ErrorRow] = []
+    for path in sorted(folder.glob(f"*{SUFFIX}")):
+        saved = Predictions.load(path)
+        errors = error_rates(saved.probabilities, saved.labels)
+        title = f"{path.name}: {saved.dataset} {saved.split}, {saved.views} views"
+        rows.append(ErrorRow(title, *errors, len(saved.labels), len(saved.labels)))
+    return rows
+
+
+def standard_error(error: float, images: int) -> float:
+    """Of an error rate in 0..1; Laplace's rule (one more right, one more wrong) keeps it off 0."""
+    share = (error * images + 1) / (images + 2)
+    return math.sqrt(share * (1 - share) / max(images, 1))
