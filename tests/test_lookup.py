@@ -51,7 +51,7 @@ def test_keys_of_a_data_set_written_anew_are_listed_anew(root, items, tmp_path):
 def test_a_shard_that_is_not_as_indexed_is_named(root, items):
     shard = read_sample(root, items[0].key).shard
     path = next(root.glob(f"*/{shard}"))
-    path.write_bytes(path.read_bytes().replace(items[0].key.encode(), b"x" * len(items[0].key)))
+    path.write_bytes(path.read_bytes().replace(items[0].key.encode(), items[0].key[::-1].encode()))
     with pytest.raises(DataError, match=r"at byte \d+, where its index has it.*alexprep verify"):
         read_sample(root, items[0].key)
 

@@ -19,7 +19,7 @@ from alexprep.dataset.shard import RunOptions, ShardConfig, shard
 from alexprep.errors import PrepareError
 from alexprep.sources.ilsvrc import TRAIN_TAR
 from alexprep.synthetic import DrawConfig, draw_source
-from alexprep.tars.write import tar_header
+from alexprep.tar import build_header
 from pipelines.format import MTIME, Manifest, parse_index
 
 
@@ -62,7 +62,7 @@ def test_headers_are_those_of_tarfile_but_for_the_device_numbers(name, size):
     member = tarfile.TarInfo(name)
     member.size, member.mtime = size, MTIME
     theirs = bytearray(member.tobuf(tarfile.USTAR_FORMAT))
-    ours = bytearray(tar_header(name.encode(), size))
+    ours = bytearray(build_header(name.encode(), size))
     # tarfile leaves devmajor and devminor of files empty, GNU tar writes zeros.
     theirs[329:345], theirs[148:156] = ours[329:345], ours[148:156]
     assert ours == theirs

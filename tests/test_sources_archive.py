@@ -25,7 +25,7 @@ from alexprep.sources.ilsvrc import (
     check_archives,
 )
 from alexprep.sources.synsets import ilsvrc2012
-from alexprep.tars.scan import scan_tar
+from alexprep.tar import scan_tar
 
 
 def test_the_table_of_synsets_is_in_label_order_and_knows_the_devkit():
@@ -66,7 +66,7 @@ def test_an_archive_that_was_not_downloaded_to_its_end_is_refused(tmp_path, rng,
     root = write_archives(tmp_path / "a", *draw_ilsvrc(rng))
     whole = (root / TRAIN_TAR).read_bytes()
     (root / TRAIN_TAR).write_bytes(whole.rstrip(b"\0")[:cut])
-    with pytest.raises(PrepareError, match="is not whole"):
+    with pytest.raises(PrepareError, match="is incomplete"):
         find_source(root)
 
 

@@ -4,7 +4,7 @@ import tarfile
 
 import pytest
 
-from alexprep.tars.stream import TarStream
+from alexprep.tar import TarStream
 from pipelines.errors import DataError
 
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
@@ -77,7 +77,7 @@ def test_a_header_that_does_not_sum_up_is_refused(tmp_path):
     data[1024 + 257] ^= 1
     data[1024 + 130] = ord("x")
     path.write_bytes(data)
-    with TarStream(path) as tar, pytest.raises(DataError, match="the member at byte 1024"):
+    with TarStream(path) as tar, pytest.raises(DataError, match="no tar header at byte 1024"):
         list(tar)
 
 

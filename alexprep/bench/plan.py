@@ -9,7 +9,7 @@ from alexprep.machine import peak_megabytes
 from alexprep.sources.ilsvrc import TRAIN_TAR
 from alexprep.sources.synsets import ilsvrc2012
 from alexprep.sources.tars import archive_source
-from alexprep.tars.write import tar_header
+from alexprep.tar import build_header
 from pipelines.format import BLOCK
 
 ILSVRC_TRAIN = 1_281_167
@@ -23,10 +23,10 @@ def write_headers(folder: Path, images: int = ILSVRC_TRAIN) -> None:
         for label, synset in enumerate(synsets):
             count = images * (label + 1) // len(synsets) - images * label // len(synsets)
             inner = b"".join(
-                tar_header(f"{synset.wnid}_{number}.JPEG".encode(), BLOCK) + bytes(BLOCK)
+                build_header(f"{synset.wnid}_{number}.JPEG".encode(), BLOCK) + bytes(BLOCK)
                 for number in range(count)
             )
-            tar.write(tar_header(f"{synset.wnid}.tar".encode(), len(inner + END)) + inner + END)
+            tar.write(build_header(f"{synset.wnid}.tar".encode(), len(inner + END)) + inner + END)
         tar.write(END)
 
 

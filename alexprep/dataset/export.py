@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from alexprep.errors import PrepareError
-from alexprep.tars.scan import Entry, scan_tar
+from alexprep.tar import Entry, scan_tar
 from pipelines.files import write_whole
 from pipelines.format import BLOCK, MANIFEST, Manifest, Shard, padded, parse_index
 

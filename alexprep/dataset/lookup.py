@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from alexprep.tars.stream import TarStream
+from alexprep.tar import TarStream
 from pipelines.errors import DataError
 from pipelines.files import write_whole
 from pipelines.format import BLOCK, MANIFEST, Manifest, parse_index

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from alexprep.dataset.moments import Moments, colour, mean_image
 from alexprep.machine import cores
 from alexprep.progress import Progress
-from alexprep.tars.stream import TarMember, TarStream
+from alexprep.tar import TarMember, TarStream
 from alexprep.workers import run_tasks
 from pipelines.errors import DataError
 from pipelines.files import write_whole

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import simplejpeg  # pyright: ignore[reportMissingTypeStubs]
 
-from alexprep.tars.stream import TarMember, TarStream
+from alexprep.tar import TarMember, TarStream
 from pipelines.errors import DataError
 from pipelines.format import FIXES, MEMBERS, Member, Sample, Shard, parse_index
 

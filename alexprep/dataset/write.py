@@ -18,8 +18,7 @@ from alexprep.dataset.plan import ShardConfig, ShardTask
 from alexprep.dataset.target import STATE, LocalTarget, Target, open_target, write_bytes
 from alexprep.errors import PrepareError
 from alexprep.sources.items import Items, text
-from alexprep.tars.scan import scan_tar
-from alexprep.tars.write import TarWriter
+from alexprep.tar import TarWriter, scan_tar
 from pipelines.format import Member, Sample, Shard, format_index
 
 RECORDS = f"{STATE}/records"

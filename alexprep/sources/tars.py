@@ -16,7 +16,7 @@ from alexprep.sources.ilsvrc import TRAIN_TAR, VALIDATION_TAR, validation_truth
 from alexprep.sources.items import Items, Places, chunks, read_announced
 from alexprep.sources.listing import TRAIN, VALIDATION, Listing, Source, make_source
 from alexprep.sources.synsets import ilsvrc2012, named
-from alexprep.tars.scan import Entry, scan_tar
+from alexprep.tar import Entry, scan_tar
 
 # A disk answers several scattered header reads at once better than one after the other.
 THREADS = 8
