@@ -2,6 +2,8 @@ import contextlib
 import hashlib
 import io
 import struct
+import subprocess
+import sys
 import tarfile
 import zlib
 
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 import simplejpeg
 from drawing import jpeg, photograph
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
@@ -267,6 +269,96 @@ def test_a_damaged_file_is_encoded_or_refused_and_nothing_else(data):
         file[data.draw(st.integers(0, len(file) - 1))] = data.draw(st.integers(0, 255))
     with contextlib.suppress(ImageError):
         assert opened(encoded(bytes(file)).jpg).size == (64, 64)
+
+
+def tiff(tags):
+    """A little-endian TIFF of 8 x 8 RGB pixels with `tags`: number -> (type, values), or none."""
+    pixels = bytes(range(192))
+    base = {256: (4, [8]), 257: (4, [8]), 258: (3, [8, 8, 8]), 259: (3, [1]), 262: (3, [2])}
+    base |= {273: (4, [8]), 277: (3, [3]), 278: (4, [8]), 279: (4, [len(pixels)])}
+    entries = {tag: value for tag, value in (base | tags).items() if value is not None}
+    begin = 8 + len(pixels)
+    extra_at = begin + 2 + 12 * len(entries) + 4
+    directory, extra = struct.pack("<H", len(entries)), b""
+    for tag, (kind, values) in sorted(entries.items()):
+        code = {1: "B", 2: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 11: "f", 12: "d"}[kind]
+        data = struct.pack(f"<{len(values)}{code}", *values)
+        inline = (
+            data.ljust(4, b"\0") if len(data) <= 4 else struct.pack("<I", extra_at + len(extra))
+        )
+        extra += data if len(data) > 4 else b""
+        directory += struct.pack("<HHI", tag, kind, len(values)) + inline
+    return b"II*\0" + struct.pack("<I", begin) + pixels + directory + bytes(4) + extra
+
+
+TIFF_VALUES = st.one_of(
+    st.none(),
+    st.tuples(st.sampled_from([1, 2]), st.lists(st.integers(0, 255), max_size=6)),
+    st.tuples(st.just(3), st.lists(st.integers(0, 2**16 - 1), max_size=4)),
+    st.tuples(st.just(4), st.lists(st.integers(0, 2**32 - 1), max_size=4)),
+    st.tuples(st.just(3), st.lists(st.integers(0, 9), min_size=1, max_size=3)),
+    st.tuples(st.just(9), st.lists(st.integers(-(2**31), 2**31 - 1), max_size=2)),
+    st.tuples(st.sampled_from([11, 12]), st.lists(st.floats(width=32), max_size=2)),
+)
+TIFF_TAGS = st.sampled_from(
+    [
+        *(*range(254, 260), 262, 266, 273, 274, *range(277, 285), 296, 317, 320, *range(322, 326)),
+        *(338, 339, 347, 700, 34665, 34675),
+    ]
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.dictionaries(TIFF_TAGS, TIFF_VALUES, max_size=4))
+@example({262: (3, [8])})  # LAB, for which Pillow needs a module that may not be there
+@example({274: (2, [65, 66])})
+@example({258: (12, [8.0, 8.0, 8.0])})
+def test_a_tiff_with_odd_tags_is_encoded_or_refused_in_silence(tags):
+    # pytest makes errors of warnings here
+    with contextlib.suppress(ImageError):
+        assert opened(encoded(tiff(tags)).jpg).size == (64, 64)
+
+
+def test_a_tiff_as_written_is_encoded():
+    assert encoded(tiff({})).fixes == ("tiff",)
+
+
+def test_a_lab_tiff_is_refused_with_the_kind_of_file():
+    with pytest.raises(ImageError, match=r"^is a damaged tiff \("):
+        encoded(tiff({262: (3, [8])}))
+
+
+def with_scans(rng, count):
+    """A small progressive JPEG whose last scan is repeated until there are `count`."""
+    data = jpeg(photograph(rng, 64, 48), progressive=True)
+    last = data.rindex(b"\xff\xda")
+    return data[:last] + data[last:-2] * (count - data.count(b"\xff\xda") + 1) + data[-2:]
+
+
+def test_a_jpeg_of_hundreds_of_scans_is_refused(rng):
+    assert with_scans(rng, 200).count(b"\xff\xda") == 200
+    with pytest.raises(ImageError, match="is a JPEG of 200 scans; 100 is the most"):
+        encoded(with_scans(rng, 200))
+    assert "progressive" in encoded(with_scans(rng, 10)).fixes
+
+
+def test_a_large_cmyk_jpeg_takes_the_memory_of_its_pixels(tmp_path):
+    side = int(MAX_WHOLE**0.5)
+    Image.new("CMYK", (side, side), (10, 20, 30, 40)).save(tmp_path / "cmyk.jpg")
+    code = (
+        "import sys, pathlib\n"
+        "from alexprep.dataset.codec import encode\n"
+        "from alexprep.machine import peak_megabytes\n"
+        "data = pathlib.Path(sys.argv[1]).read_bytes()\n"
+        "encode(data, size=256, quality=95) if sys.argv[2] == 'encode' else None\n"
+        "print(peak_megabytes())"
+    )
+    peak = {}
+    for action in ("read", "encode"):
+        command = [sys.executable, "-c", code, str(tmp_path / "cmyk.jpg"), action]
+        peak[action] = float(subprocess.run(command, capture_output=True, check=True).stdout)
+    pixels = 4 * side**2 / 1e6
+    assert peak["encode"] - peak["read"] < pixels + 40
 
 
 def test_a_huge_jpeg_is_decoded_at_half_size_to_the_same_picture(rng, monkeypatch):

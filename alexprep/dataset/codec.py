@@ -30,9 +30,14 @@ CODEC = {
 }
 OTHER_FORMATS = ("PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
 # The largest ILSVRC image has 61 megapixels. Above MAX_WHOLE a JPEG is decoded at half its size, so
-# that no worker needs more than 128 MiB for pixels; other formats cannot be, and end there.
+# that its pixels take 128 MiB at most. Other formats cannot be and are refused; their pixels take
+# twice that if they have alpha, because Pillow drops it in a copy.
 MAX_WHOLE = 2**25
 MAX_PIXELS = 2**27
+# A scan of 31 bytes may be repeated, and libjpeg goes over all coefficients for each: 1 MB of them
+# would take hours. Encoders write about ten.
+MAX_SCANS = 100
+CMYK_ROWS = 64
 TURNS = {
     2: (Image.Transpose.FLIP_LEFT_RIGHT,),
     3: (Image.Transpose.ROTATE_180,),
@@ -49,7 +54,7 @@ class ImageError(Exception):
 
 
 class Encoded(NamedTuple):
-    """A square JPEG, and what is told about its source: pixels as stored, and what was mended."""
+    """A square JPEG; width, height (as stored) and fixes describe its source."""
 
     jpg: bytes
     width: int
@@ -105,20 +110,31 @@ def _decode_jpeg(data: bytes, header: Header) -> tuple[Image.Image, tuple[str, .
         raise ImageError(
             f"says it is {header.width} x {header.height} pixels; {MAX_PIXELS:,} is the most"
         )
+    scans = _count_scans(data)
+    if scans > MAX_SCANS:
+        raise ImageError(f"is a JPEG of {scans:,} scans; {MAX_SCANS} is the most")
     fixes = [
         name
-        for name, here in (
+        for name, applies in (
             ("cmyk", header.components == 4),
             ("gray", header.components == 1),
             ("exif", header.orientation != 1),
             ("progressive", header.progressive),
         )
-        if here
+        if applies
     ]
     try:
         return _turbo(data, header), tuple(fixes)
     except ValueError as error:
         return _second_opinion(data, header, error), (*fixes, "damaged")
+
+
+def _count_scans(data: bytes) -> int:
+    """SOS markers, at even and at odd places; bytes.count takes ten times as long."""
+    return sum(
+        int(np.count_nonzero(np.frombuffer(data, "<u2", (len(data) - first) // 2, first) == 0xDAFF))
+        for first in (0, 1)
+    )
 
 
 def _turbo(data: bytes, header: Header) -> Image.Image:
@@ -140,10 +156,13 @@ def _factor(header: Header) -> int:
 
 def _from_inverted_cmyk(pixels_HWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Adobe stores ink inverted (255: none), as every CMYK JPEG met so far: colour x key / 255."""
-    product = pixels_HWC[..., :3].astype(np.uint16) * pixels_HWC[..., 3:] + 128
-    rgbx = np.empty_like(pixels_HWC)
-    rgbx[..., :3] = (product + (product >> 8)) >> 8
-    return rgbx
+    # In place and a few rows at a time: the products of a whole image would take six times the
+    # memory of its pixels.
+    for row in range(0, len(pixels_HWC), CMYK_ROWS):
+        band = pixels_HWC[row : row + CMYK_ROWS]
+        product = band[..., :3].astype(np.uint16) * band[..., 3:] + 128
+        band[..., :3] = (product + (product >> 8)) >> 8
+    return pixels_HWC
 
 
 def _second_opinion(data: bytes, header: Header, complaint: ValueError) -> Image.Image:
@@ -161,45 +180,44 @@ def _second_opinion(data: bytes, header: Header, complaint: ValueError) -> Image
 
 
 def _decode_other(data: bytes) -> tuple[Image.Image, tuple[str, ...]]:
+    kind = "image"
     try:
         with warnings.catch_warnings(action="ignore"):
             image = Image.open(io.BytesIO(data), formats=OTHER_FORMATS)
+            kind = (image.format or "").lower()
+            if image.width * image.height > MAX_WHOLE:
+                raise ImageError(
+                    f"says it is {image.width} x {image.height} pixels; {MAX_WHOLE:,} is the most "
+                    f"for {kind}"
+                )
+            image.load()
+            return _as_rgb(image, kind, deep=kind == "png" and data[24] == 16)
+    except ImageError:
+        raise
     except Image.UnidentifiedImageError:
         raise ImageError(f"is no image: it begins with {data[:16]!r}") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ImageError(f"is a damaged image ({error})") from None
-    kind = (image.format or "").lower()
-    if image.width * image.height > MAX_WHOLE:
-        raise ImageError(
-            f"says it is {image.width} x {image.height} pixels; {MAX_WHOLE:,} is the most for "
-            f"{kind}"
-        )
-    try:
-        image.load()
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise ImageError(f"is a damaged {kind} ({error})") from None
-    return _as_rgb(image, kind, deep=kind == "png" and data[24] == 16)
+    except Exception as error:  # noqa: BLE001 - odd tags of a TIFF raise TypeError, ImportError, ...
+        raise ImageError(f"is a damaged {kind} ({error or type(error).__name__})") from None
 
 
 def _as_rgb(image: Image.Image, kind: str, *, deep: bool) -> tuple[Image.Image, tuple[str, ...]]:
     """RGB of whatever Pillow opened: alpha is dropped, 16 bits lose their lower half."""
     mode = image.mode
     if mode in ("I", "F"):
-        raise ImageError(f"is a {kind} with 32-bit pixels, whose range nobody says")
+        raise ImageError(f"is a {kind} with 32-bit pixels, whose range is unknown")
     if mode.startswith("I;16"):
         image, deep = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)), True
+    transparent = image.info.pop("transparency", None) is not None
     fixes = [
         name
-        for name, here in (
+        for name, applies in (
             (kind, True),
             ("gray", mode in ("1", "L", "LA") or mode.startswith("I;16")),
             ("16bit", deep),
             ("palette", mode in ("P", "PA")),
-            ("alpha", mode.endswith("A") or "transparency" in image.info),
+            ("alpha", mode.endswith("A") or transparent),
             ("cmyk", mode == "CMYK"),
         )
-        if here
+        if applies
     ]
-    if "transparency" in image.info:
-        image = image.convert("RGBA")
     return image.convert("RGB"), tuple(fixes)
