@@ -15,14 +15,16 @@ BLUE, ORANGE, TEAL, VIOLET, GRAY = "#1f5fa8", "#b94f12", "#0d7566", "#6b4fa0", "
 COLOURS = (BLUE, ORANGE, TEAL, VIOLET)
 PALE_BLUE = "#a9c4e6"
 INK, GRID, SOFT = "#1c2430", "#e1e2e0", "#55606e"
-CLEAR, CARD = "rgba(0,0,0,0)", "rgba(255,255,255,0.85)"
+CLEAR, CARD = "rgba(0,0,0,0)", "rgba(255,255,255,0.7)"
 FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif'
 TIGHT = {"l": 8, "r": 10, "t": 10, "b": 8}  # margins without a legend at the top
 # A curve needs no more points than a screen has pixels; a run of 90 epochs logs 18,000.
 POINTS = 1200
+POINTS_WITH_LARGE_DOTS = 40
 # Width of upright text on the narrowest figure, as a share of its axis: 14 of 280 pixels.
 TEXT_WIDTH = 0.05
 LETTERS = 20  # of a class name on an axis
+NAMED_BARS = 20  # classes
 DOT, LARGEST_DOT = 5, 30  # pixels: diameter for one image, and at most
 
 
@@ -35,13 +37,13 @@ def _short(name: str) -> str:
     return label(name if len(name) <= LETTERS else f"{name[: LETTERS - 1].rstrip()}…")
 
 
-def axis(title: str, **more: Any) -> Spec:
-    """An axis; `more` are plotly's own properties."""
+def axis(title: str, **options: Any) -> Spec:
+    """An axis; `options` are plotly's own properties."""
     look = {"gridcolor": GRID, "linecolor": GRID, "zeroline": False, "automargin": True}
-    return {"title": {"text": title, "font": {"size": 13}}, **look, **more}
+    return {"title": {"text": title, "font": {"size": 13}}, **look, **options}
 
 
-def layout(x: Spec, y: Spec, **more: Any) -> Spec:
+def layout(x: Spec, y: Spec, **options: Any) -> Spec:
     """What all figures share. Dragging is off, since it would block scrolling on a phone."""
     return {
         "xaxis": x,
@@ -53,7 +55,7 @@ def layout(x: Spec, y: Spec, **more: Any) -> Spec:
         "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
         "hoverlabel": {"font": {"family": FONT}},
         "dragmode": False,
-        **more,
+        **options,
     }
 
 
@@ -86,7 +88,7 @@ def line(
         "x": list(x),
         "y": [value if math.isfinite(value) else None for value in y],
         "line": {"color": colour, "width": 2 if dots else 1.5},
-        "marker": {"color": colour, "size": 6},
+        "marker": {"color": colour, "size": 6 if len(x) <= POINTS_WITH_LARGE_DOTS else 4},
         "cliponaxis": False,
         "hovertemplate": f"{hover}<extra>{name}</extra>",
     }
@@ -103,11 +105,11 @@ def thinned(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[f
 
 
 def curves(
-    lines: Sequence[Spec], y_title: str, marks: Sequence[tuple[float, str]], **y_more: Any
+    lines: Sequence[Spec], y_title: str, marks: Sequence[tuple[float, str]], **y_options: Any
 ) -> Spec:
     """Curves over the epochs of a run, with dotted lines at its (epoch, text) marks."""
     x = axis("epoch", rangemode="tozero")
-    y = axis(y_title, rangemode="tozero", **y_more)
+    y = axis(y_title, rangemode="tozero", **y_options)
     end = max((value for curve in lines for value in curve["x"]), default=0.0)
     shapes = [_dotted(xref="x", yref="paper", x0=epoch, x1=epoch, y0=0, y1=1) for epoch, _ in marks]
     # At the top: loss and error have fallen away from there before the schedule changes.
@@ -159,11 +161,11 @@ def error_chart(
 
 
 def throughput_chart(
-    epochs: Sequence[float], rates: Sequence[float], waiting: Sequence[float]
+    epochs: Sequence[float], rates: Sequence[float], waits: Sequence[float]
 ) -> Spec:
     """Images/s, and below it the share of time spent waiting for data."""
     upper = line("images/s", *thinned(epochs, rates), BLUE, hover="%{y:,.0f} images/s")
-    lower = line("waiting for data", *thinned(epochs, waiting), ORANGE, hover="%{y:.1%} waiting")
+    lower = line("waiting for data", *thinned(epochs, waits), ORANGE, hover="%{y:.1%} waiting")
     x = axis("epoch", rangemode="tozero", anchor="y2")
     top = axis("images/s", rangemode="tozero", domain=[0.46, 1])
     bottom = axis("waiting for data", domain=[0, 0.36], range=[0, 1], tickformat=".0%")
@@ -229,11 +231,15 @@ def confusion_chart(
 
 
 def counts_chart(
-    splits: Mapping[str, Sequence[int]], names: Sequence[str], order: Sequence[int]
+    splits: Mapping[str, Sequence[int]], classes: Sequence[tuple[str, str]], order: Sequence[int]
 ) -> Spec:
-    """Images of each class, in this order of the labels; one panel a split, the last on top."""
+    """Images of each (wnid, name), in this order of labels; one panel a split, the last on top."""
     share = 1 / len(splits)
-    frame = layout(axis("classes", anchor="y"), {}, showlegend=False, bargap=0.15, margin=TIGHT)
+    x = axis("class", anchor="y", tickformat="d")
+    if len(order) <= NAMED_BARS:
+        ticks = [_short(classes[index][1]) for index in order]
+        x |= {"tickvals": list(range(1, len(order) + 1)), "ticktext": ticks}
+    frame = layout(x, {}, showlegend=False, bargap=0.15, margin=TIGHT)
     data: list[Spec] = []
     for n, (split, counts) in enumerate(splits.items()):
         name = "yaxis" if n == 0 else f"yaxis{n + 1}"
@@ -247,17 +253,17 @@ def counts_chart(
                 "y": [counts[index] for index in order],
                 "yaxis": name.replace("axis", ""),
                 "marker": {"color": COLOURS[n % 4], "line": {"width": 0}},
-                "customdata": [label(names[index]) for index in order],
+                "customdata": [label("{1} ({0})".format(*classes[index])) for index in order],
                 "hovertemplate": f"%{{customdata}}: %{{y}}<extra>{label(split)}</extra>",
             }
         )
     return {"data": data, "layout": frame}
 
 
-def round_step(most: int) -> int:
-    """Distance between ticks of an axis that counts to `most`: 1, 2 or 5 times a power of ten."""
+def round_step(largest: int) -> int:
+    """Distance between ticks of an axis from 0 to `largest`: 1, 2 or 5 times a power of ten."""
     return next(
-        n * 10**power for power in range(12) for n in (1, 2, 5) if most <= 5 * n * 10**power
+        n * 10**power for power in range(12) for n in (1, 2, 5) if largest <= 5 * n * 10**power
     )
 
 

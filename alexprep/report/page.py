@@ -41,6 +41,7 @@ from pipelines.imagestats import ImageStats
 Context = dict[str, Any]
 
 TOP = 5  # classes listed for an image
+CONFUSION_COLUMNS = 12
 RANDOM_COLOUR = 2 / 3  # colour share of independent random weights
 # Rows of the tables of classes and skipped files, and dots of the chart of sizes.
 ROWS, DOTS = 2_000, 1_500
@@ -108,7 +109,7 @@ def _log(run: RunSummary) -> Context:
     steps = [record.epochs for record in run.steps]
     ends = [record.epoch + 1 for record in run.epochs]
     rates = [record.images_per_second for record in run.steps]
-    waiting = [record.waiting for record in run.steps]
+    waits = [record.data_wait for record in run.steps]
     marks = schedule_marks(run)
     return {
         "loss_chart": figures.loss_chart(
@@ -122,9 +123,9 @@ def _log(run: RunSummary) -> Context:
             [record.top5 for record in run.epochs],
             marks,
         ),
-        "throughput_chart": figures.throughput_chart(steps, rates, waiting),
+        "throughput_chart": figures.throughput_chart(steps, rates, waits),
         "images_per_second": statistics.median(rates),
-        "waiting": sum(waiting) / len(waiting),
+        "data_wait": sum(waits) / len(waits),
         "hours": sum(r.seconds + r.validation_seconds for r in run.epochs) / 3600,
     }
 
@@ -200,15 +201,18 @@ def _confusion(predictions: SplitPredictions) -> Context:
     wrong: Counter[int] = Counter()
     for entry in classes:
         wrong.update(dict(entry.mistakes()))
-    guesses = [guess for guess, _ in wrong.most_common(split.CONFUSED + 2)]
-    if not guesses:
+    if not wrong:
         return {"chart": None}
+    # A square with the right answers on its diagonal if all classes fit, else the mistakes.
+    columns = list(dict.fromkeys([*(entry.label for entry in classes), *wrong]))
+    if len(columns) > CONFUSION_COLUMNS:
+        columns = [guess for guess, _ in wrong.most_common(CONFUSION_COLUMNS)]
     name = predictions.class_name
     return {
         "chart": figures.confusion_chart(
             [name(entry.label) for entry in classes],
-            [name(guess) for guess in guesses],
-            [[entry.guesses[guess] for guess in guesses] for entry in classes],
+            [name(guess) for guess in columns],
+            [[entry.guesses[guess] for guess in columns] for entry in classes],
         ),
         "classes": classes,
         "class_images": len(predictions) / len(set(predictions.labels.tolist())),
@@ -274,7 +278,7 @@ def _counts_chart(manifest: Manifest, main: str) -> Context | None:
     if not uneven:
         return None
     order = np.argsort([-count for count in counts[main]], kind="stable").tolist()
-    classes = [f"{names.split(',')[0]} ({wnid})" for wnid, names in manifest.classes]
+    classes = [(wnid, names.split(",")[0]) for wnid, names in manifest.classes]
     return {"spec": figures.counts_chart(uneven, classes, order), "splits": list(uneven)}
 
 
@@ -304,8 +308,8 @@ def _fixes(manifest: Manifest) -> Context:
     for fix in manifest.fixes:
         texts.setdefault(fix, f"{fix.upper()} file, stored as JPEG")
         names = manifest.mended.get(fix, ())
-        more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
-        keys[fix] = ", ".join(names[:3]) + more if names else "too many to list"
+        ending = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
+        keys[fix] = ", ".join(names[:3]) + ending if names else "too many to list"
     return {"fixes": texts, "keys": keys}
 
 

@@ -28,17 +28,17 @@ class StepRecord(msgspec.Struct, tag_field="kind", tag="step", kw_only=True):
     """A line of metrics.jsonl, written every train.log_steps steps."""
 
     epoch: Count
-    at: Count
-    of: Count
+    batch: Count = msgspec.field(name="at")
+    batches: Count = msgspec.field(name="of")
     loss: float
     lr: float
     images_per_second: float
-    waiting: float
+    data_wait: float = msgspec.field(name="waiting")  # share of the time
 
     @property
     def epochs(self) -> float:
         """Epochs completed, counting the current one in part."""
-        return self.epoch + self.at / max(self.of, 1)
+        return self.epoch + self.batch / max(self.batches, 1)
 
 
 class EpochRecord(msgspec.Struct, tag_field="kind", tag="epoch", kw_only=True):
@@ -50,7 +50,7 @@ class EpochRecord(msgspec.Struct, tag_field="kind", tag="epoch", kw_only=True):
     top1: float
     top5: float
     images_per_second: float
-    waiting: float
+    data_wait: float = msgspec.field(name="waiting")
     seconds: float
     validation_seconds: float
 
@@ -206,13 +206,13 @@ def first_layer(trained: Trained) -> dict[str, NDArray[np.float64]]:
 
 
 class ErrorRow(NamedTuple):
-    """Top-1 and top-5 error of `images` images, of `of` in the split."""
+    """Top-1 and top-5 error of `images` of the `split_images` images in a split."""
 
     title: str
     top1: float
     top5: float
     images: int
-    of: int
+    split_images: int
 
 
 def saved_errors(folder: Path) -> list[ErrorRow]:
