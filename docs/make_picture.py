@@ -1,6 +1,4 @@
-"""Draw the picture of the README: parts of the page that `alexprep report` writes for the demo.
-
-Wants a chromium (`make browser`) and a finished demo.
+"""Draw the picture of the README from the report of a finished demo. Needs chromium.
 
 Example:
     alexprep demo alexprep-demo
@@ -18,42 +16,46 @@ from alexprep.report import write_report
 from tests.browser import Browser
 
 PICTURE = Path(__file__).parent / "images" / "report.jpg"
-COLUMNS = (("kernels",), ("neighbours",))
-WIDTH, SHOWN, GAP = 860, 640, 12  # of the page, of a column as it is shown, between parts
+SECTIONS = ("kernels", "neighbours")  # side by side
+WIDTH, COLUMN, GAP = 860, 640, 12  # pixels: of the page, of a section in the picture, in between
 PAPER = (250, 249, 246)
-BOXES = "[...document.querySelectorAll('section')].map(s => [s.id, s.getBoundingClientRect()])"
-BOX = (
-    f"Object.fromEntries({BOXES}.map(([id, b]) => "
-    "[id, [b.left, b.top + scrollY, b.right, b.bottom + scrollY].map(Math.round)]))"
-)
+# The table below the chart of kernels would be cut in two.
+HIDE_TABLE = "document.querySelector('#kernels .scroll').remove()"
+BOXES = """
+Object.fromEntries([...document.querySelectorAll('section')].map(section => {
+  const box = section.getBoundingClientRect();
+  return [section.id, [box.left, box.top + scrollY, box.right, box.bottom + scrollY]
+    .map(Math.round)];
+}))
+"""
 
 
-def sections(page: Path, folder: Path) -> dict[str, Image.Image]:
-    """Every section of a report as a browser shows it."""
+def screenshots(page: Path, folder: Path) -> list[Image.Image]:
+    """SECTIONS of a report as a browser shows them."""
     browser = Browser(folder)
     try:
         browser.call("Emulation.setScrollbarsHidden", hidden=True)
         browser.open(page, WIDTH)
-        boxes = browser.ask(BOX)
+        browser.ask(HIDE_TABLE)
+        boxes = browser.ask(BOXES)
         browser.screenshot(folder / "page.png")
     finally:
         browser.close()
-    with Image.open(folder / "page.png") as whole:
-        return {name: whole.convert("RGB").crop(tuple(box)) for name, box in boxes.items()}
+    with Image.open(folder / "page.png") as screen:
+        return [screen.convert("RGB").crop(tuple(boxes[name])) for name in SECTIONS]
 
 
-def montage(parts: dict[str, Image.Image]) -> Image.Image:
-    """The columns side by side, cut to the shorter one."""
-    side = max(part.width for part in parts.values())
-    heights = [sum(parts[name].height + GAP for name in names) + GAP for names in COLUMNS]
-    drawn = Image.new("RGB", (2 * side + 3 * GAP, min(heights)), PAPER)
-    for place, names in enumerate(COLUMNS):
-        top = GAP
-        for name in names:
-            drawn.paste(parts[name], (GAP + place * (side + GAP), top))
-            top += parts[name].height + GAP
-    height = round(drawn.height * 2 * SHOWN / drawn.width)
-    return drawn.resize((2 * SHOWN, height), Image.Resampling.LANCZOS)
+def montage(images: list[Image.Image]) -> Image.Image:
+    """Images side by side, cut to the height of the shortest."""
+    height = min(image.height for image in images) + 2 * GAP
+    width = sum(image.width + GAP for image in images) + GAP
+    picture = Image.new("RGB", (width, height), PAPER)
+    x = GAP
+    for image in images:
+        picture.paste(image, (x, GAP))
+        x += image.width + GAP
+    size = (COLUMN * len(images), round(height * COLUMN * len(images) / width))
+    return picture.resize(size, Image.Resampling.LANCZOS)
 
 
 def main() -> None:
@@ -61,9 +63,9 @@ def main() -> None:
     demo = Path(sys.argv[1] if len(sys.argv) > 1 else sys.exit(__doc__))
     with tempfile.TemporaryDirectory() as folder:
         page = write_report(demo / "run", Path(folder) / "report.html")
-        drawn = montage(sections(page, Path(folder)))
+        picture = montage(screenshots(page, Path(folder)))
     out = io.BytesIO()
-    drawn.save(out, "JPEG", quality=64, optimize=True, progressive=True)
+    picture.save(out, "JPEG", quality=64, optimize=True, progressive=True)
     PICTURE.parent.mkdir(exist_ok=True)
     PICTURE.write_bytes(out.getvalue())
 
