@@ -121,6 +121,12 @@ def members(kind: Any) -> list[Any]:
     return [kind]
 
 
+def is_mapping(kind: Any) -> bool:
+    """Whether a type is one of names with values."""
+    origin = get_origin(kind)
+    return isinstance(origin, type) and issubclass(origin, Mapping)
+
+
 def describe(kind: Any) -> str:
     """What values a type has, for a message: "a whole number or none", "float32 or bfloat16"."""
     return " or ".join(text for member in members(kind) for text in _words(member))
@@ -142,7 +148,7 @@ def _words(kind: Any) -> list[str]:
         one_kind = arguments[-1] is Ellipsis
         count = "a list" if one_kind else f"{len(arguments)} values"
         return [f"{count} (each {describe(arguments[0])})"]
-    if origin is not None and issubclass(origin, Mapping):
+    if is_mapping(kind):
         return [f"names with values (each {describe(arguments[1])})"]
     return [plain.get(kind) or f"the fields of {getattr(kind, '__name__', kind)}"]
 

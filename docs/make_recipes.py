@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from alexnet.model.spec import ModelConfig
-from alexprep.model.recipes import RECIPES, Recipe, Target, recipe
+from alexprep.model.recipes import RECIPES, Recipe, RecipeInputs, make_recipe
 from alexprep.model.settings import SCHEDULES
 
 PAGE = Path(__file__).parent / "recipes.md"
-FULL = Target(classes=1000, source=256)
+FULL = RecipeInputs(classes=1000, source=256)
 LIST = re.compile(r"(?<=by `python docs/make_recipes.py`:\n\n```text\n).*?(?=```)", re.DOTALL)
 
 
@@ -52,10 +52,10 @@ def text(value: Any) -> str:
 
 def differences(name: str) -> list[str]:
     """The words of a recipe's line: settings, and layers added (+) or taken away (-)."""
-    base, here = settings(recipe("code2012", FULL)), settings(recipe(name, FULL))
-    rows = {row.name for row in recipe("code2012", FULL).model.layers}
+    base, here = settings(make_recipe("code2012", FULL)), settings(make_recipe(name, FULL))
+    rows = {row.name for row in make_recipe("code2012", FULL).model.layers}
     words: list[str] = []
-    for row in recipe(name, FULL).model.layers:
+    for row in make_recipe(name, FULL).model.layers:
         if row.name not in rows:
             values = ((k.rpartition(".")[2], v) for k, v in here.items() if f".{row.name}." in k)
             words.append(f"+{row.name}({' '.join(f'{k}={v}' for k, v in values)})")

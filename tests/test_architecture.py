@@ -44,7 +44,6 @@ SHORT = {
     "alexprep/bench/plan.py": "to be merged",
     "alexprep/cli.py": "entry point",
     "alexprep/commands/options.py": "to be merged",
-    "alexprep/model/events.py": "to be merged",
     "alexprep/sources/find.py": "to be merged",
     "pipelines/backends.py": "to be merged",
     "pipelines/files.py": "atomic writes, imported by everything that writes",

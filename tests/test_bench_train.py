@@ -23,7 +23,7 @@ def test_the_pace_weighs_steps_by_their_time_and_leaves_out_the_start(tmp_path):
 
 def test_a_real_training_is_measured_on_pictures_that_are_drawn(tmp_path, monkeypatch):
     # The run's memory setting would outlive this test.
-    monkeypatch.setattr("alexprep.model.fitting.keep_freed_memory", bool)
+    monkeypatch.setattr("alexprep.model.training.keep_freed_memory", bool)
     monkeypatch.setattr(bench_train, "STEPS", 25)
     rate, running, start = bench_train.run(BenchConfig(rounds=1, images=640), tmp_path)
     assert rate.median > 0

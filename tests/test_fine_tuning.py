@@ -46,7 +46,7 @@ def test_layers_move_by_their_own_rates_from_the_copied_weights(pretrained, tmp_
     train(root, tmp_path / "slow", options)
     train(root, tmp_path / "even", replace(OPTIONS, init_from=pretrained))
     said = capfd.readouterr().err
-    assert "started fresh: fc8.weight, fc8.bias" in said  # 3 classes, not 5
+    assert "newly initialized: fc8.weight, fc8.bias" in said  # 3 classes, not 5
     before = checkpoint.load(checkpoint.resolve(pretrained)).parts["model"]
 
     def moved(run, name):
@@ -79,5 +79,6 @@ def test_a_source_that_is_not_there_is_named(pretrained, tmp_path):
 def test_a_rate_for_a_layer_that_is_not_there_is_refused(tmp_path):
     root = data_set(tmp_path / "data", 3)
     wrong = replace(OPTIONS, settings=(*OPTIONS.settings, "train.layer_lr.fc9=10"))
-    with pytest.raises(ValueError, match="names 'fc9'"):
+    with pytest.raises(ValueError, match="'fc9' is not a layer of code2012; did you mean 'fc"):
         train(root, tmp_path / "run", wrong)
+    assert not (tmp_path / "run").exists()

@@ -7,8 +7,7 @@ from itertools import islice
 import pytest
 import torch
 
-from alexprep.model.recipes import Target
-from alexprep.model.recipes import recipe as made
+from alexprep.model.recipes import RecipeInputs, make_recipe
 from alexprep.model.settings import apply_settings
 from benchmarks import compare_recipes, figure1
 
@@ -85,6 +84,6 @@ def test_standard_deviations_grow_with_the_smoke_size_alone():
 
 @pytest.mark.parametrize("experiment", compare_recipes.EXPERIMENTS)
 def test_the_recipes_and_settings_of_every_experiment_exist(experiment):
-    target = Target(classes=20, source=256)
+    inputs = RecipeInputs(classes=20, source=256)
     for recipe, settings in compare_recipes.EXPERIMENTS[experiment].values():
-        assert apply_settings(made(recipe, target), settings)
+        assert apply_settings(make_recipe(recipe, inputs), settings)

@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -10,16 +11,16 @@ import alexnet
 from alexnet.errors import RunError
 from alexnet.training import checkpoint
 from alexprep.model.predict import PredictOptions, predict
-from alexprep.model.recipes import Target, recipe
+from alexprep.model.recipes import RecipeInputs, make_recipe
 from tests.drawing import jpeg, photograph
 
 
 @pytest.fixture
 def network(tmp_path):
     """A checkpoint of a network that has learned nothing."""
-    made = recipe("code2012", Target(classes=3, source=64, smoke=True))
-    weights = dict(alexnet.build(made.model).named_parameters())
-    raw = json.loads(json.dumps(made.to_dict()))
+    recipe = make_recipe("code2012", RecipeInputs(classes=3, source=64, smoke=True))
+    weights = dict(alexnet.build(recipe.model).named_parameters())
+    raw = json.loads(json.dumps(asdict(recipe)))
     raw["augment"] |= {"mean": [120.0, 110.0, 100.0], "lighting": 0.0}
     classes = [[f"n{n:08d}", f"class {n}"] for n in range(3)]
     meta = {"recipe": raw, "classes": classes, "stats": None}

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from alexprep.model.recipes import RECIPES, Target, recipe
+from alexprep.model.recipes import RECIPES, RecipeInputs, make_recipe
 from alexprep.model.settings import apply_settings
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE = (DOCS / "recipes.md").read_text()
 MAKE = runpy.run_path(str(DOCS / "make_recipes.py"))
-FULL = Target(classes=1000, source=256)
+FULL = RecipeInputs(classes=1000, source=256)
 
 
 def rows(head):
@@ -49,15 +49,15 @@ def listed():
 def test_the_settings_typed_behind_code2012_make_the_recipe(name):
     words = listed()[name]
     layers = [word for word in words if word[0] in "+-"]
-    made = apply_settings(recipe("code2012", FULL), [w for w in words if w not in layers])
-    wanted = replace(recipe(name, FULL), name="code2012")
+    recipe = apply_settings(make_recipe("code2012", FULL), [w for w in words if w not in layers])
+    wanted = replace(make_recipe(name, FULL), name="code2012")
     if not layers:
-        assert made == wanted
+        assert recipe == wanted
     else:
-        there = {row.name for row in made.model.layers}
+        there = {row.name for row in recipe.model.layers}
         changed = {row.name for row in wanted.model.layers} ^ there
         assert {re.match(r".(\w+)", word)[1] for word in layers} == changed
-        same = [row for row in made.model.layers if row.name not in changed]
+        same = [row for row in recipe.model.layers if row.name not in changed]
         assert same == [row for row in wanted.model.layers if row.name not in changed]
 
 
@@ -66,4 +66,4 @@ def test_the_table_of_differences_is_that_of_the_recipes(row):
     field, *values = row
     names = ("code2012", "paper", "caffe", "torchvision")
     for name, value in zip(names, values, strict=False):
-        assert MAKE["settings"](recipe(name, FULL))[field.strip("`")] == value
+        assert MAKE["settings"](make_recipe(name, FULL))[field.strip("`")] == value

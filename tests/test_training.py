@@ -276,7 +276,7 @@ def test_weights_of_another_run_are_copied_where_they_fit(trained, dataset, tmp_
     train(dataset, tmp_path / "fine", options)
     said = capfd.readouterr().err
     copied = next(line for line in said.splitlines() if line.startswith("copied from"))
-    fresh = next(line for line in said.splitlines() if line.startswith("started fresh"))
+    fresh = next(line for line in said.splitlines() if line.startswith("newly initialized"))
     assert "conv1.weight" in copied
     assert "fc8.weight" in copied
     assert "conv6.weight" in fresh

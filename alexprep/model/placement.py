@@ -19,7 +19,7 @@ import alexnet
 from alexnet.distributed.mesh import join
 from alexnet.distributed.replicas import ALONE, Replicas
 from alexnet.errors import RunError
-from alexprep.model.recipes import Recipe
+from alexnet.model.spec import ModelConfig
 from pipelines.errors import DataError
 
 
@@ -35,16 +35,15 @@ class Placement:
         """Whether this process opens loaders; those of other columns are fed by the first's."""
         return self.replicas.team is None or self.replicas.team.column == 0
 
-    def network(self, made: Recipe) -> nn.Module:
-        """The recipe's network, where it is to live."""
-        seed = made.train.seed
+    def build(self, config: ModelConfig, seed: int) -> nn.Module:
+        """The network on these devices."""
         if self.replicas.team is not None:
-            return alexnet.build(made.model, form="columns", team=self.replicas.team, seed=seed)
+            return alexnet.build(config, form="columns", team=self.replicas.team, seed=seed)
         form = "columns" if len(self.devices) > 1 else "grouped"
-        return alexnet.build(made.model, form=form, devices=self.devices, seed=seed)
+        return alexnet.build(config, form=form, devices=self.devices, seed=seed)
 
-    def meet(self) -> None:
-        """Wait until all processes of the run have come this far."""
+    def barrier(self) -> None:
+        """Wait until all processes of the run are here."""
         self.replicas.any((False,))
 
     def text(self) -> str:
@@ -57,20 +56,22 @@ class Placement:
 
 
 @contextmanager
-def placed(made: Recipe, devices: Sequence[str]) -> Generator[Placement]:
-    """Take the devices; with torchrun's variables set, meet the other processes.
+def init_devices(columns: int, devices: Sequence[str]) -> Generator[Placement]:
+    """Check the devices; with torchrun's variables set, join the other processes.
 
-    An error that ends this process is told to the others, which end with it.
+    An error that ends this process is sent to the others, which end with it.
 
-    RunError for a device that is not here, ValueError for a word that names none.
+    RunError for a device that is not available, ValueError for a word that names none.
     """
     check_devices(devices)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Placement(devices=tuple(devices))
         return
     if len(devices) > 1:
-        raise ValueError("Under torchrun --devices is cpu or cuda: each process has its own.")
-    team = join(torch.device(devices[0]).type, columns=made.model.columns)
+        raise ValueError(
+            "Under torchrun use --devices cpu or cuda: each process has its own device."
+        )
+    team = join(torch.device(devices[0]).type, columns=columns)
     try:
         yield Placement(devices=(str(team.device),), replicas=Replicas(team=team))
     except BaseException as error:
@@ -81,7 +82,7 @@ def placed(made: Recipe, devices: Sequence[str]) -> Generator[Placement]:
 
 
 def check_devices(devices: Sequence[str]) -> None:
-    """RunError for a device this machine has not, ValueError for a word that names none."""
+    """RunError for a device this machine does not have, ValueError for a word that names none."""
     for name in devices:
         try:
             device = torch.device(name)

@@ -1,20 +1,24 @@
-"""--set part.field=value: change single values of a recipe, typed, with help for wrong names.
+"""--set part.field=value: change single fields of a recipe, with the types of their annotations.
 
 train.lr=.02   augment.mean=channel   loader.threads=8   train.schedule=plateau
 train.schedule.patience=5   train.layer_lr.fc8=10   model.conv3.sd=.01   model.dropout=0
+
+Lists are values between commas; whatever begins with [ or { is JSON.
 """
 
-import dataclasses
-import difflib
-import json
-import types
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
+from contextlib import suppress
+from dataclasses import asdict, fields, is_dataclass, replace
+from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
-from alexnet.model.spec import ModelConfig, with_rows
-from alexnet.training.schedule import CAFFE, CONSTANT, NET_145, NET_170, SHORT, Plateau
+import msgspec
+
+from alexnet.model.spec import ModelConfig
+from alexnet.training.schedule import CAFFE, CONSTANT, NET_145, NET_170, SHORT, Plateau, Schedule
 from alexprep.model.recipes import Recipe
+from alexprep.schema import check_name, choose, convert, is_mapping, members
 
+PARTS = ("model", "augment", "train", "loader")
 SCHEDULES = {
     "plateau": Plateau(),
     "net_145": NET_145,
@@ -23,125 +27,97 @@ SCHEDULES = {
     "short": SHORT,
     "constant": CONSTANT,
 }
+BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
 def apply_settings(recipe: Recipe, settings: Iterable[str]) -> Recipe:
-    """The recipe with each setting applied in turn.
+    """The recipe with all settings applied.
 
-    ValueError says what was wrong with a setting and what would have been right.
+    ValueError says what is wrong with a setting and what would be right.
     """
-    changes: dict[str, Any] = {}
+    changes: dict[str, dict[str, Any]] = {}
     for setting in settings:
         path, equals, text = setting.partition("=")
-        part, *rest = path.strip().split(".")
-        if not equals or not rest:
-            raise ValueError(f"--set wants part.field=value, as in train.lr=.02; got {setting!r}.")
-        parts = ("model", "augment", "train", "loader")
-        _check_name(part, parts, "--set", "a part")
-        owner = changes.get(part, getattr(recipe, part))
-        changes[part] = _changed(owner, rest, text.strip(), path)
-    # All at once: settings may be valid only together, as model.crop and augment.crop.
-    return dataclasses.replace(recipe, **changes)
+        part, *names = path.strip().split(".")
+        if not equals or not names:
+            raise ValueError(
+                f"--set expects part.field=value, as in train.lr=.02; got {setting!r}."
+            )
+        check_name(part, PARTS, "--set", "a part")
+        owner = getattr(recipe, part)
+        values = changes.setdefault(part, asdict(owner))
+        _set(values, type(owner), names, text.strip(), f"--set {path.strip()}")
+    # Built once, at the end: settings may be valid only together, as model.crop and augment.crop.
+    parts = {
+        part: convert(values, type(getattr(recipe, part)), f"--set {part}")
+        for part, values in changes.items()
+    }
+    return replace(recipe, **parts)
 
 
-def _changed(owner: Any, names: list[str], text: str, path: str) -> Any:
-    """`owner` with the field that `names` lead to set to the value of `text`."""
+def _set(values: dict[str, Any], kind: Any, names: list[str], text: str, where: str) -> None:
+    """Set the entry of `values`, the fields of a `kind`, that `names` lead to."""
     name, *deeper = names
-    if isinstance(owner, ModelConfig) and name in {row.name for row in owner.layers}:
-        row = next(row for row in owner.layers if row.name == name)
+    layers: dict[str, dict[str, Any]] = {}
+    if kind is ModelConfig:
+        layers = {layer["name"]: layer for layer in values["layers"]}
+    known = [*(field.name for field in fields(kind)), *layers]
+    check_name(name, known, where, f"a field of {kind.__name__}")
+    if name in layers:
         if not deeper:
-            raise ValueError(f"--set {path}: name a field of the layer, as in {path}.sd.")
-        new = _changed(row, deeper, text, path)
-        return with_rows(owner, **{name: {deeper[0]: getattr(new, deeper[0])}})
-    fields = [field.name for field in dataclasses.fields(owner)]
-    if isinstance(owner, ModelConfig):
-        fields += [row.name for row in owner.layers]
-    _check_name(name, fields, f"--set {path}", f"a field of {type(owner).__name__}")
-    hint = get_type_hints(cast(Any, owner).__class__)[name]
-    value = _inner(getattr(owner, name), deeper, text, path) if deeper else _typed(text, hint, path)
-    return dataclasses.replace(owner, **{name: value})
+            raise ValueError(f"{where}: name a field of the layer, as in model.{name}.sd.")
+        layer_kind = choose(members(get_args(get_type_hints(kind)["layers"])[0]), layers[name])
+        _set(layers[name], layer_kind, deeper, text, where)
+        return
+    hint = get_type_hints(kind)[name]
+    if not deeper:
+        values[name] = _parse(text, hint, where)
+    elif is_mapping(hint) and len(deeper) == 1:
+        entries = cast(Mapping[str, Any], values[name])
+        values[name] = {**entries, deeper[0]: _parse(text, get_args(hint)[1], where)}
+    elif classes := [member for member in members(hint) if is_dataclass(member)]:
+        _set(values[name], choose(cast(Any, classes), values[name]), deeper, text, where)
+    else:
+        raise ValueError(f"{where}: {name} has no fields.")
 
 
-def _inner(value: Any, names: list[str], text: str, path: str) -> Any:
-    """A value that has fields or entries of its own, with one of them changed."""
-    if dataclasses.is_dataclass(value):
-        return _changed(value, names, text, path)
-    if isinstance(value, Mapping) and len(names) == 1:
-        entries = cast(Mapping[str, Any], value)
-        return {**entries, names[0]: _number(text, float, path)}
-    raise ValueError(f"--set {path}: {path.rsplit('.', 1)[0]} has no fields.")
+def _parse(text: str, hint: Any, where: str) -> Any:
+    """The text of a setting as its annotation demands, in the form of JSON."""
+    if hint == Schedule and not text.startswith("{"):
+        check_name(text, SCHEDULES, where, "a schedule")
+        return asdict(SCHEDULES[text])
+    if text.startswith(("[", "{")):
+        value = _from_json(text, where)
+    elif "," in text or get_origin(hint) is tuple:
+        items = next(
+            (get_args(kind) for kind in members(hint) if get_origin(kind) is tuple), (str,)
+        )
+        value = [_scalar(item.strip(), items[0]) for item in text.split(",")]
+    elif is_mapping(hint):
+        raise ValueError(f"{where} has entries; name one, as in train.layer_lr.fc8=10.")
+    else:
+        value = _scalar(text, hint)
+    convert(value, hint, where)
+    return value
 
 
-def _check_name(name: str, known: Iterable[str], where: str, what: str) -> None:
-    known = list(known)
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-        raise ValueError(f"{where}: {name!r} is not {what}; did you mean {near!r}?")
-
-
-def _typed(text: str, hint: Any, path: str) -> Any:
-    """The value of `text` as the annotation of its field wants it."""
-    if path.endswith(".schedule"):
-        _check_name(text, SCHEDULES, f"--set {path}", "a schedule")
-        return SCHEDULES[text]
-    choices = _choices(hint)
-    if text.lower() == "none" and type(None) in choices:
-        return None
-    words = [
-        word for choice in choices if get_origin(choice) is Literal for word in get_args(choice)
-    ]
-    for word in words:
-        if text == str(word):
-            return word
-    others = [c for c in choices if c is not type(None) and get_origin(c) is not Literal]
-    if not others:
-        raise ValueError(f"--set {path}: {text!r} is none of {', '.join(map(str, words))}.")
-    return _plain(text, others[0], path)
-
-
-def _choices(hint: Any) -> list[Any]:
-    """What a union is of, nested ones laid flat."""
-    if get_origin(hint) in (Union, types.UnionType):
-        return [choice for part in get_args(hint) for choice in _choices(part)]
-    return [hint]
-
-
-def _plain(text: str, kind: Any, path: str) -> Any:
-    if kind is bool:
-        words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-        if text.lower() not in words:
-            raise ValueError(f"--set {path} wants true or false, got {text!r}.")
-        return words[text.lower()]
-    if kind in (int, float):
-        return _number(text, kind, path)
-    if kind is str:
-        return text
-    if get_origin(kind) is tuple:
-        return _list(text, get_args(kind), path)
-    raise ValueError(f"--set {path} has entries; name one, as in {path}.fc8={text}.")
-
-
-def _number(text: str, kind: type, path: str) -> Any:
+def _from_json(text: str, where: str) -> Any:
     try:
-        return kind(text)
-    except ValueError:
-        wanted = "a whole number" if kind is int else "a number"
-        raise ValueError(f"--set {path} wants {wanted}, got {text!r}.") from None
+        return msgspec.json.decode(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where}: {error}.") from None
 
 
-def _list(text: str, kinds: tuple[Any, ...], path: str) -> tuple[Any, ...]:
-    """Values between commas, or JSON for lists of lists."""
-    if text.startswith("["):
-        return _tuples(json.loads(text))
-    values = text.split(",")
-    if kinds[-1] is Ellipsis:
-        kinds = (kinds[0],) * len(values)
-    if len(values) != len(kinds):
-        raise ValueError(f"--set {path} wants {len(kinds)} values between commas, got {text!r}.")
-    return tuple(_typed(v.strip(), kind, path) for v, kind in zip(values, kinds, strict=True))
-
-
-def _tuples(value: Any) -> Any:
-    if not isinstance(value, list):
-        return value
-    return tuple(_tuples(part) for part in cast(list[Any], value))
+def _scalar(text: str, hint: Any) -> Any:
+    """A choice, number or none, by the type of its field; the text itself where none fits."""
+    for kind in members(hint):
+        if get_origin(kind) is Literal:
+            for choice in get_args(kind):
+                if text == str(choice):
+                    return choice
+        elif kind is bool:
+            return BOOLEANS.get(text.lower(), text)
+        elif kind in (int, float):
+            with suppress(ValueError):
+                return kind(text)
+    return None if text.lower() == "none" else text

@@ -1,10 +1,13 @@
-"""A trained network out of a checkpoint: weights, classes, and how its pictures are prepared."""
+"""What a checkpoint of `train` needs to predict without its data set, written and read back."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
+import msgspec
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 import alexnet
@@ -13,13 +16,14 @@ from alexnet.model.spec import ModelConfig
 from alexnet.training import checkpoint
 from alexnet.training.one_device import load_weights
 from alexprep.model.placement import check_devices
+from alexprep.schema import convert
 from pipelines.augment import AugmentSpec
-from pipelines.imagestats import ImageStats
+from pipelines.imagestats import SHAPES, ImageStats
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Trained:
-    """A network that can predict without the data set it learned from.
+    """A network that can predict without the data set it was trained on.
 
     `classes` are (wnid, names) in label order, `stats` those of its training images.
     """
@@ -31,41 +35,76 @@ class Trained:
     classes: tuple[tuple[str, str], ...]
 
 
+class StatsMeta(msgspec.Struct):
+    """What is not an array in ImageStats."""
+
+    split: str
+    images: int
+    height: int
+    width: int
+    shards: dict[str, str]
+
+
+class CheckpointMeta(msgspec.Struct):
+    """The JSON that `train` puts into each checkpoint; alexnet adds its own fields."""
+
+    recipe: dict[str, Any]
+    classes: tuple[tuple[str, str], ...]
+    stats: StatsMeta | None
+
+
+def checkpoint_meta(
+    recipe: dict[str, Any], classes: Sequence[tuple[str, str]], stats: ImageStats | None
+) -> dict[str, Any]:
+    """CheckpointMeta as JSON holds it."""
+    meta = None
+    if stats is not None:
+        meta = StatsMeta(stats.split, stats.images, stats.height, stats.width, dict(stats.shards))
+    return {
+        "recipe": recipe,
+        "classes": [list(entry) for entry in classes],
+        "stats": msgspec.to_builtins(meta),
+    }
+
+
+def checkpoint_stats(stats: ImageStats | None) -> dict[str, Tensor]:
+    """The arrays of the statistics, float64."""
+    if stats is None:
+        return {}
+    return {name: torch.as_tensor(np.array(getattr(stats, name))) for name in SHAPES}
+
+
 def load_trained(path: Path, device: str = "cpu") -> Trained:
     """The network of a checkpoint, or of the best one of a run folder, ready to evaluate.
 
-    RunError if it is none, damaged, or was written by something else than `alexprep train`, and
-    for a device that is not here; ValueError for a word that names none.
+    RunError if it is not one, is damaged, or was not written by `alexprep train`, and for a device
+    that is not available; ValueError for a word that names none.
     """
     check_devices((device,))
     file = checkpoint.resolve(path)
     saved = checkpoint.load(file, ("model", "stats"))
-    meta = saved.meta
     try:
-        config = ModelConfig.from_dict(meta["recipe"]["model"])
-        augment = _augment(meta["recipe"]["augment"])
-        stats = _stats(meta["stats"], saved.parts["stats"])
-        classes = tuple((str(wnid), str(names)) for wnid, names in meta["classes"])
-    except (KeyError, TypeError, ValueError) as error:
+        meta = msgspec.convert(saved.meta, CheckpointMeta)
+        config = convert(meta.recipe.get("model"), ModelConfig, "recipe.model")
+        augment = convert(meta.recipe.get("augment"), AugmentSpec, "recipe.augment")
+        stats = _build_stats(meta.stats, saved.parts["stats"])
+    except ValueError as error:
         raise RunError(f"{file} holds no network of `alexprep train` ({error}).") from error
     model = alexnet.build(config, devices=(device,))
     load_weights(model, saved.parts["model"], file)
-    return Trained(path=file, model=model.eval(), augment=augment, stats=stats, classes=classes)
+    return Trained(
+        path=file, model=model.eval(), augment=augment, stats=stats, classes=meta.classes
+    )
 
 
-def _augment(raw: Mapping[str, Any]) -> AugmentSpec:
-    known = {field.name for field in fields(AugmentSpec)}
-    values: dict[str, Any] = {
-        name: tuple(cast(list[Any], value)) if isinstance(value, list) else value
-        for name, value in raw.items()
-    }
-    if set(values) - known:
-        raise ValueError(f"AugmentSpec has no {', '.join(sorted(set(values) - known))}")
-    return AugmentSpec(**values)
-
-
-def _stats(about: Mapping[str, Any] | None, arrays: Mapping[str, Tensor]) -> ImageStats | None:
-    if about is None:
+def _build_stats(meta: StatsMeta | None, tensors: Mapping[str, Tensor]) -> ImageStats | None:
+    if meta is None:
         return None
-    values: dict[str, Any] = {name: array.numpy() for name, array in arrays.items()}
-    return ImageStats(**about, **values)
+    arrays: dict[str, Any] = {}
+    for name, shape in SHAPES.items():
+        expected = shape or (meta.height, meta.width, 3)
+        tensor = tensors.get(name)
+        if tensor is None or tensor.shape != expected or tensor.dtype != torch.float64:
+            raise ValueError(f"stats/{name} is not float64 of shape {expected}")
+        arrays[name] = tensor.numpy()
+    return ImageStats(**msgspec.structs.asdict(meta), **arrays)

@@ -1,37 +1,36 @@
-"""train: data set, recipe and devices become a run in a folder.
+"""train: a data set, a recipe and devices become a run in a folder (alexprep.model.run_folder)."""
 
-RUN/config.json     recipe, data set, devices, versions, hardware, commit: written before training
-RUN/metrics.jsonl   RUN/checkpoints/    see alexnet.training.train
-RUN/events.*        see alexprep.model.watching
-"""
-
-import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
+
+from torch import nn
 
 from alexnet.errors import RunError
+from alexnet.model.spec import parameter_count
+from alexnet.training import checkpoint
+from alexnet.training.memory import keep_freed_memory
+from alexnet.training.one_device import copy_fitting
+from alexnet.training.run import Data, Run, Summary
+from alexnet.training.train import fit
+from alexnet.training.trainer import last_good
 from alexprep.machine import machine
-from alexprep.model.recipes import Recipe, Target, recipe
+from alexprep.model.display import RunDisplay
+from alexprep.model.placement import Placement, init_devices
+from alexprep.model.recipes import Recipe, RecipeInputs, make_recipe
+from alexprep.model.run_folder import create_or_check_config, run_identity
 from alexprep.model.settings import apply_settings
+from alexprep.model.trained import checkpoint_meta, checkpoint_stats
 from pipelines.config import BackendName
-from pipelines.files import write_whole
+from pipelines.errors import DataError
 from pipelines.format import Manifest
+from pipelines.imagestats import ImageStats
+from pipelines.loader import Loader, open_loader
 
-if TYPE_CHECKING:
-    from alexnet.training.run import Summary
-
-CONFIG = "config.json"
-# What may differ between the calls that make up one run: it does not change what is computed.
-FREE = (
-    *("train.log_steps", "train.checkpoint_minutes", "train.keep"),
-    *("loader.backend", "loader.decode", "loader.device", "loader.threads", "loader.readers"),
-    *("loader.prefetch", "loader.pin_memory", "loader.check", "loader.rank", "loader.world"),
-)
-# These follow from the number of epochs, which may grow.
-GROWING = ("train.epochs", "augment.lighting_epochs")
+EVALUATION_BATCH = 128  # over all replicas
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,7 +44,7 @@ class TrainOptions:
         backend: of the loader, see LoaderConfig.
         epochs: None: the recipe's.
         seed: of weights, dropout, order and augmentation.
-        settings: changes to single values, as alexprep.model.settings reads them.
+        settings: changes of single fields, see alexprep.model.settings.
         init_from: a checkpoint or run whose weights are copied where name and shape fit.
     """
 
@@ -59,115 +58,143 @@ class TrainOptions:
     init_from: Path | None = None
 
 
-def train(dataset: Path, run: Path, options: TrainOptions) -> "Summary":
-    """Train in the folder `run`, or go on with what is there, until done or stopped by a signal.
+def train(dataset: Path, run: Path, options: TrainOptions) -> Summary:
+    """Train in the folder `run`, or resume the run in it, until done or stopped by a signal.
+
+    What can be wrong with the options, the data set or the devices is found before `run` is made.
 
     Raises:
         DataError: the data set is missing, unfinished, damaged or without statistics.
-        RunError: the folder is a run of another recipe or data set, or the training went astray.
+        RunError: the folder is a run of another recipe or data set, or training diverged.
         ValueError: options that no recipe can follow.
     """
     manifest = Manifest.load(dataset)
-    made = resolve(manifest, options)
-    # Heavy imports from here on: wrong usage is answered before they are paid for.
-    from alexprep.model.fitting import fit_on  # noqa: PLC0415
+    recipe = resolve_recipe(manifest, options)
+    stats = ImageStats.load(dataset, manifest) if recipe.augment.needs_stats else None
+    with (
+        init_devices(recipe.model.columns, options.devices) as placement,
+        _open_loaders(dataset, recipe, stats, placement) as data,
+        RunDisplay(run, recipe.train.epochs, silent=not placement.replicas.writes) as display,
+    ):
+        keep_freed_memory()
+        model = placement.build(recipe.model, recipe.train.seed)
+        resumed = bool(checkpoint.steps(run))
+        messages = [*_describe_setup(recipe, data, placement)]
+        if options.init_from is not None and not resumed:
+            messages += _copy_weights(model, options.init_from)
+        if placement.replicas.writes:
+            identity = run_identity(asdict(recipe), _describe_data(dataset, manifest))
+            create_or_check_config(run, identity, _describe_call(dataset, options))
+        # The other processes must not touch the folder before the first one has made it.
+        placement.barrier()
+        display.open_events()
+        for message in messages:
+            display.log(message)
+        with _naming_checkpoint(run):
+            return fit(
+                model,
+                recipe.train,
+                data,
+                Run(
+                    folder=run,
+                    meta=checkpoint_meta(asdict(recipe), manifest.classes, stats),
+                    tensors={"stats": checkpoint_stats(stats)},
+                    report=display.emit,
+                    replicas=placement.replicas,
+                ),
+            )
 
-    return fit_on(dataset, manifest, run, made, options)
 
-
-def resolve(manifest: Manifest, options: TrainOptions) -> Recipe:
+def resolve_recipe(manifest: Manifest, options: TrainOptions) -> Recipe:
     """The recipe for a data set, with all options applied."""
-    target = Target(
+    inputs = RecipeInputs(
         classes=len(manifest.classes),
         source=manifest.size,
         smoke=options.smoke,
         epochs=options.epochs,
         seed=options.seed,
     )
-    made = recipe(options.recipe, target)
-    made = replace(made, loader=replace(made.loader, backend=options.backend))
-    return apply_settings(made, options.settings)
+    recipe = make_recipe(options.recipe, inputs)
+    recipe = replace(recipe, loader=replace(recipe.loader, backend=options.backend))
+    return apply_settings(recipe, options.settings)
 
 
-def describe(dataset: Path, manifest: Manifest, made: Recipe) -> dict[str, Any]:
-    """The part of config.json that two calls on one run must agree on."""
+@contextmanager
+def _open_loaders(
+    dataset: Path, recipe: Recipe, stats: ImageStats | None, placement: Placement
+) -> Generator[Data]:
+    """The replica's share of both splits; no loaders where another column's process feeds this."""
+    if not placement.reads:
+        yield Data(train=None, validation=None)
+        return
+    config = replace(
+        recipe.loader,
+        device=placement.devices[0],
+        channels_last=recipe.train.channels_last,
+        rank=placement.replicas.rank,
+        world=placement.replicas.world,
+    )
+    evaluation = replace(config, batch=EVALUATION_BATCH)
+    with (
+        open_loader(dataset, "train", config, recipe.augment, stats=stats) as train,
+        open_loader(dataset, "validation", evaluation, recipe.augment, stats=stats) as validation,
+    ):
+        yield Data(train=train, validation=validation)
+
+
+def _describe_setup(recipe: Recipe, data: Data, placement: Placement) -> Generator[str]:
+    """The first lines of the log, of the process that has loaders."""
+    if not isinstance(data.train, Loader):
+        return
+    yield (
+        f"recipe {recipe.name}: {parameter_count(recipe.model):,} parameters, crops of "
+        f"{recipe.model.crop}, {recipe.model.classes} classes; batch {recipe.loader.batch}, "
+        f"{recipe.train.epochs} epochs of {len(data.train)} steps, seed {recipe.train.seed}"
+    )
+    layout = "channels_last" if recipe.train.channels_last else "NCHW"
+    yield (
+        f"{placement.text()}; {recipe.train.precision}, {layout}, compile {recipe.train.compile}; "
+        f"loader {data.train.backend}"
+    )
+
+
+def _describe_data(dataset: Path, manifest: Manifest) -> dict[str, Any]:
     shards = manifest.split("train", dataset).shards
     return {
-        "recipe": json.loads(json.dumps(made.to_dict())),
-        "data": {
-            "name": manifest.name,
-            "size": manifest.size,
-            "classes": len(manifest.classes),
-            "images": sum(shard.samples for shard in shards),
-            "first_shard_sha256": shards[0].sha256 if shards else "",
-        },
+        "name": manifest.name,
+        "size": manifest.size,
+        "classes": len(manifest.classes),
+        "images": sum(shard.samples for shard in shards),
+        "first_shard_sha256": shards[0].sha256 if shards else "",
     }
 
 
-def claim(run: Path, about: Mapping[str, Any], dataset: Path, options: TrainOptions) -> None:
-    """Write RUN/config.json, or check that it is of this run; RunError names what differs.
-
-    The number of epochs may grow. Each call adds where and on what it ran.
-    """
-    path = run / CONFIG
-    calls: list[Any] = []
-    if path.exists():
-        calls = _check_same(path, about)
-    elif run.is_dir() and any(run.iterdir()):
-        raise RunError(f"{run} is not empty and holds no run. Name another folder with --run.")
-    if run.exists() and not run.is_dir():
-        raise RunError(f"{run} is a file. Name a folder with --run.")
-    run.mkdir(parents=True, exist_ok=True)
-    call = {
+def _describe_call(dataset: Path, options: TrainOptions) -> dict[str, Any]:
+    return {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "dataset": str(dataset),
         "devices": list(options.devices),
         "init_from": str(options.init_from) if options.init_from else None,
         "machine": machine(),
     }
-    text = json.dumps({**about, "calls": [*calls, call]}, indent=1)
-    write_whole(path, f"{text}\n".encode())
 
 
-def _check_same(path: Path, about: Mapping[str, Any]) -> list[Any]:
-    """The calls so far."""
+def _copy_weights(model: nn.Module, source: Path) -> list[str]:
+    """Copy the weights that fit by name and shape; two lines that list what was copied and not."""
+    path = checkpoint.resolve(source)
+    copied, fresh = copy_fitting(model, checkpoint.load(path).parts["model"])
+    if not copied:
+        raise RunError(f"Nothing of {path} fits this network by name and shape.")
+    return [
+        f"copied from {path}: {', '.join(copied)}",
+        f"newly initialized: {', '.join(fresh) or 'nothing'}",
+    ]
+
+
+@contextmanager
+def _naming_checkpoint(run: Path) -> Generator[None]:
+    """Where the data set fails during training, say which checkpoint the run resumes from."""
     try:
-        there = json.loads(path.read_text())
-        before, now = flat(there["recipe"]), flat(about["recipe"])
-        calls: list[Any] = there["calls"]
-        data_before, data_now = flat({"data": there["data"]}), flat({"data": about["data"]})
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunError(f"{path} is damaged ({error!r}). Name another folder with --run.") from error
-    differences = [*_differences(before, now), *_differences(data_before, data_now)]
-    if differences:
-        raise RunError(
-            f"{path.parent} is a run of another recipe or data set: {'; '.join(differences[:5])}. "
-            "Resume it as it was begun, or name another folder with --run."
-        )
-    return calls
-
-
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    grown = now.get("train.epochs", 0) >= before.get("train.epochs", 0)
-    for name in sorted({*before, *now}):
-        if name in FREE or (grown and name in GROWING):
-            continue
-        if before.get(name) != now.get(name):
-            yield f"{name} was {before.get(name)} and is {now.get(name)}"
-
-
-def flat(value: Any, name: str = "") -> dict[str, Any]:
-    """JSON as one level of dotted names; lists of objects go by the places of these."""
-    pairs: list[tuple[str, Any]] = []
-    if isinstance(value, dict):
-        pairs = list(cast(dict[str, Any], value).items())
-    elif isinstance(value, list):
-        entries = cast(list[Any], value)
-        if all(isinstance(entry, dict) for entry in entries):
-            pairs = [(entry.get("name", str(n)), entry) for n, entry in enumerate(entries)]
-    if not pairs:
-        return {name: value}
-    found: dict[str, Any] = {}
-    for key, inner in pairs:
-        found |= flat(inner, f"{name}.{key}" if name else key)
-    return found
+        yield
+    except DataError as error:
+        raise RunError(f"{error} {last_good(run)}") from error

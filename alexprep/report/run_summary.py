@@ -16,8 +16,8 @@ from alexnet.training.evaluate import error_rates
 from alexprep import schema
 from alexprep.errors import PrepareError
 from alexprep.model.predictions import SUFFIX, Predictions
+from alexprep.model.run_folder import CONFIG, flatten
 from alexprep.model.trained import Trained, load_trained
-from alexprep.model.training import CONFIG, flat
 
 T = TypeVar("T")
 # Bounded, so that sums with floats cannot overflow on a damaged file.
@@ -145,7 +145,7 @@ def read_run(folder: Path, device: str) -> RunSummary:
     return RunSummary(
         folder=folder,
         config=config,
-        settings={part: flat(values) for part, values in recipe.items()},
+        settings={part: flatten(values) for part, values in recipe.items()},
         steps=[record for record in records if isinstance(record, StepRecord)],
         epochs=[record for record in records if isinstance(record, EpochRecord)],
         trained=load_trained(path, device),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from alexprep.model.watching import Watcher, line
+from alexprep.model.display import RunDisplay, format_record
 
 STEP = {
     "kind": "step",
@@ -38,50 +38,50 @@ EPOCH = {
 
 
 def test_a_step_is_one_line_with_speed_waiting_loss_and_rate():
-    said = line(STEP, 15)
-    assert (
-        said == "epoch 3 step 50/782: loss 1.2346, lr 0.01, 1,234 images/s, 0.4% waiting for data"
+    assert format_record(STEP, 15) == (
+        "epoch 3 step 50/782: loss 1.2346, lr 0.01, 1,234 images/s, data wait 0.4%"
     )
 
 
 def test_an_epoch_says_what_bounds_it_with_figures():
-    said = line(EPOCH, 15)
-    for part in ("epoch 3/15", "top-1 60.00%", "data-bound: 1,234 images/s, 7.4% of the time"):
-        assert part in said
+    assert format_record(EPOCH, 15) == (
+        "epoch 3/15: train loss 1.200, val loss 1.100, top-1 acc 60.00%, top-5 acc 90.00%; "
+        "1,234 images/s, data wait 7.4% (data-bound); 61 s + 3 s validation"
+    )
 
 
 def test_away_from_a_terminal_records_are_plain_lines(tmp_path, capsys):
-    with Watcher(tmp_path, 15) as watcher:
-        watcher.report(STEP)
-        watcher.note("hello")
+    with RunDisplay(tmp_path, 15) as display:
+        display.emit(STEP)
+        display.log("hello")
     said = capsys.readouterr()
-    assert said.err.splitlines() == [line(STEP, 15), "hello"]
+    assert said.err.splitlines() == [format_record(STEP, 15), "hello"]
     assert said.out == ""
 
 
-def test_a_silent_watcher_says_nothing(tmp_path, capsys):
-    with Watcher(tmp_path, 15, silent=True) as watcher:
-        watcher.begin()
-        watcher.report(EPOCH)
+def test_a_silent_display_writes_nothing(tmp_path, capsys):
+    with RunDisplay(tmp_path, 15, silent=True) as display:
+        display.open_events()
+        display.emit(EPOCH)
     assert capsys.readouterr().err == ""
     assert not list(tmp_path.iterdir())
 
 
 def test_on_a_terminal_epochs_make_a_table(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    with Watcher(tmp_path, 15) as watcher:
-        watcher.report(STEP)
-        watcher.report(EPOCH)
+    with RunDisplay(tmp_path, 15) as display:
+        display.emit(STEP)
+        display.emit(EPOCH)
     said = capsys.readouterr().err
     assert "60.00%" in said
     assert "3/15" in said
 
 
 def test_tensorboard_events_are_written(tmp_path):
-    with Watcher(tmp_path, 15) as watcher:
-        watcher.begin()
-        watcher.report(STEP)
-        watcher.report(EPOCH)
+    with RunDisplay(tmp_path, 15) as display:
+        display.open_events()
+        display.emit(STEP)
+        display.emit(EPOCH)
     (events,) = tmp_path.glob("events.*")
     data = events.read_bytes()
     for tag in (b"train/loss", b"epoch/top1"):
@@ -89,10 +89,10 @@ def test_tensorboard_events_are_written(tmp_path):
 
 
 def test_events_are_read_back_by_another_reader_with_their_steps(tmp_path):
-    with Watcher(tmp_path, 15) as watcher:
-        watcher.begin()
-        watcher.report(STEP)
-        watcher.report({**STEP, "step": 100, "loss": 0.5})
+    with RunDisplay(tmp_path, 15) as display:
+        display.open_events()
+        display.emit(STEP)
+        display.emit({**STEP, "step": 100, "loss": 0.5})
     (events,) = tmp_path.glob("events.*")
     found = list(scalars(events.read_bytes()))
     assert (50, "train/loss", pytest.approx(1.23456)) in found
@@ -113,10 +113,10 @@ def scalars(data):
 def test_a_full_disk_under_the_events_raises_and_does_not_wait(tmp_path, monkeypatch):
     monkeypatch.setattr("time.time", lambda: 1234567890.0)
     (tmp_path / f"events.out.tfevents.1234567890.{socket.gethostname()}").symlink_to("/dev/full")
-    watcher = Watcher(tmp_path, 15)
-    watcher.begin()
-    with watcher:
+    display = RunDisplay(tmp_path, 15)
+    display.open_events()
+    with display:
         for _ in range(5):
-            watcher.report(STEP)
+            display.emit(STEP)
         with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
-            watcher.report(EPOCH)  # an epoch is flushed
+            display.emit(EPOCH)  # an epoch is flushed

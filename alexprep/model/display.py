@@ -1,0 +1,149 @@
+"""What a user sees of a run: a live table on a terminal, plain lines anywhere else; TensorBoard."""
+
+import socket
+import sys
+import time
+from contextlib import suppress
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Self
+
+from rich import box
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+Record = dict[str, Any]
+EPOCHS_SHOWN = 12
+COLUMNS = ("epoch", "loss", "val loss", "top-1 acc", "top-5 acc", "images/s", "data wait")
+FLUSH_SECONDS = 30.0
+
+
+class RunDisplay:
+    """Takes every record of a run; enter it for the duration of the run.
+
+    Of several processes only one is not silent.
+    """
+
+    def __init__(self, run: Path, epochs: int, *, silent: bool = False) -> None:
+        self.run, self.epochs, self.silent = run, epochs, silent
+        self._live: Live | None = None
+        self._rows: list[Record] = []
+        self._step: Record = {}
+        self._events: EventFile | None = None
+
+    def __enter__(self) -> Self:
+        if sys.stderr.isatty() and not self.silent:
+            self._live = Live(console=Console(stderr=True), refresh_per_second=4)
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+        if self._events is not None:
+            # The run may be ending on a storage fault already: each epoch flushes, and only lines
+            # after the last one are lost.
+            with suppress(OSError):
+                self._events.close()
+
+    def open_events(self) -> None:
+        """Open TensorBoard's file, once the folder of the run is ours."""
+        if find_spec("tensorboardX") is not None and not self.silent:
+            self._events = EventFile(self.run)
+
+    def log(self, text: str) -> None:
+        """Show a line that is no record."""
+        self.emit({"kind": "note", "text": text})
+
+    def emit(self, record: Record) -> None:
+        """Show a record of alexnet.training.trainer."""
+        if self.silent:
+            return
+        if self._events is not None and record["kind"] != "note":
+            self._events.write(record)
+        if self._live is None:
+            sys.stderr.write(f"{format_record(record, self.epochs)}\n")
+            sys.stderr.flush()
+            return
+        if record["kind"] == "note":
+            self._live.console.print(record["text"], highlight=False, markup=False)
+        elif record["kind"] == "epoch":
+            self._rows = [*self._rows, record][-EPOCHS_SHOWN:]
+        else:
+            self._step = record
+        self._live.update(self._table())
+
+    def _table(self) -> Group:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for name in COLUMNS:
+            table.add_column(name, justify="right")
+        for row in self._rows:
+            table.add_row(
+                f"{row['epoch'] + 1}/{self.epochs}",
+                f"{row['loss']:.3f}",
+                f"{row['validation_loss']:.3f}",
+                f"{1 - row['top1']:.2%}",
+                f"{1 - row['top5']:.2%}",
+                f"{row['images_per_second']:,.0f}",
+                f"{row['waiting']:.1%}",
+            )
+        # Above and below the table, so that they may be wider than it.
+        step = format_record(self._step, self.epochs) if self._step else ""
+        return Group(Text(str(self.run), style="bold"), table, Text(step))
+
+
+def format_record(record: Record, epochs: int) -> str:
+    """A record as one line of a log."""
+    if record["kind"] == "note":
+        return record["text"]
+    speed = f"{record['images_per_second']:,.0f} images/s, data wait {record['waiting']:.1%}"
+    if record["kind"] == "step":
+        return (
+            f"epoch {record['epoch'] + 1} step {record['at']}/{record['of']}: "
+            f"loss {record['loss']:.4f}, lr {record['lr']:.2g}, {speed}"
+        )
+    return (
+        f"epoch {record['epoch'] + 1}/{epochs}: train loss {record['loss']:.3f}, "
+        f"val loss {record['validation_loss']:.3f}, top-1 acc {1 - record['top1']:.2%}, "
+        f"top-5 acc {1 - record['top5']:.2%}; {speed} ({record['bound']}-bound); "
+        f"{record['seconds']:.0f} s + {record['validation_seconds']:.0f} s validation"
+    )
+
+
+class EventFile:
+    """RUN/events.*: the numbers of each record under train/ or epoch/, for TensorBoard.
+
+    tensorboardX's own SummaryWriter has a thread, which a full disk ends; its queue then fills and
+    training waits for ever. Written in the thread that trains, the fault is an OSError like others.
+    """
+
+    def __init__(self, run: Path) -> None:
+        # Imported by name: tensorboardX is an extra and has no types.
+        self._event: Any = import_module("tensorboardX.proto.event_pb2").Event
+        self._scalar: Any = import_module("tensorboardX.summary").scalar
+        writer: Any = import_module("tensorboardX.record_writer").RecordWriter
+        started = time.time()
+        # The name TensorBoard looks for.
+        self.path = run / f"events.out.tfevents.{started:.0f}.{socket.gethostname()}"
+        self._file = writer(str(self.path))
+        header = self._event(wall_time=started, file_version="brain.Event:2")
+        self._file.write(header.SerializeToString())
+        self._flushed = time.monotonic()
+
+    def write(self, record: Record) -> None:
+        """Add a step or an epoch; OSError where it cannot be stored."""
+        prefix = "train" if record["kind"] == "step" else "epoch"
+        for name, value in record.items():
+            if isinstance(value, float):
+                summary = self._scalar(f"{prefix}/{name}", value)
+                event = self._event(step=record["step"], wall_time=time.time(), summary=summary)
+                self._file.write(event.SerializeToString())
+        if record["kind"] == "epoch" or time.monotonic() - self._flushed > FLUSH_SECONDS:
+            self._file.flush()
+            self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        self._file.close()

@@ -1,0 +1,108 @@
+"""RUN/config.json says what a run is: calls on one run must agree on it, and each is recorded.
+
+RUN/config.json     recipe, data set, and of each call: devices, versions, hardware, commit
+RUN/metrics.jsonl   RUN/checkpoints/    see alexnet.training
+RUN/events.*        see alexprep.model.display
+
+All values here are plain JSON; the file is written before training begins.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+
+from alexnet.errors import RunError
+from alexprep import schema
+from pipelines.files import write_whole
+
+CONFIG = "config.json"
+# May differ between the calls that make up one run: they do not change what is computed.
+FREE = (
+    *("train.log_steps", "train.checkpoint_minutes", "train.keep"),
+    *("loader.backend", "loader.decode", "loader.device", "loader.threads", "loader.readers"),
+    *("loader.prefetch", "loader.pin_memory", "loader.check", "loader.rank", "loader.world"),
+)
+# Follow from the number of epochs, which may grow.
+GROWING = ("train.epochs", "augment.lighting_epochs")
+
+
+class RunConfig(msgspec.Struct):
+    """What config.json holds."""
+
+    recipe: dict[str, Any]
+    data: dict[str, Any]
+    calls: list[dict[str, Any]]
+
+
+def run_identity(recipe: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of config.json that all calls on one run must agree on, as JSON gives it back."""
+    return json.loads(json.dumps({"recipe": recipe, "data": data}))
+
+
+def create_or_check_config(run: Path, identity: Mapping[str, Any], call: Mapping[str, Any]) -> None:
+    """Write RUN/config.json, or check that it has this identity, and add the call.
+
+    The number of epochs may grow. RunError names the fields that differ, or says why `run` cannot
+    become the folder of a run.
+    """
+    path = run / CONFIG
+    calls: list[dict[str, Any]] = []
+    if path.exists():
+        config = read_config(run)
+        _check_identity(run, config, identity)
+        calls = config.calls
+    elif run.is_dir() and any(run.iterdir()):
+        raise RunError(f"{run} is not empty and holds no run. Name another folder with --run.")
+    elif run.exists() and not run.is_dir():
+        raise RunError(f"{run} is a file. Name a folder with --run.")
+    run.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({**identity, "calls": [*calls, call]}, indent=1)
+    write_whole(path, f"{text}\n".encode())
+
+
+def read_config(run: Path) -> RunConfig:
+    """RUN/config.json; RunError if it is damaged."""
+    path = run / CONFIG
+    return schema.read(path, RunConfig, RunError, advice="Name another folder with --run.")
+
+
+def _check_identity(run: Path, config: RunConfig, identity: Mapping[str, Any]) -> None:
+    differences = [
+        *_differences(flatten(config.recipe), flatten(identity["recipe"])),
+        *_differences(flatten({"data": config.data}), flatten({"data": identity["data"]})),
+    ]
+    if differences:
+        raise RunError(
+            f"{run} is a run of another recipe or data set: {'; '.join(differences[:5])}. "
+            "Resume it with the options it was started with, or name another folder with --run."
+        )
+
+
+def _differences(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> Iterator[str]:
+    epochs = (recorded.get("train.epochs", 0), current.get("train.epochs", 0))
+    grown = all(isinstance(count, int) for count in epochs) and epochs[1] >= epochs[0]
+    for name in sorted({*recorded, *current}):
+        if name in FREE or (grown and name in GROWING):
+            continue
+        if recorded.get(name) != current.get(name):
+            yield f"{name} was {recorded.get(name)} and is {current.get(name)}"
+
+
+def flatten(value: Any, name: str = "") -> dict[str, Any]:
+    """JSON as one level of dotted names; objects in a list go by their "name" or their index."""
+    pairs: list[tuple[str, Any]] = []
+    if isinstance(value, dict):
+        pairs = list(cast(dict[str, Any], value).items())
+    elif isinstance(value, list):
+        entries = cast(list[Any], value)
+        if all(isinstance(entry, dict) for entry in entries):
+            pairs = [(str(entry.get("name", n)), entry) for n, entry in enumerate(entries)]
+    if not pairs:
+        return {name: value}
+    flat: dict[str, Any] = {}
+    for key, inner in pairs:
+        flat |= flatten(inner, f"{name}.{key}" if name else key)
+    return flat
