@@ -1,15 +1,17 @@
 """Which backend works here, and its stream of images."""
 
 from collections.abc import Generator, Iterator
+from contextlib import closing
 
 import torch
 from torch import Tensor
 
 from pipelines.config import LoaderConfig
+from pipelines.cpu import Decoded, cpu_batches, pillow_decoded
 from pipelines.errors import DataError
+from pipelines.normalize import Preprocess
 from pipelines.plan import Plan
 from pipelines.readahead import RawBatch, Reader
-from pipelines.torch_cpu import Recipe, torch_batches
 
 
 def choose_backend(config: LoaderConfig, means: str = "") -> str:
@@ -42,19 +44,32 @@ def on_gpu(config: LoaderConfig) -> bool:
 
 
 def backend_stream(
-    raw: Iterator[RawBatch], reader: Reader, recipe: Recipe, plan: Plan, config: LoaderConfig
+    raw: Iterator[RawBatch],
+    reader: Reader,
+    preprocess: Preprocess,
+    plan: Plan,
+    config: LoaderConfig,
 ) -> Generator[tuple[RawBatch, Tensor]]:
     """Images of raw batches by the backend of `choose_backend`; closing ends its threads."""
-    batch = -(-plan.batch // plan.world)
     if choose_backend(config).startswith("torch"):
-        return torch_batches(raw, reader, recipe, threads=config.threads, ahead=batch)
-    from pipelines.dali import DaliOptions, dali_batches  # noqa: PLC0415 - optional, slow to import
+        decoded = pillow_decoded(raw, reader, preprocess)
+        return cpu_batches(decoded, preprocess, threads=config.threads)
+    from pipelines import dali  # noqa: PLC0415 - optional, slow to import
 
-    options = DaliOptions(
+    options = dali.DaliOptions(
         device=torch.device(config.device),
         threads=config.threads,
-        batch=batch,
+        batch=-(-plan.batch // plan.world),
         prefetch=config.prefetch,
         decode=config.decode,
     )
-    return dali_batches(raw, reader, recipe, options)
+    if on_gpu(config):
+        return dali.dali_batches(raw, reader, preprocess, options)
+    return _closing_source(dali.dali_decoded(raw, reader, preprocess, options), preprocess, config)
+
+
+def _closing_source(
+    decoded: Generator[Decoded], preprocess: Preprocess, config: LoaderConfig
+) -> Generator[tuple[RawBatch, Tensor]]:
+    with closing(decoded):
+        yield from cpu_batches(decoded, preprocess, threads=config.threads)

@@ -3,14 +3,11 @@
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-
-from pipelines.finish import VIEWS
+from pipelines.normalize import VIEWS
 from pipelines.plan import Order
 from pipelines.shards import Check
 
 BackendName = Literal["auto", "dali", "torch", "webdataset"]
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "uint8": torch.uint8}
 # Far above any use: what is larger would fail later, during the work, as memory or threads run out.
 LIMITS = {
     "batch": (1, 1 << 20),
@@ -90,7 +87,7 @@ class LoaderConfig:
             raise ValueError(f"LoaderConfig.device must be 'cpu' or 'cuda:N', got {self.device!r}.")
         choices = {
             "backend": ("auto", "dali", "torch", "webdataset"),
-            "dtype": tuple(DTYPES),
+            "dtype": ("float32", "float16", "uint8"),
             "order": ("global", "window", "shards"),
             "decode": ("auto", "cpu", "mixed"),
             "check": ("auto", "size", "sha256"),

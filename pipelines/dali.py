@@ -1,17 +1,17 @@
 # pyright: basic
-"""The augmentation in NVIDIA DALI, on the CPU or the GPU; the only file that imports nvidia.dali.
+"""NVIDIA DALI on the CPU or the GPU; the only file that imports nvidia.dali.
 
-The bytes are fed in our own order by an external source. On the CPU only the crop is decoded (its
-pixels equal those of a whole decode); mirror, lighting, mean, division and layout are then one
-kernel, that of pipelines.pixels. On a GPU, and for ten views, it is crop_mirror_normalize, which
-takes a mean colour for each sample: mean - shift goes in there, and a mean image is subtracted from
-its output.
+The bytes are fed in our own order by an external source. On the CPU DALI decodes the crop and
+nothing else (its pixels equal those of a whole decode); the formula is that of pipelines.normalize.
+On a GPU it is DALI's crop_mirror_normalize, which takes a mean colour for each sample: mean - shift
+goes in there, and `Finish` subtracts a mean image from its output.
 """
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -21,10 +21,11 @@ from nvidia.dali.data_node import DataNode
 from nvidia.dali.pipeline import Pipeline
 from torch import Tensor
 
-from pipelines.augment import shift
+from pipelines.augment import Draws, shift, ten_views
+from pipelines.cpu import decode_at
 from pipelines.errors import DataError
+from pipelines.normalize import VIEWS, Preprocess
 from pipelines.readahead import RawBatch, Reader
-from pipelines.torch_cpu import Recipe, decode_at
 
 Arguments = list[np.ndarray]
 Decode = Literal["auto", "cpu", "mixed"]
@@ -52,30 +53,68 @@ class DaliOptions:
     decode: Decode
 
 
+def dali_decoded(
+    raw: Iterator[RawBatch], reader: Reader, preprocess: Preprocess, options: DaliOptions
+) -> Generator[tuple[RawBatch, Callable[[int], np.ndarray]]]:
+    """Decoded crops of each raw batch on the CPU, whole images for ten views."""
+    feed = _Feed(raw, partial(_crop_place, preprocess=preprocess))
+    outputs = 3 if preprocess.views == 1 else 1  # the file, and y and x of a crop
+    pipeline = _pipeline(options)
+    with pipeline:
+        jpg, *place = fn.external_source(source=feed, num_outputs=outputs, batch=True)
+        pipeline.set_outputs(_decode(jpg, place, preprocess.spec.crop))
+    pipeline.build()
+    with closing(_outputs(pipeline, feed, reader, options.device)) as batches:
+        for batch, pixels in batches:
+            yield batch, pixels.numpy().__getitem__
+
+
 def dali_batches(
-    raw: Iterator[RawBatch], reader: Reader, recipe: Recipe, options: DaliOptions
+    raw: Iterator[RawBatch], reader: Reader, preprocess: Preprocess, options: DaliOptions
 ) -> Generator[tuple[RawBatch, Tensor]]:
-    """Images of each raw batch on options.device; closing the generator ends DALI's threads."""
-    kernel = _kernel(recipe, options)
-    feed = _Feed(raw, partial(pixel_arguments if kernel else arguments, recipe=recipe))
-    pipeline = _build(feed, recipe, options, kernel)
+    """Images of each raw batch on a GPU."""
+    finish = Finish(preprocess)
+    feed = _Feed(raw, partial(arguments, preprocess=preprocess))
+    pipeline = _pipeline(options)
+    with pipeline:
+        pipeline.set_outputs(_on_gpu(feed, preprocess, options))
+    pipeline.build()
+    with closing(_outputs(pipeline, feed, reader, options.device)) as outputs:
+        for batch, images in outputs:
+            if preprocess.channels_last:
+                images = images.permute(0, 3, 1, 2)
+            yield batch, finish(images, batch.task.draws)
+
+
+def _pipeline(options: DaliOptions) -> Pipeline:
+    on_gpu = options.device.type == "cuda"
+    return Pipeline(
+        batch_size=options.batch,
+        num_threads=options.threads,
+        device_id=(options.device.index or 0) if on_gpu else None,
+        prefetch_queue_depth=max(1, options.prefetch),
+        exec_dynamic=True,
+    )
+
+
+def _outputs(
+    pipeline: Pipeline, feed: "_Feed", reader: Reader, device: torch.device
+) -> Generator[tuple[RawBatch, Tensor]]:
+    """What the pipeline gives for each batch; closing the generator ends DALI's threads."""
     try:
         while True:
             try:
-                images = _run(pipeline, options.device)
+                images = _run(pipeline, device)
             except StopIteration:
                 if feed.failure is not None:
                     raise feed.failure from None
                 return
             except RuntimeError as error:
-                raise _blame(feed.waiting[0], reader, error) from error
-            batch = feed.waiting.popleft()
-            if recipe.finish.channels_last:
-                images = images.permute(0, 3, 1, 2)
-            yield batch, _finish(images, batch, recipe, done=kernel is not None)
+                raise _blame(feed.pending[0], reader, error) from error
+            yield feed.pending.popleft(), images
             del images
     finally:
-        feed.waiting.clear()
+        feed.pending.clear()
         del pipeline, feed
 
 
@@ -86,10 +125,10 @@ class _Feed:
     the consumer gets it. The batches inside DALI wait here for their images.
     """
 
-    def __init__(self, raw: Iterator[RawBatch], made: Callable[[RawBatch], Arguments]) -> None:
+    def __init__(self, raw: Iterator[RawBatch], arguments: Callable[[RawBatch], Arguments]) -> None:
         self.raw = raw
-        self.made = made
-        self.waiting: deque[RawBatch] = deque()
+        self.arguments = arguments
+        self.pending: deque[RawBatch] = deque()
         self.failure: Exception | None = None
 
     def __call__(self) -> tuple[list[np.ndarray] | np.ndarray, ...]:
@@ -102,129 +141,27 @@ class _Feed:
         except Exception as error:  # noqa: BLE001 - raised again in the consumer, at its turn
             self.failure = error
             raise StopIteration from None
-        self.waiting.append(batch)
-        return batch.jpgs, *self.made(batch)
+        self.pending.append(batch)
+        return batch.jpgs, *self.arguments(batch)
 
 
-def arguments(batch: RawBatch, recipe: Recipe) -> Arguments:
-    """What DALI takes for each sample: mirror; y and x of a crop; mean and std of float output."""
-    draws, colours = batch.task.draws, recipe.colours
-    values = [draws.mirror.astype(np.int32)]
-    if recipe.views == 1:
-        values += _crop_place(batch, recipe)
-    if recipe.finish.dtype != torch.uint8:
+def arguments(batch: RawBatch, preprocess: Preprocess) -> Arguments:
+    """What a GPU takes for each sample: mirror; y and x of a crop; mean and std of float output."""
+    draws, colours = batch.task.draws, preprocess.colours
+    values = [draws.mirror.astype(np.int32), *_crop_place(batch, preprocess)]
+    if preprocess.dtype != "uint8":
         mean = colours.mean - shift(draws, colours.axes)
         std = np.broadcast_to(draws.divide * colours.sd, mean.shape)
         values += [np.ascontiguousarray(levels, np.float32) for levels in (mean, std)]
     return values
 
 
-def pixel_arguments(batch: RawBatch, recipe: Recipe) -> Arguments:
-    """What the kernel of pipelines.pixels takes: y and x of a crop; place, unit and added."""
-    spec, draws, colours = recipe.spec, batch.task.draws, recipe.colours
-    top = left = np.full(len(draws.y), (spec.source - spec.crop) // 2)
-    which = np.zeros_like(top)
-    if spec.mean == "image_at_crop":
-        which = draws.mirror.astype(np.int64)
-        top, left = draws.y, np.where(draws.mirror, spec.source - spec.crop - draws.x, draws.x)
-    place = np.stack([draws.mirror, which, top, left], axis=1).astype(np.int32)
-    added = (shift(draws, colours.axes) - colours.mean) / (draws.divide * colours.sd)
-    unit = np.broadcast_to(1 / (draws.divide * colours.sd), added.shape)
-    levels = [np.ascontiguousarray(values, np.float32) for values in (unit, added)]
-    return [*_crop_place(batch, recipe), place, *levels]
-
-
-def _crop_place(batch: RawBatch, recipe: Recipe) -> Arguments:
-    """Where crops begin, as DALI wants it: 0 is the first place there is, 1 the last."""
-    room = np.float32(max(1, recipe.spec.source - recipe.spec.crop))
-    return [at.astype(np.float32) / room for at in (batch.task.draws.y, batch.task.draws.x)]
-
-
-def _kernel(recipe: Recipe, options: DaliOptions) -> Any | None:
-    """The operator for float crops on the CPU; None where crop_mirror_normalize does it."""
-    floats = recipe.finish.dtype != torch.uint8
-    if recipe.views > 1 or not floats or options.device.type != "cpu":
-        return None
-    return pixel_operator(recipe.finish.channels_last)
-
-
-@cache
-def pixel_operator(channels_last: bool) -> Any | None:
-    """DALI's operator around pipelines.pixels, one a process; None where numba is not installed."""
-    try:
-        from nvidia.dali.plugin.numba import NumbaFunction  # noqa: PLC0415 - slow to import
-
-        from pipelines import pixels  # noqa: PLC0415
-    except ImportError:
-        return None
-
-    class Compiled(NumbaFunction):
-        """numba_function of code that is compiled already, and kept on disk."""
-
-        def _get_run_fn_cpu(self, run_fn: Any, *about: object) -> int:
-            return run_fn.address
-
-        def _get_setup_fn_cpu(self, setup_fn: Any) -> int:
-            return setup_fn.address
-
-    inputs = (KINDS.UINT8, KINDS.INT32, KINDS.FLOAT, KINDS.FLOAT, KINDS.FLOAT)
-    return Compiled(
-        run_fn=pixels.normalise_HWC if channels_last else pixels.normalise_CHW,
-        setup_fn=pixels.shape_HWC if channels_last else pixels.shape_CHW,
-        in_types=list(inputs),
-        ins_ndim=[3, 1, 1, 1, 4],
-        out_types=[KINDS.FLOAT],
-        outs_ndim=[3],
-    )
-
-
-def _mean_images(recipe: Recipe) -> np.ndarray:
-    """The mean image and its mirror, laid out as the crops are, in grey levels; or zeros."""
-    side = recipe.spec.source
-    image = np.zeros((side, side, 3), np.float32)
-    if recipe.colours.image_HWC is not None:
-        image[...] = recipe.colours.image_HWC
-    images = np.stack([image, image[:, ::-1]])
-    axes = (0, 1, 2, 3) if recipe.finish.channels_last else (0, 3, 1, 2)
-    return np.ascontiguousarray(images.transpose(axes))
-
-
-def _build(feed: _Feed, recipe: Recipe, options: DaliOptions, kernel: Any | None) -> Pipeline:
-    on_gpu = options.device.type == "cuda"
-    pipeline = Pipeline(
-        batch_size=options.batch,
-        num_threads=options.threads,
-        device_id=(options.device.index or 0) if on_gpu else None,
-        prefetch_queue_depth=max(1, options.prefetch),
-        exec_dynamic=True,
-    )
-    with pipeline:
-        pipeline.set_outputs(
-            _by_pixels(feed, recipe, kernel) if kernel else _by_channels(feed, recipe, options)
-        )
-    pipeline.build()
-    return pipeline
-
-
-def _by_pixels(feed: _Feed, recipe: Recipe, kernel: Any) -> DataNode:
-    jpg, y, x, place, unit, added = fn.external_source(source=feed, num_outputs=6, batch=True)
-    pixels = _decode(jpg, [y, x], recipe.spec.crop)
-    return kernel(pixels, place, unit, added, types.Constant(_mean_images(recipe), device="cpu"))
-
-
-def _by_channels(feed: _Feed, recipe: Recipe, options: DaliOptions) -> DataNode:
-    crops, floats = recipe.views == 1, recipe.finish.dtype != torch.uint8
-    jpg, mirror, *rest = fn.external_source(
-        source=feed, num_outputs=2 + 2 * crops + 2 * floats, batch=True
-    )
-    place, levels = (rest[:2], rest[2:]) if crops else ([], rest)
-    on_gpu = options.device.type == "cuda"
-    if on_gpu and options.decode != "cpu":
-        images = fn.decoders.image(jpg, device="mixed", output_type=RGB)
-    else:
-        images = _decode(jpg, place, recipe.spec.crop)
-        images, place = (images.gpu() if on_gpu else images), []
-    return _normalise(images, mirror, place, levels, recipe)
+def _crop_place(batch: RawBatch, preprocess: Preprocess) -> Arguments:
+    """Where crops begin, as DALI takes it: 0 is the first place, 1 the last; none for ten views."""
+    if preprocess.views > 1:
+        return []
+    room = np.float32(max(1, preprocess.spec.source - preprocess.spec.crop))
+    return [start.astype(np.float32) / room for start in (batch.task.draws.y, batch.task.draws.x)]
 
 
 def _decode(jpg: DataNode, place: list[DataNode], crop: int) -> DataNode:
@@ -237,18 +174,31 @@ def _decode(jpg: DataNode, place: list[DataNode], crop: int) -> DataNode:
     )
 
 
-def _normalise(
+def _on_gpu(feed: _Feed, preprocess: Preprocess, options: DaliOptions) -> DataNode:
+    crops, floats = preprocess.views == 1, preprocess.dtype != "uint8"
+    jpg, mirror, *values = fn.external_source(
+        source=feed, num_outputs=2 + 2 * crops + 2 * floats, batch=True
+    )
+    place, levels = (values[:2], values[2:]) if crops else ([], values)
+    if options.decode != "cpu":
+        images = fn.decoders.image(jpg, device="mixed", output_type=RGB)
+    else:
+        images, place = _decode(jpg, place, preprocess.spec.crop).gpu(), []
+    return _normalize(images, mirror, place, levels, preprocess)
+
+
+def _normalize(
     images: DataNode,
     mirror: DataNode,
     place: list[DataNode],
     levels: list[DataNode],
-    recipe: Recipe,
+    preprocess: Preprocess,
 ) -> DataNode:
     """Mirror, mean, sd and layout in one kernel; the crop too, where a GPU decodes whole images.
 
     (The GPU's JPEG engine takes whole images, and memory stays as it is when all have one size.)
     """
-    side = recipe.spec.crop
+    side = preprocess.spec.crop
     where: dict[str, Any] = dict(zip(("crop_pos_y", "crop_pos_x"), place, strict=False))
     where |= {"crop": (side, side)} if place else {}
     mean, std = levels or ([0.0], [1.0])
@@ -258,7 +208,7 @@ def _normalise(
         mean=mean,
         std=std,
         dtype=KINDS.FLOAT if levels else KINDS.UINT8,
-        output_layout="HWC" if recipe.finish.channels_last else "CHW",
+        output_layout="HWC" if preprocess.channels_last else "CHW",
         **where,
     )
 
@@ -276,18 +226,68 @@ def _run(pipeline: Pipeline, device: torch.device) -> Tensor:
     return torch.from_dlpack(images.as_tensor())
 
 
-def _finish(images: Tensor, batch: RawBatch, recipe: Recipe, *, done: bool) -> Tensor:
-    """What the pipeline could not do; where it is `done`, the type alone."""
-    if recipe.views > 1:
-        return recipe.finish.views(images)
-    if done:
-        return images.to(recipe.finish.dtype)
-    return recipe.finish.crops(images, batch.task.draws)
+class Finish:
+    """What crop_mirror_normalize, which knows one mean a channel, leaves: mean images, ten views.
+
+    Its images come as `(x - mean + shift) / (divide * sd)`, without the mean image. What is given
+    out lies in torch's own memory, not in DALI's.
+    """
+
+    def __init__(self, preprocess: Preprocess) -> None:
+        self.spec = preprocess.spec
+        self.views = preprocess.views
+        self.dtype = getattr(torch, preprocess.dtype)
+        self._mean_CHW = None
+        colours = preprocess.colours
+        if colours.image_HWC is not None:
+            image, sd = (
+                torch.tensor(a, dtype=torch.float32) for a in (colours.image_HWC, colours.sd)
+            )
+            memory = torch.channels_last if preprocess.channels_last else torch.contiguous_format
+            mean = image.permute(2, 0, 1) / sd[:, None, None]
+            self._mean_CHW = mean[None].contiguous(memory_format=memory)[0]
+
+    def __call__(self, images_NCHW: Tensor, draws: Draws) -> Tensor:
+        """The finished images on the device they are on."""
+        if self._mean_CHW is not None and self._mean_CHW.device != images_NCHW.device:
+            self._mean_CHW = self._mean_CHW.to(images_NCHW.device)
+        if self.views > 1:
+            return self._ten_views(images_NCHW)
+        return self._crops(images_NCHW, draws)
+
+    def _crops(self, images_NCHW: Tensor, draws: Draws) -> Tensor:
+        out, size = torch.empty_like(images_NCHW, dtype=self.dtype), self.spec.crop
+        if self._mean_CHW is None:
+            return out.copy_(images_NCHW)
+        mean = self._mean_CHW / draws.divide
+        if self.spec.mean == "image":
+            return torch.sub(images_NCHW, self._centre(mean), out=out)
+        crops = zip(images_NCHW, draws.y, draws.x, draws.mirror, out, strict=True)
+        for image, y, x, mirrored, crop in crops:
+            local = mean[:, y : y + size, x : x + size]
+            torch.sub(image, local.flip(2) if mirrored else local, out=crop)
+        return out
+
+    def _ten_views(self, images_NCHW: Tensor) -> Tensor:
+        size, mean = self.spec.crop, self._mean_CHW
+        if mean is not None and self.spec.mean == "image_at_crop":
+            images_NCHW, mean = images_NCHW - mean, None
+        shape = (len(images_NCHW), VIEWS, images_NCHW.shape[1], size, size)
+        out = torch.empty(shape, dtype=self.dtype, device=images_NCHW.device)
+        for number, (y, x, mirrored) in enumerate(ten_views(self.spec)):
+            crop = images_NCHW[:, :, y : y + size, x : x + size]
+            crop = crop.flip(3) if mirrored else crop
+            out[:, number] = crop if mean is None else crop - self._centre(mean)
+        return out
+
+    def _centre(self, mean: Tensor) -> Tensor:
+        start = (self.spec.source - self.spec.crop) // 2
+        return mean[:, start : start + self.spec.crop, start : start + self.spec.crop]
 
 
 def _blame(batch: RawBatch, reader: Reader, error: RuntimeError) -> DataError:
     """DALI says which batch it could not decode; Pillow finds the image in it."""
-    places = [int(place) for place in batch.task.places]
+    places = batch.task.places.tolist()
     try:
         for place, jpg in zip(places, batch.jpgs, strict=True):
             decode_at(reader, jpg, place)

@@ -23,15 +23,14 @@ from torch import Tensor
 
 from pipelines.augment import AugmentSpec, colours
 from pipelines.backends import backend_stream, choose_backend, on_gpu
-from pipelines.config import DTYPES, LoaderConfig
+from pipelines.config import LoaderConfig
 from pipelines.errors import DataError
-from pipelines.finish import Finish
 from pipelines.imagestats import ImageStats
+from pipelines.normalize import Preprocess
 from pipelines.plan import Plan, Task
 from pipelines.prefetch import prefetch
 from pipelines.readahead import RawBatch, Reader, read_batch
 from pipelines.source import Source, open_source
-from pipelines.torch_cpu import Recipe
 
 
 class Loader:
@@ -45,7 +44,9 @@ class Loader:
         step: of the next batch, within its epoch.
     """
 
-    def __init__(self, reader: Reader, plan: Plan, recipe: Recipe, config: LoaderConfig) -> None:
+    def __init__(
+        self, reader: Reader, plan: Plan, preprocess: Preprocess, config: LoaderConfig
+    ) -> None:
         self.classes = reader.manifest.classes
         self.samples = plan.samples
         self.backend = choose_backend(config, reader.means)
@@ -53,7 +54,7 @@ class Loader:
         self.step = 0
         self._reader = reader
         self._plan = plan
-        self._recipe = recipe
+        self._preprocess = preprocess
         self._config = config
         self._data = hashlib.sha256(
             "".join(shard.sha256 for shard in reader.split.shards).encode()
@@ -138,7 +139,9 @@ class Loader:
             self._refuse_if_closed()
             if self._stream is None:
                 tasks = self._reader.tasks(self._plan, self.epoch, self.step)
-                self._stream = _stream(tasks, self._reader, self._plan, self._recipe, self._config)
+                self._stream = _stream(
+                    tasks, self._reader, self._plan, self._preprocess, self._config
+                )
             try:
                 raw, images = next(self._stream)
             except BaseException as error:
@@ -217,9 +220,9 @@ def open_loader(
             f"{split} of {root} has {plan.samples} images: with batch={config.batch} a rank of "
             f"{config.world} would get none in the last step. Use a larger batch or fewer ranks."
         )
-    finish = Finish(spec, numbers, DTYPES[config.dtype], channels_last=config.channels_last)
-    recipe = Recipe(spec, numbers, 1 if train else config.views, finish)
-    return Loader(reader, plan, recipe, config)
+    views = 1 if train else config.views
+    preprocess = Preprocess(spec, numbers, views, config.dtype, config.channels_last)
+    return Loader(reader, plan, preprocess, config)
 
 
 def _check(source: Source, config: LoaderConfig, spec: AugmentSpec) -> None:
@@ -242,14 +245,14 @@ def _check(source: Source, config: LoaderConfig, spec: AugmentSpec) -> None:
 
 
 def _stream(
-    tasks: Iterator[Task], reader: Reader, plan: Plan, recipe: Recipe, config: LoaderConfig
+    tasks: Iterator[Task], reader: Reader, plan: Plan, preprocess: Preprocess, config: LoaderConfig
 ) -> Generator[tuple[RawBatch, Tensor]]:
     """Images of the tasks, read and made early; closing it ends all threads."""
     readers = config.readers if reader.concurrent else 1
     read = partial(read_batch, reader)
     with (
         closing(prefetch(tasks, read, readers, config.readers + 1)) as raw,
-        closing(backend_stream(raw, reader, recipe, plan, config)) as images,
+        closing(backend_stream(raw, reader, preprocess, plan, config)) as images,
     ):
         if on_gpu(config):
             # No thread here. DALI makes its batches early in threads of its own, and its output is

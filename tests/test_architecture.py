@@ -50,6 +50,7 @@ SHORT = {
     "pipelines/index.py": "to be merged",
     "pipelines/jpeg.py": "to be merged",
     "pipelines/philox.py": "a random generator, tested with its authors' numbers",
+    "pipelines/prefetch.py": "one function, for every stage of the loader",
     "pipelines/source.py": "to be merged",
 }
 

@@ -13,8 +13,8 @@ from alexnet.training.evaluate import view_probabilities
 from alexprep.dataset.codec import ImageError, encode
 from alexprep.model.trained import Trained, load_trained
 from pipelines.augment import centre, colours
-from pipelines.finish import VIEWS, Finish
 from pipelines.jpeg import decode
+from pipelines.normalize import VIEWS, Normalize, Preprocess
 
 STDIN = "-"
 QUALITY = 95  # of the JPEG that shards would hold: networks have seen no other pictures
@@ -98,14 +98,15 @@ def prepared(data: bytes, trained: Trained, options: PredictOptions) -> torch.Te
     """
     spec = trained.augment
     jpg = encode(data, size=spec.source, quality=QUALITY).jpg
-    numbers = colours(spec, trained.stats)
-    pixels_CHW = decode(np.frombuffer(jpg, np.uint8)).transpose(2, 0, 1)
-    mean, sd = (part.astype(np.float32)[:, None, None] for part in (numbers.mean, numbers.sd))
-    image = torch.as_tensor((pixels_CHW - mean) / sd)[None]
-    finish = Finish(spec, numbers, torch.float32, channels_last=False)
+    preprocess = Preprocess(spec, colours(spec, trained.stats), options.views)
+    normalize = Normalize(preprocess)
+    pixels_HWC = decode(np.frombuffer(jpg, np.uint8))
+    out = np.empty(normalize.shape(1), np.float32)
     if options.views == VIEWS:
-        return finish.views(image).to(options.device)
-    draws = centre(spec, 1)
-    y, x = int(draws.y[0]), int(draws.x[0])
-    crop = image[:, :, y : y + spec.crop, x : x + spec.crop].contiguous()
-    return finish.crops(crop, draws).to(options.device)
+        normalize.ten_crops(out[0], pixels_HWC)
+    else:
+        draws = centre(spec, 1)
+        y, x = int(draws.y[0]), int(draws.x[0])
+        crop_HWC = np.ascontiguousarray(pixels_HWC[y : y + spec.crop, x : x + spec.crop])
+        normalize.crop(out[0], crop_HWC, normalize.factors(draws), 0)
+    return torch.as_tensor(out).to(options.device)

@@ -1,0 +1,156 @@
+"""From decoded pixels to what a network sees: the formula of pipelines.augment on the CPU.
+
+    out = (x - mean + shift) / (divide * sd) = (x - mean image) * unit + added
+
+with `unit` and `added` worked out once for each crop in float64 and rounded to float32. Two ways
+give the same bits: NumPy below, which is the reference, and the loops of pipelines.row_loops, which
+take a third of its time and are used where numba is installed.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.augment import AugmentSpec, Colours, Draws, shift, ten_views
+
+VIEWS = 10
+Pixels = NDArray[np.uint8]
+Kernel = Callable[[NDArray[Any], Pixels, NDArray[Any], NDArray[Any], bool, NDArray[Any]], None]
+
+
+class Factors(NamedTuple):
+    """The numbers of the formula for N crops.
+
+    mirror: whether the crop is mirrored, (N,)
+    image: which mean image, (N,): 0, or 1 for its mirror
+    origin: row and column of that image at the crop's first pixel, (N, 2)
+    levels: unit and added of each colour, float32, (N, 2, 3)
+    """
+
+    mirror: NDArray[np.bool_]
+    image: NDArray[np.int64]
+    origin: NDArray[np.int64]
+    levels: NDArray[np.float32]
+
+
+def factors(spec: AugmentSpec, colours: Colours, draws: Draws) -> Factors:
+    """What the formula takes from the draws of N crops."""
+    top = left = np.full(len(draws.y), (spec.source - spec.crop) // 2)
+    image = np.zeros_like(top)
+    if spec.mean == "image_at_crop":
+        image = draws.mirror.astype(np.int64)
+        top, left = draws.y, np.where(draws.mirror, spec.source - spec.crop - draws.x, draws.x)
+    added = (shift(draws, colours.axes) - colours.mean) / (draws.divide * colours.sd)
+    unit = np.broadcast_to(1 / (draws.divide * colours.sd), added.shape)
+    return Factors(
+        mirror=draws.mirror,
+        image=image,
+        origin=np.stack([top, left], axis=1),
+        levels=np.stack([unit, added], axis=1).astype(np.float32),
+    )
+
+
+class Preprocess(NamedTuple):
+    """What a backend makes of decoded images; the same for all of them.
+
+    dtype: "float32", "float16", or "uint8", which moves pixels and computes nothing.
+    views: 1: a crop as it was drawn, (N, C, crop, crop); 10: the ten views, (N, 10, C, crop, crop).
+    channels_last: memory format of crops.
+    """
+
+    spec: AugmentSpec
+    colours: Colours
+    views: int = 1
+    dtype: str = "float32"
+    channels_last: bool = False
+
+
+class Normalize:
+    """The formula with the mean image in memory; safe to use from several threads.
+
+    Crops are (C, crop, crop) in memory; with channels_last (crop, crop, C), ten views excepted.
+    """
+
+    def __init__(self, preprocess: Preprocess) -> None:
+        self.spec = preprocess.spec
+        self.colours = preprocess.colours
+        self.views = preprocess.views
+        self.dtype = np.uint8 if preprocess.dtype == "uint8" else np.float32
+        self.channels_last = preprocess.channels_last and self.views == 1
+        self._axes = (0, 1, 2) if self.channels_last else (1, 2, 0)  # of a crop, as (H, W, C)
+        self._images = self._mean_images()
+        y, x, mirror = (np.array(values) for values in zip(*ten_views(self.spec), strict=True))
+        draws = Draws(y, x, mirror, alpha=np.zeros((VIEWS, 3)), divide=1.0)
+        self._ten_factors = self.factors(draws)
+
+    def factors(self, draws: Draws) -> Factors:
+        """What `crop` takes, of N crops at once."""
+        return factors(self.spec, self.colours, draws)
+
+    def shape(self, images: int) -> tuple[int, ...]:
+        """Of the output for so many images, as it lies in memory."""
+        side = self.spec.crop
+        crop = (side, side, 3) if self.channels_last else (3, side, side)
+        return (images, *crop) if self.views == 1 else (images, self.views, *crop)
+
+    def crop(self, out: NDArray[Any], pixels_HWC: Pixels, numbers: Factors, i: int) -> None:
+        """Write crop `i` of `numbers` to `out`; pixels_HWC: (crop, crop, 3), contiguous."""
+        mirror, side = bool(numbers.mirror[i]), self.spec.crop
+        mirrored_HWC = pixels_HWC[:, ::-1] if mirror else pixels_HWC
+        if self.dtype == np.uint8:
+            out.transpose(self._axes)[...] = mirrored_HWC
+            return
+        image, origin = self._images[numbers.image[i]], numbers.origin[i]
+        kernel = compiled(self.channels_last)
+        if kernel is None:
+            out_HWC, image_HWC = out.transpose(self._axes), image.transpose(self._axes)
+            normalize(out_HWC, mirrored_HWC, image_HWC, origin, numbers.levels[i])
+            return
+        if self.channels_last:  # rows of colours, as the kernel's loop takes them
+            out, image = out.reshape(side, -1), image.reshape(len(image), -1)
+        kernel(out, pixels_HWC.reshape(side, -1), image, origin, mirror, numbers.levels[i])
+
+    def ten_crops(self, out: NDArray[Any], pixels_HWC: Pixels) -> None:
+        """Write the ten views of a whole image to `out`, (10, 3, crop, crop)."""
+        side = self.spec.crop
+        for i, (y, x, _) in enumerate(ten_views(self.spec)):
+            crop_HWC = np.ascontiguousarray(pixels_HWC[y : y + side, x : x + side])
+            self.crop(out[i], crop_HWC, self._ten_factors, i)
+
+    def _mean_images(self) -> NDArray[np.float32]:
+        """The mean image and its mirror, laid out as crops are; zeros where there is none."""
+        side = self.spec.source
+        image = np.zeros((side, side, 3), np.float32)
+        if self.colours.image_HWC is not None:
+            image[...] = self.colours.image_HWC
+        images = np.stack([image, image[:, ::-1]])
+        axes = (0, 1, 2, 3) if self.channels_last else (0, 3, 1, 2)
+        return np.ascontiguousarray(images.transpose(axes))
+
+
+def normalize(
+    out_HWC: NDArray[np.float32],
+    pixels_HWC: Pixels,
+    image_HWC: NDArray[np.float32],
+    origin: NDArray[np.int64],
+    levels: NDArray[np.float32],
+) -> None:
+    """The formula in NumPy, for one crop that is mirrored already."""
+    height, width = out_HWC.shape[:2]
+    y, x = origin
+    np.subtract(pixels_HWC, image_HWC[y : y + height, x : x + width], out=out_HWC)
+    out_HWC *= levels[0]
+    out_HWC += levels[1]
+
+
+@cache
+def compiled(channels_last: bool) -> Kernel | None:
+    """The same in one pass; None where numba is not installed."""
+    try:
+        from pipelines import row_loops  # noqa: PLC0415 - optional, and slow to import
+    except ImportError:
+        return None
+    return row_loops.crop_HWC if channels_last else row_loops.crop_CHW
