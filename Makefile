@@ -34,7 +34,7 @@ else
 gpu-check: CHECKER := $(PYTHON)
 endif
 gpu-check:
-	@$(CHECKER) benchmarks/gpu_check.py --out "$(OUT)" $(if $(DATA),--data "$(DATA)")
+	@$(CHECKER) benchmarks/gpu/check.py --out "$(OUT)" $(if $(DATA),--data "$(DATA)")
 
 # pillow-simd is compiled on installation: it wants the headers of libjpeg, zlib and Python.
 headers:

@@ -4,8 +4,10 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 PACKAGES = (
     "alexprep",
@@ -18,12 +20,23 @@ PACKAGES = (
     "webdataset",
     "dask",
 )
+SPEED_MATTERS = ("python", "torch", "nvidia-dali-cuda130", "pillow-simd", "libjpeg_turbo")
+# Flags of /proc/cpuinfo.
+INSTRUCTION_SETS = {
+    "avx2": "AVX2",
+    "avx512f": "AVX-512",
+    "avx512_bf16": "AVX-512 BF16",
+    "amx_bf16": "AMX BF16",
+}
+# Variables by which torch, oneDNN and numba use fewer of them than the processor has.
+ISA_LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "NUMBA_CPU_NAME")
 
 
 def machine() -> dict[str, str | int | list[str]]:
     """Processor, cores this process may use, memory, GPUs, versions and the commit of the code."""
     return {
         "cpu": _cpu(),
+        "isa": instruction_sets(),
         "cores": cores(),
         "memory_gib": round(_memory_bytes() / 2**30),
         "gpus": _gpus(),
@@ -33,6 +46,23 @@ def machine() -> dict[str, str | int | list[str]]:
         **{name: _version(name) for name in PACKAGES},
         "commit": commit(),
     }
+
+
+def describe(host: Mapping[str, Any]) -> str:
+    """What `machine` returns, in a line: hardware, then the versions that matter for speed."""
+    # Records of 2026-11-21 do not have the instruction sets.
+    isa = f" ({host['isa']})" if host.get("isa") else ""
+    versions = [f"{name} {host[name]}" for name in SPEED_MATTERS if name in host]
+    hardware = [f"{host['cpu']}{isa}", f"{host['cores']} cores", *host["gpus"]]
+    return f"{', '.join(hardware)}; {', '.join(versions)}"
+
+
+def instruction_sets() -> str:
+    """Those that speed depends on, and the variables that forbid some: "AVX2, AVX-512"."""
+    flags = _cpuinfo("flags").split()
+    names = [name for flag, name in INSTRUCTION_SETS.items() if flag in flags]
+    limits = [f"{name}={os.environ[name]}" for name in ISA_LIMITS if name in os.environ]
+    return ", ".join([*names, *limits])
 
 
 def cores() -> int:
@@ -61,12 +91,14 @@ def commit() -> str:
 
 
 def _cpu() -> str:
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def _cpuinfo(key: str) -> str:
+    """A value that Linux gives for the first processor; nothing elsewhere."""
     listing = Path("/proc/cpuinfo")
-    if listing.is_file():
-        for line in listing.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    lines = listing.read_text().splitlines() if listing.is_file() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), "")
 
 
 def _libjpeg_turbo() -> str:

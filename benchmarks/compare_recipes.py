@@ -1,4 +1,4 @@
-"""Train variants of a recipe on one data set, some seeds each, and put them beside each other.
+"""Train variants of a recipe on one data set, some seeds each, and compare them.
 
     python benchmarks/compare_recipes.py ablations DATASET OUT --smoke --epochs 4 --seeds 3
         --set train.precision=bfloat16
@@ -6,9 +6,9 @@
     python benchmarks/compare_recipes.py ensemble DATASET OUT --smoke --epochs 15 --seeds 3
 
 Every variant is a run of `alexprep train` in OUT/<variant>-<seed>; finished ones are not run again,
-so that `--only` can divide the variants among processes, and a last call without it puts them
-together. OUT/summary.json and OUT/summary.md have errors and losses of what is finished, written
-anew after each run; for `ensemble` also the error of the seeds' mean prediction, which the runs of
+so that `--only` can divide the variants among processes and a last call without it sums them up.
+OUT/summary.json and OUT/summary.md have errors and losses of the finished ones and are rewritten
+after each run; for `ensemble` also the error of the seeds' mean prediction, for which the runs of
 `ablations` serve as well.
 """
 
@@ -86,7 +86,7 @@ def main() -> None:
                 epochs=args.epochs,
                 seed=seed,
                 devices=tuple(args.devices.split(",")),
-                settings=(*(at_size(each, smoke=args.smoke) for each in settings), *args.set),
+                settings=(*(at_size(setting, smoke=args.smoke) for setting in settings), *args.set),
             )
             if train(args.dataset, runs[seed], options).stopped:
                 sys.exit(1)
@@ -112,8 +112,8 @@ def write_summary(args: argparse.Namespace, folders: dict[str, list[Path]]) -> N
         if done:
             together = args.experiment == "ensemble" and done == runs
             rows.append(summary(name, done, args.dataset, together))
-    about = {"machine": machine(), "argv": sys.argv[1:], "rows": rows}
-    (args.out / "summary.json").write_text(json.dumps(about, indent=1) + "\n")
+    record = {"machine": machine(), "argv": sys.argv[1:], "rows": rows}
+    (args.out / "summary.json").write_text(json.dumps(record, indent=1) + "\n")
     (args.out / "summary.md").write_text(table(rows))
 
 
@@ -162,8 +162,8 @@ def table(rows: list[dict]) -> str:
         lines.append(f"| {row['variant']} | {len(row['loss'])} | {' | '.join(cells)} |")
     for row in rows:
         if "mean_prediction" in row:
-            one, five = row["mean_prediction"]
-            lines.append(f"| mean of {row['variant']} | | | {one:.2%} | {five:.2%} |")
+            first, five = row["mean_prediction"]
+            lines.append(f"| mean of {row['variant']} | | | {first:.2%} | {five:.2%} |")
     return "\n".join(lines) + "\n"
 
 

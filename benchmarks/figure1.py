@@ -7,8 +7,8 @@ The paper gives neither network nor rates: a four-layer network, no regularisati
 rate chosen for each by itself. Here: 5x5 convolutions of 32, 32 and 64 maps with overlapping pools
 (layers-19pct.cfg without its decay) and a dense layer, batch 128, no crops, no mirror, inputs in
 0..255 minus the mean colour. A rate is given up when it has taken as many epochs as the best one of
-its neuron. OUT/figure1.json has every curve, figure1.md the table, figure1.svg the picture; the
-same command goes on with the curves that are not there yet.
+its neuron. OUT/figure1.json has every curve, figure1.md the table, figure1.svg the picture; run it
+again to train the curves that are missing.
 """
 
 import argparse
@@ -67,17 +67,17 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     keep_freed_memory()
     images, labels = everything(args.root)
-    kept = args.out / "figure1.json"
-    curves: list[dict] = json.loads(kept.read_text())["curves"] if kept.exists() else []
-    done = {(one["act"], one["rate"], one["seed"]) for one in curves}
+    path = args.out / "figure1.json"
+    curves: list[dict] = json.loads(path.read_text())["curves"] if path.exists() else []
+    done = {(curve["act"], curve["rate"], curve["seed"]) for curve in curves}
     for seed in range(args.seeds):
         for rate in (float(word) for word in args.rates.split(",")):
             for act in args.neurons.split(","):
                 if (act, rate, seed) in done:
                     continue
                 curve = {"act": act, "rate": rate, "seed": seed}
-                of_act = [one for one in curves if (one["act"], one["seed"]) == (act, seed)]
-                limit = min([args.epochs, *(len(one["errors"]) for one in of_act if reached(one))])
+                rivals = [c for c in curves if (c["act"], c["seed"]) == (act, seed) and reached(c)]
+                limit = min([args.epochs, *(len(rival["errors"]) for rival in rivals)])
                 errors = curve["errors"] = []
                 for error in learn(curve, images, labels, args.precision):
                     errors.append(round(error, 5))
@@ -86,8 +86,8 @@ def main() -> None:
                 curve["epochs_to_target"] = epochs_to_target(errors)
                 curves.append(curve)
                 sys.stderr.write(f"{curve}\n")
-                about = {"machine": machine(), "argv": sys.argv[1:], "curves": curves}
-                kept.write_text(json.dumps(about, indent=1) + "\n")
+                record = {"machine": machine(), "argv": sys.argv[1:], "curves": curves}
+                path.write_text(json.dumps(record, indent=1) + "\n")
                 (args.out / "figure1.md").write_text(table(curves))
                 (args.out / "figure1.svg").write_text(picture(curves))
     sys.stdout.write(table(curves))
@@ -98,7 +98,7 @@ def everything(root: Path) -> tuple[Tensor, Tensor]:
     config = LoaderConfig(batch=500, channels_last=True)
     with open_loader(root, "train", config, SPEC, train=False) as loader:
         batches = [(images.clone(), labels) for images, labels in loader]
-    images, labels = (torch.cat(part) for part in zip(*batches, strict=True))
+    images, labels = (torch.cat(tensors) for tensors in zip(*batches, strict=True))
     return images.contiguous(memory_format=torch.channels_last), labels
 
 
@@ -116,14 +116,14 @@ def learn(
     chance = torch.Generator().manual_seed(curve["seed"])
     while True:
         wrong, lost = torch.zeros((), dtype=torch.int64), torch.zeros(())
-        for places in torch.randperm(len(images), generator=chance).split(128):
+        for indices in torch.randperm(len(images), generator=chance).split(128):
             with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
-                logits = model(images[places])
-                loss = F.cross_entropy(logits, labels[places])
+                logits = model(images[indices])
+                loss = F.cross_entropy(logits, labels[indices])
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-            wrong += (logits.argmax(1) != labels[places]).sum()
+            wrong += (logits.argmax(1) != labels[indices]).sum()
             lost += loss.detach()
         yield float(wrong) / len(images) if bool(lost.isfinite()) else math.nan
 
@@ -137,8 +137,8 @@ def epochs_to_target(errors: list[float]) -> float | None:
     """Between the two epochs around the target, linearly; None if it was not reached."""
     if not errors[-1] <= TARGET:
         return None
-    before = errors[-2] if len(errors) > 1 else 1.0
-    return len(errors) - 1 + (before - TARGET) / (before - errors[-1])
+    previous = errors[-2] if len(errors) > 1 else 1.0
+    return len(errors) - 1 + (previous - TARGET) / (previous - errors[-1])
 
 
 def fastest(curves: list[dict], act: str) -> tuple[float, float] | None:
@@ -148,16 +148,16 @@ def fastest(curves: list[dict], act: str) -> tuple[float, float] | None:
     choose the rate, the others say what it is worth.
     """
     tried: dict[float, list[dict]] = {}
-    for one in curves:
-        if one["act"] == act:
-            tried.setdefault(one["rate"], []).append(one)
-    most = max(map(len, tried.values()), default=0)
+    for curve in curves:
+        if curve["act"] == act:
+            tried.setdefault(curve["rate"], []).append(curve)
+    seeds = max(map(len, tried.values()), default=0)
     down = [
-        (rate, median(one["epochs_to_target"] for one in group))
+        (rate, median(curve["epochs_to_target"] for curve in group))
         for rate, group in tried.items()
-        if len(group) == most and all(map(reached, group))
+        if len(group) == seeds and all(map(reached, group))
     ]
-    return min(down, key=lambda found: found[1], default=None)
+    return min(down, key=lambda rate: rate[1], default=None)
 
 
 def table(curves: list[dict]) -> str:
@@ -180,11 +180,11 @@ def table(curves: list[dict]) -> str:
 
 def picture(curves: list[dict]) -> str:
     """Training error over epochs as SVG: the best rate of each neuron bold, the others faint."""
-    width, height, left, top = 640, 400, 60, 20
+    width, height, margin, top = 640, 400, 60, 20
     epochs = max(len(curve["errors"]) for curve in curves)
 
     def x(epoch: float) -> float:
-        return round(left + (width - left - 90) * epoch / epochs, 1)
+        return round(margin + (width - margin - 90) * epoch / epochs, 1)
 
     def y(error: float) -> float:
         return round(top + (height - top - 50) * (0.8 - error) / 0.7, 1)
@@ -193,22 +193,25 @@ def picture(curves: list[dict]) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
         'font-family="sans-serif" font-size="13" fill="#333">',
         f'<rect width="{width}" height="{height}" fill="white"/>',
-        f'<text x="{(left + width - 90) // 2}" y="{height - 8}" text-anchor="middle">epochs</text>',
+        f'<text x="{(margin + width - 90) // 2}" y="{height - 8}" '
+        'text-anchor="middle">epochs</text>',
         f'<text x="16" y="{height // 2}" transform="rotate(-90 16 {height // 2})" '
         'text-anchor="middle">training error</text>',
     ]
     for percent in range(10, 81, 10):
-        at = y(percent / 100)
-        parts.append(f'<path d="M{left} {at}H{x(epochs)}" stroke="#ddd"/>')
-        parts.append(f'<text x="{left - 8}" y="{at + 4}" text-anchor="end">{percent}%</text>')
+        height_of = y(percent / 100)
+        parts.append(f'<path d="M{margin} {height_of}H{x(epochs)}" stroke="#ddd"/>')
+        parts.append(
+            f'<text x="{margin - 8}" y="{height_of + 4}" text-anchor="end">{percent}%</text>'
+        )
     for epoch in range(0, epochs + 1, 5 if epochs > 10 else 1):
         parts.append(f'<text x="{x(epoch)}" y="{y(0.1) + 18}" text-anchor="middle">{epoch}</text>')
     parts.append(
-        f'<path d="M{left} {y(TARGET)}H{x(epochs)}" stroke="#333" stroke-dasharray="5 4"/>'
+        f'<path d="M{margin} {y(TARGET)}H{x(epochs)}" stroke="#333" stroke-dasharray="5 4"/>'
     )
     for curve in curves:
-        found = fastest(curves, curve["act"])
-        best = found is not None and (curve["rate"], curve["seed"]) == (found[0], 0)
+        choice = fastest(curves, curve["act"])
+        best = choice is not None and (curve["rate"], curve["seed"]) == (choice[0], 0)
         points = " ".join(
             f"{x(n + 1)},{y(min(error, 0.8))}"
             for n, error in enumerate(curve["errors"])

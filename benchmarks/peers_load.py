@@ -1,6 +1,6 @@
-"""Our loader beside what others load the same photographs with, on the same two cores.
+"""Our loader next to what others load the same photographs with, on the same two cores.
 
-    python benchmarks/peers_load.py SOURCE --venvs VENVS --data DATA --kept FILE --out RESULTS
+    python benchmarks/peers_load.py SOURCE --venvs VENVS --data DATA --state FILE --out RESULTS
 
 DATA is filled on the first call: every peer's own writer makes its form of the same 256-pixel
 JPEGs. Everybody then gives float32 batches of 128 random 227-pixel crops, half of them mirrored,
@@ -18,9 +18,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from peers_kept import Case, Kept, keep_result, options, ratios
+from rounds import Case, Rounds, finish, peer_options, ratios
 
-from alexprep.bench.frame import Row, rows
+from alexprep.bench.figures import Row, compared
 from alexprep.dataset.shard import RunOptions, ShardConfig, shard
 from alexprep.dataset.stats import compute_stats
 from pipelines.format import Manifest
@@ -53,23 +53,23 @@ NOTES = (
 
 
 def main() -> None:
-    """Add rounds to those kept, and write the result of them all."""
-    parser = options(__doc__)
+    """Add rounds to those in a file, and write the result of all."""
+    parser = peer_options(__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder of the peers' data sets")
-    asked = parser.parse_args()
-    kept = Kept.load(asked.kept)
-    asked.data.mkdir(parents=True, exist_ok=True)
-    os.environ["TMPDIR"] = str(asked.data)  # which some peers empty folders of
-    cases = [case for case in CASES if asked.only in case.name]
-    prepare(asked.source, asked.data, asked.venvs, kept)
-    if asked.rounds:
-        measure(cases, asked.data, asked.venvs, kept, asked.rounds)
-    if kept.rates:
-        said = keep_result("peers-load", found(kept), kept, NOTES, asked.out)
-        sys.stdout.write(f"{said}\n")
+    options = parser.parse_args()
+    state = Rounds.load(options.state)
+    options.data.mkdir(parents=True, exist_ok=True)
+    os.environ["TMPDIR"] = str(options.data)  # which some peers empty folders of
+    cases = [case for case in CASES if options.only in case.name]
+    prepare(options.source, options.data, options.venvs, state)
+    if options.rounds:
+        measure(cases, options.data, options.venvs, state, options.rounds)
+    if state.rates:
+        text = finish("peers-load", rows_of(state), state, NOTES, options.out)
+        sys.stdout.write(f"{text}\n")
 
 
-def prepare(source: Path, data: Path, venvs: Path, kept: Kept) -> None:
+def prepare(source: Path, data: Path, venvs: Path, state: Rounds) -> None:
     """Every peer's data set of IMAGES photographs, where it is not there yet."""
     links = data / "source"
     originals = sorted(path for path in source.rglob("*") if path.is_file())
@@ -85,17 +85,17 @@ def prepare(source: Path, data: Path, venvs: Path, kept: Kept) -> None:
     if not (data / "files").exists():
         extract(data / "alexprep", data / "files")
     for name in ("ffcv", "litdata", "streaming"):
-        made, partial = data / name, data / f"{name}-partial"
+        target, partial = data / name, data / f"{name}-partial"
         words = Case(name, name, "", (f"shard_{name}.py",)).command(venvs, HERE)
-        if not made.exists():
+        if not target.exists():
             shutil.rmtree(partial, ignore_errors=True)
             done = subprocess.run(
                 [*words, str(links), str(partial)], capture_output=True, text=True, check=False
             )
             if done.returncode:
-                kept.failures[f"{name}'s writer"] = done.stderr[-300:]
+                state.failures[f"{name}'s writer"] = done.stderr[-300:]
             else:
-                partial.rename(made)
+                partial.rename(target)
 
 
 def extract(root: Path, out: Path) -> None:
@@ -103,16 +103,16 @@ def extract(root: Path, out: Path) -> None:
     wnids = [wnid for wnid, _ in Manifest.load(root).classes]
     for path in sorted((root / "train").glob("*.tar")):
         with tarfile.open(path) as tar:
-            held: dict[str, bytes] = {}
+            sample: dict[str, bytes] = {}
             for member in tar:
                 stem, _, kind = member.name.partition(".")
                 stream = tar.extractfile(member)
-                held[kind] = stream.read() if stream else b""
-                if {"jpg", "cls"} <= held.keys():
-                    folder = out / wnids[int(held["cls"])]
+                sample[kind] = stream.read() if stream else b""
+                if {"jpg", "cls"} <= sample.keys():
+                    folder = out / wnids[int(sample["cls"])]
                     folder.mkdir(parents=True, exist_ok=True)
-                    (folder / f"{stem}.jpg").write_bytes(held["jpg"])
-                    held = {}
+                    (folder / f"{stem}.jpg").write_bytes(sample["jpg"])
+                    sample = {}
 
 
 class Loader:
@@ -139,40 +139,40 @@ class Loader:
         line = self.process.stdout.readline()
         if not line:
             raise RuntimeError(f"its process ended with {self.process.wait()}")
-        said: dict[str, Any] = json.loads(line)
-        shape, kind = said["first"]
-        if shape != SHAPE or not kind.endswith(DTYPES) or said["images"] != COUNT * SHAPE[0]:
-            raise RuntimeError(f"it gave {said['images']} images, of {shape} {kind}")
-        return said["images"] / said["seconds"]
+        answer: dict[str, Any] = json.loads(line)
+        shape, kind = answer["first"]
+        if shape != SHAPE or not kind.endswith(DTYPES) or answer["images"] != COUNT * SHAPE[0]:
+            raise RuntimeError(f"it gave {answer['images']} images, of {shape} {kind}")
+        return answer["images"] / answer["seconds"]
 
 
-def measure(cases: list[Case], data: Path, venvs: Path, kept: Kept, rounds: int) -> None:
+def measure(cases: list[Case], data: Path, venvs: Path, state: Rounds, rounds: int) -> None:
     """Open every loader and let it make an uncounted round, then take turns."""
     with ExitStack() as stack:
         loaders: list[Loader] = []
         for case in cases:
             try:
-                kept.versions[case.name] = case.versions(venvs)
+                state.versions[case.name] = case.versions(venvs)
                 loaders.append(Loader(case, data, venvs, stack))
             except (RuntimeError, OSError) as error:
-                kept.failures[case.name] = str(error)
+                state.failures[case.name] = str(error)
         for _ in range(rounds):
-            at = len(kept.rates.get(OURS, ())) % len(loaders)  # each begins with another
-            for loader in loaders[at:] + loaders[:at]:
-                kept.add(loader.name, loader.round(), 0)
-            kept.save()
+            first = len(state.rates.get(OURS, ())) % len(loaders)  # each begins with another
+            for loader in loaders[first:] + loaders[:first]:
+                state.add(loader.name, loader.round())
+            state.save()
 
 
-def found(kept: Kept) -> list[Row]:
-    """Every case beside bare DALI, then ours beside every peer."""
+def rows_of(state: Rounds) -> list[Row]:
+    """Every case compared with bare DALI, then ours with every peer."""
     peers = {
         case.name: TARGETS.get(case.name, "")
         for case in CASES
-        if case.name in kept.rates and not case.name.startswith(OURS) and case.name != BARE
+        if case.name in state.rates and not case.name.startswith(OURS) and case.name != BARE
     }
-    first = rows(kept.rates, floor=BARE, targets={OURS: TARGETS[BARE]})
-    same = {FFCV: TARGETS[FFCV]} if FFCV in kept.rates else {}
-    return first + ratios(kept.rates, OURS, peers) + ratios(kept.rates, PLAIN, same)
+    rows = compared(state.rates, baseline=BARE, targets={OURS: TARGETS[BARE]})
+    same = {FFCV: TARGETS[FFCV]} if FFCV in state.rates else {}
+    return rows + ratios(state.rates, OURS, peers) + ratios(state.rates, PLAIN, same)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""`alexprep shard` beside what others write data sets with, on the same photographs and cores.
+"""`alexprep shard` next to what others write data sets with, on the same photographs and cores.
 
-    python benchmarks/peers_shard.py SOURCE --venvs VENVS --kept FILE --out benchmarks/results
+    python benchmarks/peers_shard.py SOURCE --venvs VENVS --state FILE --out benchmarks/results
 
-SOURCE is a folder of class folders; benchmarks/peers/README.md tells how VENVS is made. Everybody
+SOURCE is a folder of class folders; benchmarks/peers/README.md says how to make VENVS. Everybody
 reads the same originals from the file cache, resizes the shorter side to 256 antialiased, cuts the
 middle square, encodes at quality 95 and writes to the same disk, in two processes that work; pools
 have one more that writes. Each case is a process of its own, timed from outside on few images and
@@ -21,17 +21,17 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from peers_kept import Case, Kept, keep_result, options, ratios
+from rounds import Case, Rounds, finish, peer_options, ratios
 
-from alexprep.bench.frame import Row, rows
+from alexprep.bench.figures import Row, compared
 
 HERE = Path(__file__).parent / "peers"
 SMALL, LARGE, OF_A_SHARD = 500, 2500, 250
-OURS, FLOOR = "alexprep shard", "bare loop in memory"
+OURS, BASELINE = "alexprep shard", "bare loop in memory"
 SIMD = "Pillow-SIMD pool + webdataset"
 CASES = (
     Case(OURS, "", "alexprep", ("-m", "alexprep", "shard")),
-    Case(FLOOR, "", "", ("shard_floor.py",)),
+    Case(BASELINE, "", "", ("shard_baseline.py",)),
     Case("Pillow pool + webdataset", "webdataset", "webdataset pillow", ("shard_webdataset.py",)),
     Case(
         "Pillow + webdataset, 1 process",
@@ -70,16 +70,16 @@ NOTES = (
 
 
 def main() -> None:
-    """Add rounds to those kept, and write the result of them all."""
-    parser = options(__doc__)
+    """Add rounds to those in a file, and write the result of all."""
+    parser = peer_options(__doc__)
     parser.add_argument("--workers", type=int, default=2)
-    asked = parser.parse_args()
-    kept = Kept.load(asked.kept)
+    options = parser.parse_args()
+    state = Rounds.load(options.state)
     with tempfile.TemporaryDirectory(prefix="peers-shard-") as folder:
-        bench = Bench(Path(folder), asked.source, asked.venvs, asked.workers)
-        cases = [case for case in CASES if asked.only in case.name]
-        measure(bench, cases, kept, asked.rounds)
-    sys.stdout.write(f"{keep_result('peers-shard', found(kept), kept, NOTES, asked.out)}\n")
+        bench = Bench(Path(folder), options.source, options.venvs, options.workers)
+        cases = [case for case in CASES if options.only in case.name]
+        measure(bench, cases, state, options.rounds)
+    sys.stdout.write(f"{finish('peers-shard', rows_of(state), state, NOTES, options.out)}\n")
 
 
 class Bench:
@@ -102,7 +102,7 @@ class Bench:
         return root
 
     def run(self, case: Case, count: int) -> tuple[float, float]:
-        """(seconds, bytes on disk an image) of one run; RuntimeError with what it said last."""
+        """(seconds, bytes on disk an image) of one run; RuntimeError with the end of its errors."""
         out, scratch = self.folder / "out", self.folder / "scratch"
         scratch.mkdir()
         words = [*case.command(self.venvs, HERE), str(self.sources[count]), str(out)]
@@ -110,9 +110,9 @@ class Bench:
         words += ["--shards", str(count // OF_A_SHARD)] if case.name == OURS else []
         # Some peers empty folders of the temporary folder.
         environment: Mapping[str, str] = {**os.environ, "TMPDIR": str(scratch)}
-        began = time.perf_counter()
+        start = time.perf_counter()
         done = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - start
         written = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
         for path in (scratch, *self.folder.glob("out*")):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -121,37 +121,38 @@ class Bench:
         return seconds, written / count
 
 
-def measure(bench: Bench, cases: list[Case], kept: Kept, rounds: int) -> None:
+def measure(bench: Bench, cases: list[Case], state: Rounds, rounds: int) -> None:
     """Run new cases once unmeasured, then all in turns; what cannot run is noted and left out."""
     able: list[Case] = []
     for case in cases:
         try:
-            if case.name not in kept.rates:
-                kept.versions[case.name] = case.versions(bench.venvs)
+            if case.name not in state.rates:
+                state.versions[case.name] = case.versions(bench.venvs)
                 bench.run(case, SMALL)
             able.append(case)
         except (RuntimeError, OSError) as error:
-            kept.failures[case.name] = str(error)
+            state.failures[case.name] = str(error)
     for _ in range(rounds):
-        at = len(kept.rates.get(OURS, ())) % len(able)  # each round begins with another one
-        for case in able[at:] + able[:at]:
-            starts = kept.starts.setdefault(case.name, [])
+        first = len(state.rates.get(OURS, ())) % len(able)  # each round begins with another one
+        for case in able[first:] + able[:first]:
+            starts = state.starts.setdefault(case.name, [])
             starts.append(bench.run(case, SMALL)[0])
             seconds, written = bench.run(case, LARGE)
             rate = (LARGE - SMALL) / (seconds - statistics.median(starts))
-            kept.add(case.name, rate, written)
-        kept.save()
+            state.add(case.name, rate)
+            state.image_bytes[case.name] = round(written)
+        state.save()
 
 
-def found(kept: Kept) -> list[Row]:
-    """Every case beside the bare loop, then ours beside every peer."""
+def rows_of(state: Rounds) -> list[Row]:
+    """Every case compared with the bare loop, then ours with every peer."""
     peers = {
         case.name: "" if case.name == SIMD else ">= 1.6"
         for case in CASES
-        if case.name in kept.rates and case.name not in (OURS, FLOOR)
+        if case.name in state.rates and case.name not in (OURS, BASELINE)
     }
-    first = rows(kept.rates, floor=FLOOR, targets={OURS: ">= 0.92"})
-    return first + ratios(kept.rates, OURS, peers)
+    rows = compared(state.rates, baseline=BASELINE, targets={OURS: ">= 0.92"})
+    return rows + ratios(state.rates, OURS, peers)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""What the size of ILSVRC costs: sharding, planning, opening, and finding one sample.
+"""What the size of ILSVRC costs: sharding, planning, opening, and looking up one sample.
 
-    python benchmarks/scale.py shard --source PHOTOGRAPHS --kept FILE
-    python benchmarks/scale.py plan --kept FILE
-    python benchmarks/scale.py load --kept FILE --out benchmarks/results
+    python benchmarks/scale.py shard --source PHOTOGRAPHS --state FILE
+    python benchmarks/scale.py plan --state FILE
+    python benchmarks/scale.py load --state FILE --out benchmarks/results
 
 `shard` runs the command on 5,000 and on 50,000 links to the photographs; `plan` plans the tar
 headers of 1,281,167 images; `load` opens 1024 shards of 1251 samples, which are two tars under many
-names, in processes that have imported what they need. Each call adds a round to those kept.
+names, in processes that have imported what they need. Each call adds rounds to those in FILE.
 """
 
 import argparse
@@ -20,24 +20,31 @@ import time
 from pathlib import Path
 
 import numpy as np
-from peers_kept import Kept, keep_result
 from PIL import Image
+from rounds import Rounds, add_round_options, finish
 
-from alexprep.bench.frame import Row, row
-from alexprep.bench.plan import write_headers
+from alexprep.bench.figures import Row, row
+from alexprep.dataset.plan import make_plan
 from alexprep.dataset.shard import RunOptions, ShardConfig, shard
 from alexprep.machine import peak_megabytes
+from alexprep.sources.ilsvrc import TRAIN_TAR
+from alexprep.sources.synsets import ilsvrc2012
+from alexprep.sources.tars import archive_source
+from alexprep.tar import build_header
 from pipelines import AugmentSpec, LoaderConfig, open_loader
-from pipelines.format import Manifest
+from pipelines.format import BLOCK, Manifest
 from pipelines.index import parse_arrays
 from pipelines.order import global_order
 
+ILSVRC_TRAIN = 1_281_167
+TAR_END = bytes(2 * BLOCK)
 FEW, MANY, WORKERS, OF_A_SHARD = 5_000, 50_000, 2, 1250
 SHARDS, SAMPLES = 1024, 1251
 RAW = AugmentSpec(source=32, crop=28, mean="none", lighting=0, divide=1)
+COST = "cost of an image, 50,000 beside 5,000"
 # row -> unit, target
 ROWS = {
-    "cost of an image, 50,000 beside 5,000": ("times", "<= 1.05"),
+    COST: ("times", "<= 1.05"),
     "peak memory of a worker, 50,000 images": ("MB", "<= 250"),
     "planning 1,281,167 images": ("s", "<= 60"),
     "planning 1,281,167 images, peak memory": ("MB", "<= 1000"),
@@ -54,31 +61,29 @@ NOTES = (
 
 
 def main() -> None:
-    """Add a round of one part to those kept, and write the result of all."""
+    """Add rounds of one part to those in a file, and write the result of all."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("part", choices=sorted(PARTS))
     parser.add_argument("--source", type=Path, help="class folders of photographs, for shard")
-    parser.add_argument("--kept", type=Path, required=True, help="file with the rounds so far")
-    parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--out", type=Path, help="folder for the result")
-    asked = parser.parse_args()
-    kept = Kept.load(asked.kept)
+    add_round_options(parser, rounds=1)
+    options = parser.parse_args()
+    state = Rounds.load(options.state)
     with tempfile.TemporaryDirectory(prefix="scale-") as folder:
-        PARTS[asked.part](Path(folder), asked.source, asked.rounds, kept)
-    sys.stdout.write(f"{keep_result('scale', found(kept), kept, NOTES, asked.out)}\n")
+        PARTS[options.part](Path(folder), options.source, options.rounds, state)
+    sys.stdout.write(f"{finish('scale', rows_of(state), state, NOTES, options.out)}\n")
 
 
-def found(kept: Kept) -> list[Row]:
-    """A row for everything that was measured."""
-    made: list[Row] = []
-    for name, values in kept.rates.items():
+def rows_of(state: Rounds) -> list[Row]:
+    """A row for every figure."""
+    rows: list[Row] = []
+    for name, values in state.rates.items():
         unit, target = ROWS.get(name, ("images/s" if "images/s" in name else "", ""))
         unit = unit or ("MB" if "memory" in name else "s")
-        made.append(row(name.replace(", images/s", ""), values, unit, target))
-    return made
+        rows.append(row(name.replace(", images/s", ""), values, unit, target))
+    return rows
 
 
-def measure_shard(folder: Path, source: Path, rounds: int, kept: Kept) -> None:
+def measure_shard(folder: Path, source: Path, rounds: int, state: Rounds) -> None:
     """Images/s and peak memory of `alexprep shard` on few images and on many, in turns."""
     originals = sorted(path for path in source.rglob("*") if path.is_file())
     for path in originals:
@@ -90,15 +95,15 @@ def measure_shard(folder: Path, source: Path, rounds: int, kept: Kept) -> None:
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(path.absolute())
     for _ in range(rounds):
-        seconds = {count: _shard(folder, count, kept) for count in (FEW, MANY)}
+        seconds = {count: _shard(folder, count, state) for count in (FEW, MANY)}
         cost = seconds[MANY] / MANY / (seconds[FEW] / FEW)
-        kept.add("cost of an image, 50,000 beside 5,000", cost, 0)
+        state.add(COST, cost)
 
 
-def _shard(folder: Path, count: int, kept: Kept) -> float:
+def _shard(folder: Path, count: int, state: Rounds) -> float:
     """Seconds of the whole command; the memory is what /proc says while it runs."""
     words = ["shard", str(folder / str(count)), str(folder / "out"), "--workers", str(WORKERS)]
-    began = time.perf_counter()
+    start = time.perf_counter()
     command = [sys.executable, "-m", "alexprep", *words, "--shards", str(count // OF_A_SHARD)]
     peaks: dict[int, float] = {}
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
@@ -106,44 +111,71 @@ def _shard(folder: Path, count: int, kept: Kept) -> float:
             for pid in (run.pid, *_children(run.pid)):
                 peaks[pid] = max(peaks.get(pid, 0), _peak(pid))
             time.sleep(0.1)
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - start
     if run.returncode:
         raise RuntimeError(f"alexprep shard of {count} images ended with {run.returncode}")
     subprocess.run(["rm", "-r", str(folder / "out")], check=True)
-    kept.add(f"alexprep shard, {count:,} images, images/s", count / seconds, 0)
+    state.add(f"alexprep shard, {count:,} images, images/s", count / seconds)
     parent = peaks.pop(run.pid)
-    kept.add(f"peak memory of the parent, {count:,} images", parent, 0)
-    kept.add(f"peak memory of a worker, {count:,} images", max(peaks.values()), 0)
+    state.add(f"peak memory of the parent, {count:,} images", parent)
+    state.add(f"peak memory of a worker, {count:,} images", max(peaks.values()))
     return seconds
 
 
 def _children(pid: int) -> list[int]:
     try:
-        return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        return [
+            int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        ]
     except OSError:
         return []
 
 
 def _peak(pid: int) -> float:
-    """Megabytes that a process held at most; 0 for one that has ended."""
+    """Peak megabytes of a process; 0 for one that has ended."""
     try:
         return peak_megabytes(pid)
     except (OSError, IndexError):
         return 0
 
 
-def measure_plan(folder: Path, source: Path | None, rounds: int, kept: Kept) -> None:
+def write_headers(folder: Path, images: int = ILSVRC_TRAIN) -> None:
+    """ILSVRC2012_img_train.tar with `images` names of ILSVRC's kind and one block of data each."""
+    synsets = ilsvrc2012()
+    with (folder / TRAIN_TAR).open("wb") as tar:
+        for label, synset in enumerate(synsets):
+            count = images * (label + 1) // len(synsets) - images * label // len(synsets)
+            members = b"".join(
+                build_header(f"{synset.wnid}_{number}.JPEG".encode(), BLOCK) + bytes(BLOCK)
+                for number in range(count)
+            )
+            inner = members + TAR_END
+            tar.write(build_header(f"{synset.wnid}.tar".encode(), len(inner)) + inner)
+        tar.write(TAR_END)
+
+
+def plan_everything(folder: Path) -> tuple[float, float, int]:
+    """(seconds, peak megabytes of this process, images) of listing, planning and every task."""
+    start = time.perf_counter()
+    plan = make_plan(archive_source(folder), ShardConfig())
+    images = sum(len(task.samples.key) for task in plan.tasks("out", {}, skip=False))
+    plan.identity()
+    return time.perf_counter() - start, peak_megabytes(), images
+
+
+def measure_plan(folder: Path, source: Path | None, rounds: int, state: Rounds) -> None:
     """Listing, planning and every task, each time in a new process."""
     write_headers(folder)
+    context = multiprocessing.get_context("spawn")
     for _ in range(rounds):
-        run = [sys.executable, "-m", "alexprep.bench.plan", str(folder)]
-        said = subprocess.run(run, capture_output=True, text=True, check=True).stdout.split()
-        kept.add("planning 1,281,167 images", float(said[0]), 0)
-        kept.add("planning 1,281,167 images, peak memory", float(said[1]), 0)
+        with context.Pool(1) as pool:
+            seconds, megabytes, _ = pool.apply(plan_everything, (folder,))
+        state.add("planning 1,281,167 images", seconds)
+        state.add("planning 1,281,167 images, peak memory", megabytes)
 
 
-def measure_load(folder: Path, source: Path | None, rounds: int, kept: Kept) -> None:
-    """The first batch, the memory of the index, and `alexprep cat` before and after it has one."""
+def measure_load(folder: Path, source: Path | None, rounds: int, state: Rounds) -> None:
+    """The first batch, the memory of the index, and `alexprep cat` without and with its lists."""
     root = many_shards(folder)
     # A key that is in the last shard alone.
     key = (root / "index" / f"{_name(SHARDS - 1)}.idx").read_text().split()[-1].partition(".")[0]
@@ -152,16 +184,16 @@ def measure_load(folder: Path, source: Path | None, rounds: int, kept: Kept) -> 
         for backend, label in (("dali", "DALI"), ("torch", "torch")):
             with context.Pool(1) as pool:
                 seconds = pool.apply(first_batch, (root, backend))
-            kept.add(f"open 1024 shards and first batch, {label}", seconds, 0)
+            state.add(f"open 1024 shards and first batch, {label}", seconds)
         with context.Pool(1) as pool:
-            kept.add("index of 1,281,024 samples", pool.apply(index_megabytes, (root,)), 0)
+            state.add("index of 1,281,024 samples", pool.apply(index_megabytes, (root,)))
         for path in (*(root / "index").glob("keys-*"), *(root / "index").glob("buckets-*")):
             path.unlink()
-        for which in ("first", "second"):
-            began = time.perf_counter()
+        for ordinal in ("first", "second"):
+            start = time.perf_counter()
             command = [sys.executable, "-m", "alexprep", "cat", str(root), key]
             subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
-            kept.add(f"alexprep cat, {which} call", time.perf_counter() - began, 0)
+            state.add(f"alexprep cat, {ordinal} call", time.perf_counter() - start)
 
 
 def many_shards(folder: Path) -> Path:
@@ -177,11 +209,11 @@ def many_shards(folder: Path) -> Path:
     first, last = manifest["splits"]["train"]["shards"]
     shards = [first | {"name": f"train/{_name(number)}.tar"} for number in range(SHARDS - 1)]
     for kind, ending in (("train", "tar"), ("index", "idx")):
-        old = [root / kind / f"{Path(one['name']).stem}.{ending}" for one in (first, last)]
-        kept = [path.rename(path.with_name(f"kept-{place}")) for place, path in enumerate(old)]
+        names = [root / kind / f"{Path(shard['name']).stem}.{ending}" for shard in (first, last)]
+        files = [path.rename(path.with_name(f"file-{n}")) for n, path in enumerate(names)]
         for number in range(SHARDS):
-            os.link(kept[number == SHARDS - 1], root / kind / f"{_name(number)}.{ending}")
-        for path in kept:
+            os.link(files[number == SHARDS - 1], root / kind / f"{_name(number)}.{ending}")
+        for path in files:
             path.unlink()
     shards.append(last | {"name": f"train/{_name(SHARDS - 1)}.tar"})
     manifest["splits"]["train"] |= {"shards": shards}
@@ -199,27 +231,31 @@ def first_batch(root: Path, backend: str) -> float:
     if not small.exists():
         shard(root.parent / "drawn", small, ShardConfig(size=32, shards=2), RunOptions(workers=1))
     seconds = 0.0
-    for each in (small, root):  # what the first pipeline of a process loads is not the data's cost
-        began = time.perf_counter()
+    # Both in turn: what the first pipeline of a process loads is not the data's cost.
+    for dataset in (small, root):
+        start = time.perf_counter()
         config = LoaderConfig(backend="dali" if backend == "dali" else "torch")
-        with open_loader(each, config=config, augment=RAW) as loader:
+        with open_loader(dataset, config=config, augment=RAW) as loader:
             next(iter(loader))
-            seconds = time.perf_counter() - began
+            seconds = time.perf_counter() - start
     return seconds
 
 
 def index_megabytes(root: Path) -> float:
-    """What the process grows by when the index of every shard and an epoch's order are kept."""
+    """What the process grows by with the index of every shard and the order of an epoch."""
     split = Manifest.load(root).split("train", root)
-    before = _held()
-    held = [parse_arrays((root / one.index).read_bytes(), one, one.index) for one in split.shards]
+    empty = _resident()
+    indexes = [
+        parse_arrays((root / shard.index).read_bytes(), shard, shard.index)
+        for shard in split.shards
+    ]
     order = global_order(split.samples, 0, 0)
-    grown = _held() - before
-    assert (len(held), len(order)) == (len(split.shards), split.samples)
+    grown = _resident() - empty
+    assert (len(indexes), len(order)) == (len(split.shards), split.samples)
     return grown
 
 
-def _held() -> float:
+def _resident() -> float:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 

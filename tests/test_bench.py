@@ -1,23 +1,18 @@
+import io
 import json
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from alexprep.bench.all import readme, run_bench
-from alexprep.bench.frame import (
-    BenchConfig,
-    Result,
-    Row,
-    interleaved,
-    result,
-    row,
-    rows,
-    save,
-    table,
-)
-from alexprep.bench.stats import run as bench_stats
+from alexprep.bench.figures import Result, Row, compared, interleaved, result, row, save, table
+from alexprep.bench.shard_bench import BASELINE, with_simplejpeg
+from alexprep.bench.stats_bench import run as bench_stats
+from alexprep.bench.suite import BenchConfig, run_bench
+from alexprep.dataset.codec import encode
+from benchmarks.make_readme import readme
 from tests.tarsets import drawn_items, write_dataset
 
 FOUND = [
@@ -29,7 +24,7 @@ FOUND = [
         p5=850,
         p95=990,
         n=5,
-        floor="decode",
+        baseline="decode",
         ratio=0.91,
         target=">= 0.85",
     ),
@@ -43,10 +38,10 @@ def test_a_case_that_sleeps_three_times_as_long_has_a_lower_rate():
 
     rates = interleaved({"one": lambda: sleep(0.02), "two": lambda: sleep(0.06)}, rounds=3)
     assert {name: len(values) for name, values in rates.items()} == {"one": 3, "two": 3}
-    one, two = rows(rates, floor="one", targets={"two": ">= 0.4"})
-    assert (one.ratio, one.floor) == (None, "")
+    one, two = compared(rates, baseline="one", targets={"two": ">= 0.4"})
+    assert (one.ratio, one.baseline) == (None, "")
     assert 0.1 < two.ratio < 0.9  # a third, on a machine that does nothing else
-    assert (two.floor, two.target) == ("one", ">= 0.4")
+    assert (two.baseline, two.target) == ("one", ">= 0.4")
 
 
 def test_each_round_begins_with_another_case_after_one_uncounted_turn():
@@ -58,7 +53,7 @@ def test_each_round_begins_with_another_case_after_one_uncounted_turn():
 
 def test_the_ratio_is_taken_within_a_round():
     # The machine is ten times slower in the second round; the ratio of the two is not.
-    first, second = rows({"base": [100, 10, 100], "half": [50, 5, 50]}, floor="base")
+    first, second = compared({"base": [100, 10, 100], "half": [50, 5, 50]}, baseline="base")
     assert (first.median, second.ratio) == (100, 0.5)
 
 
@@ -78,7 +73,7 @@ def test_a_table_has_one_line_a_row_and_says_what_was_promised():
 
 
 def test_a_result_read_back_is_the_result_written_and_replaces_the_one_before(tmp_path):
-    found = result("stats", BenchConfig(data=tmp_path), FOUND, notes=["flat"])
+    found = result("stats", "alexprep bench stats", FOUND, {"rounds": 5}, ["flat"])
     paths = {save(found, tmp_path) for _ in range(2)}
     assert len(paths) == 1
     read = Result.load(paths.pop())
@@ -89,7 +84,7 @@ def test_a_result_read_back_is_the_result_written_and_replaces_the_one_before(tm
 
 
 def test_the_readme_has_every_result_with_its_hardware(tmp_path):
-    found = result("stats", BenchConfig(), FOUND, notes=["All of it would take an hour."])
+    found = result("stats", "alexprep bench stats", FOUND, {}, ["All of it would take an hour."])
     save(found, tmp_path)
     text = readme(tmp_path)
     assert "## stats" in text
@@ -104,13 +99,38 @@ def test_the_committed_readme_is_that_of_the_committed_results():
     assert (folder / "README.md").read_text() == readme(folder / "results")
 
 
-def test_the_command_of_a_result_has_the_options_that_were_given():
-    config = BenchConfig(rounds=9, data=Path("/data/set"))
-    assert result("load", config, FOUND).command == "alexprep bench load --rounds 9 --data set"
+def test_results_that_call_the_baseline_a_floor_are_still_read(tmp_path):
+    rows = [{"name": "x", "unit": "s", "median": 2, "p5": 1, "p95": 3, "n": 5}]
+    rows.append({**rows[0], "floor": "x", "ratio": 0.5, "target": ">= 1"})
+    fields = {"part": "x", "command": "c", "when": "w", "machine": {}, "config": {}, "notes": ["n"]}
+    (tmp_path / "x.json").write_text(json.dumps({**fields, "rows": rows}))
+    old = Result.load(tmp_path / "x.json")
+    assert [(row.baseline, row.ratio) for row in old.rows] == [("", None), ("x", 0.5)]
+    assert old.notes == ("n",)
 
 
-def test_a_part_there_is_none_of_is_answered_with_those_there_are():
-    with pytest.raises(ValueError, match=r"shard, stats, load, step, train and all, not 'trian'"):
+def test_the_command_of_a_result_has_the_options_that_were_given(tmp_path):
+    items = drawn_items(np.random.default_rng(3), 6, size=32)
+    root = write_dataset(tmp_path / "set", {"train": items}, size=32, shards=2)
+    (measured,) = run_bench("stats", BenchConfig(rounds=1, workers=1, data=root), tmp_path / "out")
+    assert measured.command == "alexprep bench stats --rounds 1 --workers 1 --data set"
+    (path,) = (tmp_path / "out").iterdir()
+    assert Result.load(path).config["data"] == "set"
+
+
+def test_the_baseline_of_sharding_makes_the_square_that_shards_hold():
+    image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (400, 300, 3), np.uint8))
+    data = io.BytesIO()
+    image.save(data, "JPEG", quality=95)
+    square = Image.open(io.BytesIO(with_simplejpeg(data.getvalue())))
+    ours = Image.open(io.BytesIO(encode(data.getvalue(), size=256, quality=95).jpg))
+    difference = np.asarray(square, float) - np.asarray(ours, float)
+    assert square.size == ours.size == (256, 256)
+    assert np.abs(difference).mean() < 2, BASELINE
+
+
+def test_an_unknown_part_is_answered_with_the_known_ones():
+    with pytest.raises(ValueError, match=r"shard, stats, load, step, train or all, not 'trian'"):
         list(run_bench("trian", BenchConfig()))
 
 
@@ -126,7 +146,7 @@ def test_the_cases_of_the_stats_benchmark_see_every_image(tmp_path):
     found = {
         one.name: one for one in bench_stats(BenchConfig(rounds=1, data=root, workers=1), tmp_path)
     }
-    assert found["stats"].floor == "decode only, Pillow"
+    assert found["stats"].baseline == "decode only, Pillow"
     assert found["stats"].ratio is not None
     assert 10 < found["peak memory of a worker"].median < 250
     assert all(one.n >= 1 and one.median > 0 for one in found.values())

@@ -6,10 +6,8 @@ import torch
 
 from alexnet import build
 from alexnet.model.networks import code2012, smoke
-from alexprep.bench.columns import two_processes
-from alexprep.bench.layers import layers
-from alexprep.bench.plain import plain
-from alexprep.bench.step import Case, norms, steps, training_step
+from alexprep.bench.step_bench import BATCH, Case, plain, steps, training_step
+from benchmarks.network import layers, norms, two_processes
 
 
 def test_the_floor_computes_the_network_it_is_the_floor_of():
@@ -24,12 +22,12 @@ def test_the_floor_computes_the_network_it_is_the_floor_of():
 
 def test_every_case_trains(monkeypatch):
     # The bench's memory setting would outlive this test.
-    monkeypatch.setattr("alexprep.bench.step.keep_freed_memory", bool)
+    monkeypatch.setattr("alexprep.bench.step_bench.keep_freed_memory", bool)
     small = smoke(code2012(), crop=48, classes=10)
     for case in (
         Case(network=small, batch=2, plain=True),
         Case(network=small, batch=2, form="columns"),
-        Case(network=small, batch=2, bf16=True),
+        Case(network=small, batch=2, precision="bfloat16"),
     ):
         training_step(case)()
 
@@ -37,7 +35,8 @@ def test_every_case_trains(monkeypatch):
 @pytest.mark.slow
 def test_the_step_is_as_much_faster_than_eager_as_promised():
     # The best of the rounds: what else a machine does makes single ones slow, and none fast.
-    best = {row.name: row.p95 for row in [*norms(3), *steps(3)]}
+    ours = Case(network=code2012(), batch=BATCH)
+    best = {row.name: row.p95 for row in [*norms(3), *steps("", ours, 3, {})]}
     norm = best["LRN of conv1, nn.LocalResponseNorm"]
     assert best["LRN of conv1, channels_last"] / norm >= 3
     assert best["float32"] / best["plain eager float32"] >= 1.7

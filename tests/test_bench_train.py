@@ -2,9 +2,9 @@ import json
 
 import pytest
 
-from alexprep.bench import train as bench_train
-from alexprep.bench.frame import BenchConfig
-from alexprep.bench.train import Pace, pace
+from alexprep.bench import train_bench
+from alexprep.bench.suite import BenchConfig
+from alexprep.bench.train_bench import Pace, pace
 from alexprep.model.recipes import SMOKE_BATCH
 
 
@@ -24,8 +24,8 @@ def test_the_pace_weighs_steps_by_their_time_and_leaves_out_the_start(tmp_path):
 def test_a_real_training_is_measured_on_pictures_that_are_drawn(tmp_path, monkeypatch):
     # The run's memory setting would outlive this test.
     monkeypatch.setattr("alexprep.model.training.keep_freed_memory", bool)
-    monkeypatch.setattr(bench_train, "STEPS", 25)
-    rate, running, start = bench_train.run(BenchConfig(rounds=1, images=640), tmp_path)
+    monkeypatch.setattr(train_bench, "STEPS", 25)
+    rate, running, start = train_bench.run(BenchConfig(rounds=1, images=640), tmp_path)
     assert rate.median > 0
     assert 0 <= running.median <= 100
     assert 0 <= start.median <= 100

@@ -11,8 +11,9 @@ import pytest
 
 from alexnet.model.networks import code2012
 from alexprep import machine
-from alexprep.bench.frame import Result
-from alexprep.bench.step_gpu import step_bytes, step_flops
+from alexprep.bench.figures import Result, row
+from alexprep.bench.suite import BenchConfig
+from benchmarks.gpu.steps import step_bytes, step_flops, step_measurements
 from pipelines import LoaderConfig, open_loader
 
 ROOT = Path(__file__).parents[1]
@@ -20,14 +21,14 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def check():
-    spec = spec_from_file_location("gpu_check", ROOT / "benchmarks/gpu_check.py")
+    spec = spec_from_file_location("gpu_check", ROOT / "benchmarks/gpu/check.py")
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
 def test_without_a_gpu_it_says_so_in_one_line(tmp_path):
-    command = [sys.executable, ROOT / "benchmarks/gpu_check.py", "--out", tmp_path / "out"]
+    command = [sys.executable, ROOT / "benchmarks/gpu/check.py", "--out", tmp_path / "out"]
     hidden = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=hidden)
     assert (done.returncode, done.stderr) == (1, "")
@@ -63,7 +64,7 @@ def test_what_tests_measured_and_how_they_went_become_rows(check, tmp_path):
     subprocess.run(command, cwd=tmp_path, capture_output=True, check=False)
     check.keep_tests(report, tmp_path / "out")
     (path,) = (tmp_path / "out").glob("*.json")
-    rows = {row.name: row.median for row in Result.load(path).rows}
+    rows = {figure.name: figure.median for figure in Result.load(path).rows}
     assert rows == {
         "GPU tests: tests": 3,
         "GPU tests: failures": 1,
@@ -72,6 +73,66 @@ def test_what_tests_measured_and_how_they_went_become_rows(check, tmp_path):
         "largest difference": 3.5,
     }
     assert "| largest difference" in check.tables(tmp_path / "out")
+
+
+def figure(name):
+    return name, lambda: [row(name, [1.0], "s")]
+
+
+def broken():
+    raise RuntimeError("Cannot copy during capture\nand more")
+
+
+def measured(out):
+    (path,) = (path for path in out.glob("step-*.json") if "journal" not in path.name)
+    result = Result.load(path)
+    return [row.name for row in result.rows], list(result.notes)
+
+
+def test_a_figure_that_fails_loses_itself_alone(check, tmp_path):
+    figures = [figure("a"), ("b", broken), figure("c")]
+    # Without a GPU that works, a new process goes on after the failure.
+    assert check.measure("step", figures, tmp_path, BenchConfig()) == check.AGAIN
+    failure = ["Not measured: b: Cannot copy during capture"]
+    assert measured(tmp_path) == (["a"], failure)
+    assert check.measure("step", figures, tmp_path, BenchConfig()) == check.FAILED
+    assert measured(tmp_path) == (["a", "c"], failure)
+
+
+CRASH = """
+import os, sys
+from pathlib import Path
+from alexprep.bench.figures import row
+from alexprep.bench.suite import BenchConfig
+from benchmarks.gpu import check
+figures = [("a", lambda: [row("a", [1.0], "s")]), ("b", lambda: os._exit(11))]
+check.measure("step", figures, Path(sys.argv[1]), BenchConfig())
+"""
+
+
+def test_a_figure_that_ends_its_process_loses_itself_alone(check, tmp_path):
+    done = subprocess.run([sys.executable, "-c", CRASH, tmp_path], cwd=ROOT, check=False)
+    assert done.returncode == 11
+    assert measured(tmp_path) == (["a"], [])
+    figures = [figure("a"), ("b", broken), figure("c")]
+    assert check.measure("step", figures, tmp_path, BenchConfig()) == check.FAILED
+    assert measured(tmp_path) == (["a", "c"], ["Not measured: b: ended its process, see step.log"])
+
+
+def test_measured_parts_need_nothing_that_a_gpu_host_may_lack():
+    code = "import sys, benchmarks.gpu.loads; print({'simplejpeg', 'plotly'} & sys.modules.keys())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "set()\n"
+
+
+def test_every_case_of_the_steps_has_a_name_of_its_own_and_compiled_ones_come_last(check):
+    names = [name for name, _ in step_measurements("cuda:0", 1)]
+    assert len(set(names)) == len(names) == 2 + 2 + 2 * 9
+    compiled = [name.endswith("as trained with graphs") for name in names]
+    assert compiled == sorted(compiled)
+    assert sum(compiled) == 4
 
 
 def test_every_test_marked_for_a_gpu_is_collected(check):

@@ -62,13 +62,13 @@ def test_a_loader_of_a_peer_answers_with_the_batches_it_was_asked_for(tmp_path, 
 
 def test_rounds_are_added_to_those_kept_and_compared_within_a_round(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    from peers_kept import Kept, ratios  # noqa: PLC0415 - no package, found by its folder
+    from rounds import Rounds, ratios  # noqa: PLC0415 - no package, found by its folder
 
     path = tmp_path / "kept.json"
     for slow in (1, 10):  # the second round's machine is ten times slower
-        kept = Kept.load(path)
-        kept.add("ours", 200 / slow, 0)
-        kept.add("theirs", 100 / slow, 0)
+        kept = Rounds.load(path)
+        kept.add("ours", 200 / slow)
+        kept.add("theirs", 100 / slow)
         kept.save()
-    (found,) = ratios(Kept.load(path).rates, "ours", {"theirs": ">= 1.6"})
-    assert (found.n, found.ratio, found.floor, found.target) == (2, 2.0, "theirs", ">= 1.6")
+    (found,) = ratios(Rounds.load(path).rates, "ours", {"theirs": ">= 1.6"})
+    assert (found.n, found.ratio, found.baseline, found.target) == (2, 2.0, "theirs", ">= 1.6")

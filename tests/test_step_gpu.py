@@ -8,7 +8,8 @@ from alexnet import build
 from alexnet.model.networks import code2012, smoke
 from alexnet.model.weights import to_grouped
 from alexnet.training.step import set_channels_last
-from alexprep.bench.step_gpu import captured, trained_step
+from alexprep.bench.step_bench import Case, trainer_step
+from benchmarks.gpu.steps import captured
 from tests.test_columns import assert_same, small, train
 
 pytestmark = pytest.mark.gpu
@@ -43,10 +44,17 @@ def network(config=CONFIG):
     return model
 
 
+def case(*, bf16, graphs):
+    precision = "bfloat16" if bf16 else "float32"
+    return Case(
+        network=CONFIG, batch=32, precision=precision, compile="graphs" if graphs else "off"
+    )
+
+
 def trained(steps=5, **how):
     """Weights after some steps of the trainer's."""
     model = network()
-    step = trained_step(model, batch(), **how)
+    step = trainer_step(model, batch(), case(**how))
     for _ in range(steps):
         step()
     return model.state_dict()
@@ -106,7 +114,7 @@ def test_a_captured_step_learns_what_the_eager_step_learns():
         def step(model=model, images=images, labels=labels, optimizer=optimizer):
             F.cross_entropy(model(images), labels).backward()
             optimizer.step()
-            optimizer.zero_grad(set_to_none=False)
+            optimizer.zero_grad(set_to_none=True)
 
         # Capturing takes three steps, and records one without taking it.
         run = captured(step) if capture else step
@@ -130,7 +138,7 @@ def test_bf16_points_where_float32_points(record_property):
 
 @pytest.mark.parametrize("graphs", [False, True])
 def test_memory_is_flat_over_many_steps(graphs):
-    step = trained_step(network(), batch(), bf16=True, graphs=graphs)
+    step = trainer_step(network(), batch(), case(bf16=True, graphs=graphs))
     for _ in range(20):
         step()
     torch.cuda.synchronize()

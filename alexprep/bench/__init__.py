@@ -1,1 +1,4 @@
-"""What the parts cost, side by side with what they are held against."""
+"""`alexprep bench`: what this machine does, each figure measured against a baseline.
+
+benchmarks/ has what is compared with other libraries, at the size of ILSVRC and on GPUs.
+"""

@@ -76,15 +76,16 @@ def bench(
     Example:
         alexprep bench shard --out benchmarks/results
     """
-    from alexprep.bench.all import run_bench
-    from alexprep.bench.frame import BenchConfig, table
+    from alexprep.bench.figures import conditions, table
+    from alexprep.bench.suite import BenchConfig, run_bench
 
     with usage():
         config = BenchConfig(
             rounds=rounds, images=images, workers=workers or 0, device=device, data=data
         )
     for result in run_bench(what, config, out):
-        click.echo(result.to_json() if as_json else f"{result.part}\n{table(result.rows)}\n")
+        text = f"{result.part} on {conditions(result)}\n\n{table(result.rows)}\n"
+        click.echo(result.to_json() if as_json else text)
 
 
 @click.command()

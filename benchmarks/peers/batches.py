@@ -52,7 +52,7 @@ def serve(epoch: Callable[[], Iterable[Any]]) -> None:
         batches: Iterator[Any] = iter(epoch())
         first: Any = next(batches)[0]
         shape: Any = first.shape() if callable(first.shape) else first.shape  # DALI's is called
-        about = [list(shape), str(first.dtype).split(".")[-1].lower()]
+        shape_and_type = [list(shape), str(first.dtype).split(".")[-1].lower()]
         for _ in islice(batches, ahead - 1):
             pass
         began = time.perf_counter()
@@ -60,4 +60,6 @@ def serve(epoch: Callable[[], Iterable[Any]]) -> None:
         seconds = time.perf_counter() - began
         for _ in batches:
             pass
-        answers.write(json.dumps({"images": images, "seconds": seconds, "first": about}) + "\n")
+        answers.write(
+            json.dumps({"images": images, "seconds": seconds, "first": shape_and_type}) + "\n"
+        )

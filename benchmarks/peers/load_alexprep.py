@@ -8,9 +8,8 @@ import sys
 
 from batches import BATCH, CROP, MEAN, THREADS, data, rounds_of, serve
 
-from alexprep.bench.load import bare_dali
+from alexprep.bench.load_bench import bare_dali
 from pipelines import AugmentSpec, LoaderConfig, open_loader
-from pipelines.format import Manifest
 
 
 def ours(layout: str) -> None:
@@ -27,10 +26,7 @@ def ours(layout: str) -> None:
 
 def bare() -> None:
     """Serve what DALI does alone."""
-    shards = Manifest.load(data()).split("train", data()).shards
-    tars = [str(data() / shard.name) for shard in shards]
-    indexes = [str(data() / shard.index) for shard in shards]
-    serve(rounds_of(bare_dali(tars, indexes, augmented=True)))
+    serve(rounds_of(bare_dali(data(), THREADS)))
 
 
 if __name__ == "__main__":

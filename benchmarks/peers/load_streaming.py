@@ -10,9 +10,9 @@ from torch.utils.data import DataLoader
 class Photographs(StreamingDataset):
     """Decoded and cropped samples."""
 
-    def __getitem__(self, place: int) -> tuple:
-        found = super().__getitem__(place)
-        return augmented(found["image"]), found["label"]
+    def __getitem__(self, index: int) -> tuple:
+        sample = super().__getitem__(index)
+        return augmented(sample["image"]), sample["label"]
 
 
 if __name__ == "__main__":

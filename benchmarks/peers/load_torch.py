@@ -17,8 +17,8 @@ class Photographs(Dataset):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, place: int) -> tuple:
-        path = self.paths[place]
+    def __getitem__(self, index: int) -> tuple:
+        path = self.paths[index]
         return augmented(path.read_bytes()), self.labels[path.parent.name]
 
 

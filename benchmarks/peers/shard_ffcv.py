@@ -17,18 +17,18 @@ class Photographs:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, place: int) -> tuple:
-        path = self.paths[place]
+    def __getitem__(self, index: int) -> tuple:
+        path = self.paths[index]
         return square(path.read_bytes()), self.labels[path.parent.name]
 
 
 if __name__ == "__main__":
-    asked = arguments(__doc__ or "")
-    asked.out.mkdir()
+    options = arguments(__doc__ or "")
+    options.out.mkdir()
     image = RGBImageField(write_mode="jpg", jpeg_quality=QUALITY)
     writer = DatasetWriter(
-        str(asked.out / "train.beton"),
+        str(options.out / "train.beton"),
         {"image": image, "label": IntField()},
-        num_workers=asked.workers,
+        num_workers=options.workers,
     )
-    writer.from_indexed_dataset(Photographs(asked.source), chunksize=25)
+    writer.from_indexed_dataset(Photographs(options.source), chunksize=25)

@@ -20,16 +20,16 @@ def sample(number: int, paths: list[Path], numbers: dict[str, int]) -> dict[str,
 
 
 if __name__ == "__main__":
-    asked = arguments(__doc__ or "")
-    scratch = asked.out.with_name(f"{asked.out.name}-scratch").absolute()
+    options = arguments(__doc__ or "")
+    scratch = options.out.with_name(f"{options.out.name}-scratch").absolute()
     os.environ["DATA_OPTIMIZER_CACHE_FOLDER"] = str(scratch / "chunks")
     os.environ["DATA_OPTIMIZER_DATA_CACHE_FOLDER"] = str(scratch / "data")
-    paths = files(asked.source)
+    paths = files(options.source)
     optimize(
-        fn=partial(sample, paths=paths, numbers=labels(asked.source)),
+        fn=partial(sample, paths=paths, numbers=labels(options.source)),
         inputs=list(range(len(paths))),
-        output_dir=str(asked.out),
-        num_workers=asked.workers,
+        output_dir=str(options.out),
+        num_workers=options.workers,
         chunk_bytes=f"{MEGABYTES_OF_A_SHARD}MB",
         verbose=False,
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from photographs import arguments, files
 
-from alexprep.bench.shard import with_simplejpeg
+from alexprep.bench.shard_bench import with_simplejpeg
 
 
 @cache
@@ -19,14 +19,14 @@ def in_memory(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def one(path: Path) -> int:
-    """Encode an original."""
+def encode(path: Path) -> int:
+    """Bytes of an original's JPEG."""
     return len(with_simplejpeg(in_memory(path)))
 
 
 if __name__ == "__main__":
-    asked = arguments(__doc__ or "")
-    originals = [path.resolve() for path in files(asked.source)]
-    with multiprocessing.get_context("fork").Pool(asked.workers) as pool:
-        sum(pool.imap(one, originals, 16))
-    asked.out.mkdir()
+    options = arguments(__doc__ or "")
+    originals = [path.resolve() for path in files(options.source)]
+    with multiprocessing.get_context("fork").Pool(options.workers) as pool:
+        sum(pool.imap(encode, originals, 16))
+    options.out.mkdir()

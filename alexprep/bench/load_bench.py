@@ -1,0 +1,125 @@
+"""`alexprep bench load`: our loader next to DALI with its own reader, on the same shards.
+
+Batches of 128, random crops of 227 pixels, half of them mirrored. Ours subtract the mean image and
+shift the colours, as the network of 2012 needs; DALI subtracts a mean colour. On a GPU both decode
+and augment there.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from alexprep.bench.figures import Row, compared, interleaved
+from alexprep.bench.suite import BenchConfig, drawn_data_set
+from alexprep.machine import cores
+from pipelines import AugmentSpec, Loader, LoaderConfig, open_loader
+from pipelines.format import Manifest
+
+BATCH, CPU_THREADS, CROP = 128, 2, 227
+MEAN = (123.675, 116.28, 103.53)
+UNTIMED = 6  # batches that a loader may have prefetched while the others ran
+BASELINE = "bare DALI, own reader"
+TARGETS = {"alexprep dali": ">= 0.97", "alexprep dali, channels_last": ">= 0.97"}
+PLAIN = AugmentSpec(crop=CROP, mean="none", lighting=0, divide=1)
+Batches = Iterator[Any]
+
+
+def run(config: BenchConfig, folder: Path) -> list[Row]:
+    """Images/s of every way to load; config.data is a data set of 256 pixels with statistics."""
+    root = config.data or drawn_data_set(folder, 1000)
+    count = -(-config.images // BATCH)
+    with ExitStack() as stack:
+        cases: dict[str, Callable[[], float]] = {
+            name: partial(images_per_second, batches, count, config.device)
+            for name, batches in open_cases(root, config.device, stack).items()
+        }
+        # A case has a clock of its own, which leaves out the batches that were prefetched.
+        rates = interleaved(cases, config.rounds, rate=lambda case: case())
+    return compared(rates, baseline=BASELINE, targets=TARGETS)
+
+
+def images_per_second(batches: Batches, count: int, device: str) -> float:
+    """Images/s over `count` batches, after those that were prefetched."""
+    for _ in islice(batches, UNTIMED):
+        pass
+    _wait_for(device)
+    start = time.perf_counter()
+    images = sum(len(batch[1]) for batch in islice(batches, count))
+    _wait_for(device)
+    return images / (time.perf_counter() - start)
+
+
+def _wait_for(device: str) -> None:
+    if device != "cpu":
+        torch.cuda.synchronize(device)
+
+
+def open_cases(root: Path, device: str, stack: ExitStack) -> dict[str, Batches]:
+    """Endless batches of each way to load; `stack` closes the loaders."""
+    # Two threads on a CPU, which the network needs too; all cores where a GPU trains.
+    threads = CPU_THREADS if device == "cpu" else cores()
+    cases: dict[str, Batches] = {BASELINE: bare_dali(root, threads, device)}
+    dali = LoaderConfig(backend="dali", device=device, threads=threads)
+    spec = AugmentSpec(crop=CROP)
+    ours = {
+        "alexprep dali": (dali, spec),
+        "alexprep dali, channels_last": (replace(dali, channels_last=True), spec),
+        "alexprep dali, uint8": (replace(dali, dtype="uint8"), PLAIN),
+    }
+    if device == "cpu":
+        ours["alexprep torch"] = (LoaderConfig(backend="torch"), spec)
+    for name, (config, spec) in ours.items():
+        cases[name] = endless(stack.enter_context(open_loader(root, "train", config, spec)))
+    return cases
+
+
+def endless(loader: Loader) -> Batches:
+    """Epoch after epoch."""
+    while True:
+        yield from loader
+
+
+def bare_dali(root: Path, threads: int = CPU_THREADS, device: str = "cpu") -> Batches:
+    """What DALI does alone: its webdataset reader, decoder and crop_mirror_normalize."""
+    from nvidia.dali import fn, types  # noqa: PLC0415 - optional
+    from nvidia.dali.pipeline import Pipeline  # noqa: PLC0415
+
+    operators: Any = fn
+    floats: Any = types.DALIDataType.FLOAT
+    shards = Manifest.load(root).split("train", root).shards
+    gpu = None if device == "cpu" else int(device.partition(":")[2] or 0)
+    pipeline: Any = Pipeline(
+        batch_size=BATCH, num_threads=threads, device_id=gpu, exec_dynamic=True
+    )
+    with pipeline:
+        jpg, label = operators.readers.webdataset(
+            paths=[str(root / shard.name) for shard in shards],
+            index_paths=[str(root / shard.index) for shard in shards],
+            ext=["jpg", "cls"],
+            random_shuffle=True,
+            missing_component_behavior="error",
+        )
+        images = operators.decoders.image(jpg, device="cpu" if gpu is None else "mixed")
+        images = operators.crop_mirror_normalize(
+            images,
+            crop=(CROP, CROP),
+            crop_pos_x=operators.random.uniform(range=(0, 1)),
+            crop_pos_y=operators.random.uniform(range=(0, 1)),
+            mirror=operators.random.coin_flip(),
+            mean=list(MEAN),
+            std=[1.0, 1.0, 1.0],
+            dtype=floats,
+            output_layout="CHW",
+        )
+        pipeline.set_outputs(images, label)
+    pipeline.build()
+    while True:
+        images, label = pipeline.run()
+        yield images.as_tensor(), label

@@ -1,0 +1,192 @@
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false
+# torch types backward() and the like only in part.
+"""`alexprep bench step`: the trainer's own step next to the same network in plain eager PyTorch.
+
+The baseline is written with torch's own layers and optimizer: float32, NCHW. Each case lives in a
+process of its own, for how freed memory is kept belongs to a process; they step in turns.
+"""
+
+import contextlib
+import itertools
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from alexnet import build
+from alexnet.model.dropout import Dropout
+from alexnet.model.networks import code2012, smoke
+from alexnet.model.spec import Dense, ModelConfig, sizes
+from alexnet.training.config import TrainConfig
+from alexnet.training.memory import keep_freed_memory
+from alexnet.training.optim import sgd
+from alexnet.training.step import compiled, set_channels_last, train_step
+from alexnet.training.trainer import POSITIONS_A_STEP
+from alexprep.bench.figures import Row, compared, interleaved
+from alexprep.bench.suite import BenchConfig
+
+BASELINE = "plain eager float32"
+BATCH, SMOKE_BATCH = 64, 128
+GPU_STEPS = 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Case:
+    """A network, a batch size and a way to train it: in plain PyTorch or by the trainer's step."""
+
+    network: ModelConfig
+    batch: int
+    plain: bool = False
+    form: Literal["grouped", "columns"] = "grouped"
+    precision: Literal["float32", "bfloat16"] = "float32"
+    compile: Literal["off", "on", "graphs"] = "off"
+    device: str = "cpu"
+
+
+def run(config: BenchConfig, folder: Path) -> list[Row]:
+    """Images/s of whole steps on random images: forward, backward and update.
+
+    config.images and config.data do not matter here.
+    """
+    small = smoke(code2012(), classes=100)
+    ours = Case(network=code2012(), batch=BATCH, device=config.device)
+    return [
+        *steps("", ours, config.rounds, {"float32": ">= 1.7", "bf16": ">= 3"}),
+        *steps("smoke size, ", replace(ours, network=small, batch=SMOKE_BATCH), config.rounds, {}),
+    ]
+
+
+def steps(prefix: str, case: Case, rounds: int, targets: Mapping[str, str]) -> list[Row]:
+    """One network and batch size in both precisions, and as two columns on one device."""
+    baseline = prefix + BASELINE
+    cases = {
+        baseline: replace(case, plain=True),
+        f"{prefix}float32": case,
+        f"{prefix}float32, columns": replace(case, form="columns"),
+        f"{prefix}bf16": replace(case, precision="bfloat16"),
+    }
+    return compared(_rates(cases, rounds), baseline=baseline, targets=targets)
+
+
+def _rates(cases: dict[str, Case], rounds: int) -> dict[str, list[float]]:
+    with contextlib.ExitStack() as stack:
+        functions: dict[str, Callable[[], float]] = {}
+        for name, case in cases.items():
+            pool = ProcessPoolExecutor(1, get_context("spawn"), _prepare, (case,))
+            functions[name] = partial(_request, stack.enter_context(pool))
+        return interleaved(functions, rounds)
+
+
+def _request(pool: ProcessPoolExecutor) -> float:
+    return pool.submit(_train).result()
+
+
+_steps: list[tuple[Case, Callable[[], None]]] = []  # the one of this process
+
+
+def _prepare(case: Case) -> None:
+    _steps.append((case, training_step(case)))
+
+
+def _train() -> float:
+    """Images of some steps: a step of a GPU is too short to be timed by itself."""
+    ((case, step),) = _steps
+    count = 1 if case.device == "cpu" else GPU_STEPS
+    for _ in range(count):
+        step()
+    if case.device != "cpu":
+        torch.cuda.synchronize(case.device)
+    return count * case.batch
+
+
+def training_step(case: Case) -> Callable[[], None]:
+    """A function that trains one step, on the same random batch each time."""
+    torch.manual_seed(0)
+    shape = (case.batch, 3, case.network.crop, case.network.crop)
+    images = torch.randn(shape, device=case.device) * 60
+    labels = torch.randint(0, case.network.classes, (case.batch,), device=case.device)
+    if case.plain:
+        model = plain(case.network).to(case.device)
+        return plain_step(model, (images, labels), bf16=case.precision == "bfloat16")
+    keep_freed_memory()
+    model = build(case.network, form=case.form, devices=(case.device,))
+    set_channels_last(model)
+    images = images.to(memory_format=torch.channels_last)
+    return trainer_step(model, (images, labels), case)
+
+
+def plain_step(model: nn.Module, batch: tuple[Tensor, Tensor], *, bf16: bool) -> Callable[[], None]:
+    """A training step as tutorials have it."""
+    images, labels = batch
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, weight_decay=5e-4)
+
+    def step() -> None:
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+            loss = F.cross_entropy(model(images), labels)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def trainer_step(model: nn.Module, batch: tuple[Tensor, Tensor], case: Case) -> Callable[[], None]:
+    """The step of `alexprep train`, which moves dropout on with each batch."""
+    config = TrainConfig(lr=1e-4, precision=case.precision, compile=case.compile)
+    forward, optimizer = compiled(model, config), sgd(model, config)
+    dropouts = [module for module in model.modules() if isinstance(module, Dropout)]
+    numbers = itertools.count()
+
+    def step() -> None:
+        position = next(numbers) * POSITIONS_A_STEP
+        for dropout in dropouts:
+            dropout.set_position(position)
+        train_step(forward, optimizer, batch, config)
+
+    return step
+
+
+def plain(config: ModelConfig) -> nn.Sequential:
+    """The network of a config as one writes it with torch's own layers."""
+    modules: list[nn.Module] = [nn.ZeroPad2d((0, config.pad_end, 0, config.pad_end))]
+    stages: dict[str, Callable[[], nn.Module]] = {
+        "act": nn.ReLU,
+        "lrn": lambda: Function(partial(_column_norms, config)),
+        "spatial": lambda: Function(partial(_spatial_norm, config)),
+        "pool": partial(nn.MaxPool2d, config.pool_size, config.pool_stride, ceil_mode=True),
+        "dropout": partial(nn.Dropout, config.dropout),
+    }
+    for layer, size in zip(config.layers, sizes(config), strict=True):
+        inputs = size.weight[1] * size.groups
+        if isinstance(layer, Dense):
+            modules += [nn.Flatten(), nn.Linear(inputs, layer.out)]
+        else:
+            sides = (layer.kernel, layer.stride, layer.pad)
+            modules.append(nn.Conv2d(inputs, layer.out, *sides, groups=size.groups))
+        modules += [stages[stage]() for stage in layer.then]
+    return nn.Sequential(*modules)
+
+
+class Function(nn.Module):
+    """A function as a layer."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.forward = function
+
+
+def _column_norms(config: ModelConfig, x: Tensor) -> Tensor:
+    columns = x.chunk(config.columns, 1)
+    return torch.cat([F.local_response_norm(column, *config.lrn) for column in columns], dim=1)
+
+
+def _spatial_norm(config: ModelConfig, x: Tensor) -> Tensor:
+    size, alpha, beta, k = config.spatial
+    return x / (k + alpha * F.avg_pool2d(x * x, size, 1, size // 2)).pow(beta)

@@ -1,0 +1,70 @@
+"""The loader on a GPU, next to what a training step consumes.
+
+Both ways augment on the GPU: "GPU decode" hands it JPEG files, "CPU decode" the crops that this
+machine's cores decoded. The baseline is the consumption of the trainer: images/s of the fastest
+step (bf16, one CUDA graph) on the same GPU, measured in turns with the loader.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from alexnet.model.networks import code2012
+from alexprep.bench.figures import Row, compared, interleaved, timed
+from alexprep.bench.load_bench import endless, images_per_second
+from alexprep.bench.step_bench import Case
+from alexprep.bench.suite import BenchConfig
+from alexprep.machine import cores
+from benchmarks.gpu.steps import GpuCase, Measurement, gpu_step
+from pipelines import AugmentSpec, LoaderConfig, open_loader
+
+BATCHES = (128, 1024)
+WAYS: Mapping[str, Literal["mixed", "cpu"]] = {"GPU decode": "mixed", "CPU decode": "cpu"}
+STEPS = 20  # of the trainer in one measurement
+FEWEST = 4  # batches of a measurement: fewer would time the queue
+
+
+def load_measurements(root: Path, config: BenchConfig) -> Iterator[Measurement]:
+    """Both ways at both batch sizes."""
+    for batch in BATCHES:
+        for name, decode in WAYS.items():
+            title = f"batch {batch}: {name}, GPU augmentation"
+            loading = LoaderConfig(
+                batch=batch,
+                device=config.device,
+                backend="dali",
+                decode=decode,
+                threads=config.processes,
+                readers=min(8, cores()),
+                channels_last=True,
+            )
+            yield title, partial(compare_loader, title, root, loading, config)
+
+
+def compare_loader(title: str, root: Path, loading: LoaderConfig, config: BenchConfig) -> list[Row]:
+    """One way to load and the trainer, in turns."""
+    batch = loading.batch
+    baseline = f"batch {batch}: the trainer's consumption (bf16, CUDA graph)"
+    # Captured before DALI's threads begin: they use the GPU too, which ends a capture.
+    case = Case(network=code2012(), batch=batch, precision="bfloat16", device=config.device)
+    step = gpu_step(GpuCase(case=case, graph=True))
+    spec = AugmentSpec(crop=code2012().crop)
+    with open_loader(root, "train", loading, spec) as loader:
+        count = max(FEWEST, -(-config.images // batch))
+        cases: dict[str, Callable[[], float]] = {
+            baseline: partial(timed, partial(_train, step, batch)),
+            title: partial(images_per_second, endless(loader), count, config.device),
+        }
+        rates = interleaved(cases, config.rounds, rate=lambda case: case())
+    torch.cuda.empty_cache()
+    return compared(rates, baseline=baseline)
+
+
+def _train(step: Callable[[], None], batch: int) -> float:
+    for _ in range(STEPS):
+        step()
+    torch.cuda.synchronize()
+    return STEPS * batch

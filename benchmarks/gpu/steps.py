@@ -1,0 +1,204 @@
+"""Training steps on one GPU next to plain eager PyTorch, and the norm next to a copy.
+
+Two bounds are computed from rates that are measured here: no step is faster than its arithmetic at
+the rate of a large matrix product, nor than its least traffic at the rate of a large copy. "As
+trained" is the step of `alexprep train` with train.compile=graphs; "CUDA graph" is that step
+captured once and replayed.
+"""
+
+import gc
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from alexnet.model.networks import code2012, torchvision
+from alexnet.model.norms import formula, local_response_norm
+from alexnet.model.spec import Lrn, ModelConfig, parameter_count, sizes
+from alexprep.bench.figures import Row, compared, interleaved
+from alexprep.bench.step_bench import Case, training_step
+
+STEPS = 20  # of one measurement: long enough that its last wait for the GPU does not show
+FEWEST = 5  # the same for a batch of 1024, whose steps are eight times as long
+SIDE = 8192  # of the matrices whose product gives the arithmetic a GPU can do
+COPIED = 2**29  # values of the copy that gives the traffic a GPU can do
+TARGETS = {128: ">= 40000", 1024: ">= 60000"}
+# A name, and what measures its rows: one that fails loses its rows alone.
+Measurement = tuple[str, Callable[[], list[Row]]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GpuCase:
+    """A case, by a CUDA graph of its own if `graph`."""
+
+    case: Case
+    graph: bool = False
+    target: str = ""
+
+
+def step_measurements(device: torch.device, rounds: int) -> Iterator[Measurement]:
+    """The norms, then the steps: what compiles for long comes last, for time may run out."""
+    for name, dtype in (("float32", torch.float32), ("bf16", torch.bfloat16)):
+        yield f"LRN of conv1, {name}", partial(norms, name, dtype, device, rounds)
+    groups = {batch: step_cases(batch, device) for batch in TARGETS}
+    for batch in TARGETS:
+        yield f"batch {batch}: bounds", partial(bounds, batch, device, rounds)
+    for compiled in (False, True):
+        for batch, cases in groups.items():
+            baseline = Case(network=code2012(), batch=batch, plain=True, device=str(device))
+            for name, case in cases.items():
+                if (case.case.compile != "off") == compiled:
+                    title = f"batch {batch}: {name}"
+                    yield title, partial(compare_step, title, case, baseline, rounds)
+
+
+def step_cases(batch: int, device: torch.device) -> dict[str, GpuCase]:
+    """Every way to train that is measured at a batch size."""
+    ours = Case(network=code2012(), batch=batch, device=str(device))
+    half = replace(ours, precision="bfloat16")
+    rival = replace(half, network=torchvision())
+    goal = TARGETS[batch]
+    return {
+        "bf16, CUDA graph": GpuCase(case=half, graph=True, target=goal),
+        "bf16": GpuCase(case=half),
+        "TF32, CUDA graph": GpuCase(case=ours, graph=True),
+        "TF32": GpuCase(case=ours),
+        "plain eager bf16": GpuCase(case=replace(half, plain=True)),
+        "torchvision's alexnet, plain eager bf16": GpuCase(case=replace(rival, plain=True)),
+        "torchvision's alexnet, bf16, CUDA graph": GpuCase(case=rival, graph=True),
+        "bf16, as trained with graphs": GpuCase(case=replace(half, compile="graphs"), target=goal),
+        "TF32, as trained with graphs": GpuCase(case=replace(ours, compile="graphs")),
+    }
+
+
+def compare_step(title: str, case: GpuCase, baseline: Case, rounds: int) -> list[Row]:
+    """A case and the baseline in turns, with the GPU to themselves."""
+    # What the case before held, also one that failed.
+    torch.compiler.reset()
+    gc.collect()
+    torch.cuda.empty_cache()
+    name = f"batch {baseline.batch}: plain eager TF32"
+    cases = {
+        name: partial(_run_steps, training_step(baseline), baseline.batch),
+        title: partial(_run_steps, gpu_step(case), baseline.batch),
+    }
+    return compared(interleaved(cases, rounds), baseline=name, targets={title: case.target})
+
+
+def gpu_step(case: GpuCase) -> Callable[[], None]:
+    """A function that trains one step on the same random batch."""
+    step = training_step(case.case)
+    return captured(step) if case.graph else step
+
+
+def captured(step: Callable[[], None]) -> Callable[[], None]:
+    """The step as one CUDA graph; three steps before it allocate on a stream of their own."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return partial(_replay, graph, step)
+
+
+def _replay(graph: torch.cuda.CUDAGraph, _step: Callable[[], None]) -> None:
+    """Replay; the step is held because it alone keeps the network and the batch in memory."""
+    graph.replay()
+
+
+def _run_steps(step: Callable[[], None], batch: int) -> float:
+    count = max(FEWEST, STEPS * min(TARGETS) // batch)
+    for _ in range(count):
+        step()
+    torch.cuda.synchronize()
+    return count * batch
+
+
+def norms(name: str, dtype: torch.dtype, device: torch.device, rounds: int) -> list[Row]:
+    """Forward and backward of conv1's norm, 128 images, next to the formula and to a copy.
+
+    The copy moves what the norm must: x in and y out; x and g in and dx out.
+    """
+    x = torch.randn(128, 96, 55, 55, device=device).mul_(50).to(dtype)
+    x = x.to(memory_format=torch.channels_last)
+    baseline = f"LRN of conv1, {name}, nn.LocalResponseNorm"
+    cases = {
+        baseline: partial(_norm, formula, x.contiguous()),
+        f"LRN of conv1, {name}": partial(_norm, local_response_norm, x),
+        f"LRN of conv1, {name}, NCHW": partial(_norm, local_response_norm, x.contiguous()),
+        f"LRN of conv1, {name}, as a copy of its 5 tensors": partial(_copies, x),
+    }
+    return compared(interleaved(cases, rounds), baseline=baseline)
+
+
+def _norm(norm: Callable[..., Tensor], x: Tensor) -> float:
+    x = x.detach().requires_grad_()
+    for _ in range(STEPS):
+        torch.autograd.grad(norm(x, Lrn(), groups=2), x, x.detach())
+    torch.cuda.synchronize()
+    return STEPS * len(x)
+
+
+def _copies(x: Tensor) -> float:
+    target = torch.empty_like(x)
+    for _ in range(STEPS):
+        # A copy reads one tensor and writes one: two and a half of them make five.
+        target.copy_(x)
+        target.copy_(x)
+        target[: len(x) // 2].copy_(x[: len(x) // 2])
+    torch.cuda.synchronize()
+    return STEPS * len(x)
+
+
+def bounds(batch: int, device: torch.device, rounds: int) -> list[Row]:
+    """Images/s that the machine's own rates of arithmetic and of traffic would allow."""
+    matrix = torch.randn(SIDE, SIDE, device=device)
+    values = torch.randn(COPIED, device=device, dtype=torch.bfloat16)
+    image_bytes = step_bytes(code2012(), batch) / batch
+    baseline = f"batch {batch}: TF32, bound of FLOPs"
+    cases: Mapping[str, Callable[[], float]] = {
+        baseline: partial(_product, matrix),
+        f"batch {batch}: bf16, bound of FLOPs": partial(_product, matrix.bfloat16()),
+        f"batch {batch}: bf16, bound of bytes": partial(
+            _copy, values, torch.empty_like(values), image_bytes
+        ),
+    }
+    return compared(interleaved(cases, rounds), baseline=baseline)
+
+
+def step_flops(network: ModelConfig) -> float:
+    """Of one image: forward, and backward to weights and inputs; conv1's need no gradient."""
+    table = list(sizes(network))
+    return 2.0 * (3 * sum(size.macs for size in table) - table[0].macs)
+
+
+def step_bytes(network: ModelConfig, batch: int) -> float:
+    """The least that a bf16 step of a batch moves through the GPU's memory.
+
+    Every layer's output is written and read forward, and its gradient written and read backward,
+    where the output is read once more; weights are read twice and their gradients written in bf16,
+    and SGD reads weight, momentum and gradient and writes weight and momentum in float32.
+    """
+    outputs = sum(size.neurons for size in sizes(network))
+    images = 3 * network.crop**2
+    return 2.0 * batch * (5 * outputs + 2 * images) + parameter_count(network) * (3 * 2.0 + 5 * 4.0)
+
+
+def _product(matrix: Tensor) -> float:
+    for _ in range(STEPS):
+        torch.mm(matrix, matrix)
+    torch.cuda.synchronize()
+    return STEPS * 2 * SIDE**3 / step_flops(code2012())
+
+
+def _copy(source: Tensor, target: Tensor, image_bytes: float) -> float:
+    for _ in range(STEPS):
+        target.copy_(source)
+    torch.cuda.synchronize()
+    return STEPS * 2 * source.nbytes / image_bytes
