@@ -85,8 +85,9 @@ def _shard(source: Path, out: Path, workers: int) -> int:
 def _originals(config: BenchConfig, folder: Path) -> list[Path]:
     """JPEG files; PrepareError where config.data has other files, which the loop cannot read."""
     if config.data is None:
-        drawn = draw_photographs(folder / "drawn", min(config.images, DRAWN), (300, 700))
-        return _files(drawn / "train")
+        drawn = draw_photographs(folder / "drawn", min(config.images, DRAWN) + 10, (300, 700))
+        # The first file of a class may be a PNG or CMYK, which the loop does not read.
+        return [path for path in _files(drawn / "train") if not path.stem.endswith("_00000")]
     files = _files(config.data)
     remedy = "Name a folder of class folders with JPEGs with --data."
     if not files:
