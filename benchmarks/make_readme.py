@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from alexprep.bench.figures import Result, conditions, table
+from alexprep.bench.measurement import Result, conditions, table
 from alexprep.bench.suite import PARTS
 
 HERE = Path(__file__).parent

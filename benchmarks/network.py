@@ -33,7 +33,7 @@ from alexnet.training.config import TrainConfig
 from alexnet.training.memory import keep_freed_memory
 from alexnet.training.optim import sgd
 from alexnet.training.step import set_channels_last, train_step
-from alexprep.bench.figures import Row, compared, interleaved, result, row, save, table
+from alexprep.bench.measurement import Row, compared, interleaved, result, row, save, table
 
 BATCH = 64
 SIDE = 2048  # of the matrices whose product gives the arithmetic a machine can do

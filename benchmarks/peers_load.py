@@ -20,7 +20,7 @@ from typing import Any
 
 from rounds import Case, Rounds, finish, peer_options, ratios
 
-from alexprep.bench.figures import Row, compared
+from alexprep.bench.measurement import Row, compared
 from alexprep.dataset.shard import RunOptions, ShardConfig, shard
 from alexprep.dataset.stats import compute_stats
 from pipelines.format import Manifest

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from rounds import Case, Rounds, finish, peer_options, ratios
 
-from alexprep.bench.figures import Row, compared
+from alexprep.bench.measurement import Row, compared
 
 HERE = Path(__file__).parent / "peers"
 SMALL, LARGE, OF_A_SHARD = 500, 2500, 250

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from alexprep.bench.figures import Row, compared, result, save, table
+from alexprep.bench.measurement import Row, compared, result, save, table
 
 VERSIONS = (
     "import sys, importlib.metadata as m, json; "

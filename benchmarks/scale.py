@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 from rounds import Rounds, add_round_options, finish
 
-from alexprep.bench.figures import Row, row
+from alexprep.bench.measurement import Row, row
 from alexprep.dataset.plan import make_plan
 from alexprep.dataset.shard import RunOptions, ShardConfig, shard
 from alexprep.machine import peak_megabytes

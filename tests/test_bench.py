@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alexprep.bench.figures import Result, Row, compared, interleaved, result, row, save, table
+from alexprep.bench.measurement import Result, Row, compared, interleaved, result, row, save, table
 from alexprep.bench.shard_bench import BASELINE, with_simplejpeg
 from alexprep.bench.stats_bench import run as bench_stats
 from alexprep.bench.suite import BenchConfig, run_bench

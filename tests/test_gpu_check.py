@@ -11,7 +11,7 @@ import pytest
 
 from alexnet.model.networks import code2012
 from alexprep import machine
-from alexprep.bench.figures import Result, row
+from alexprep.bench.measurement import Result, row
 from alexprep.bench.suite import BenchConfig
 from benchmarks.gpu.steps import step_bytes, step_flops, step_measurements
 from pipelines import LoaderConfig, open_loader
@@ -102,7 +102,7 @@ def test_a_figure_that_fails_loses_itself_alone(check, tmp_path):
 CRASH = """
 import os, sys
 from pathlib import Path
-from alexprep.bench.figures import row
+from alexprep.bench.measurement import row
 from alexprep.bench.suite import BenchConfig
 from benchmarks.gpu import check
 figures = [("a", lambda: [row("a", [1.0], "s")]), ("b", lambda: os._exit(11))]

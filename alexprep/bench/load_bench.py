@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from alexprep.bench.figures import Row, compared, interleaved
+from alexprep.bench.measurement import Row, compared, interleaved
 from alexprep.bench.suite import BenchConfig, drawn_data_set
 from alexprep.machine import cores
 from pipelines import AugmentSpec, Loader, LoaderConfig, open_loader

@@ -13,7 +13,7 @@ import numpy as np
 import simplejpeg  # pyright: ignore[reportMissingTypeStubs]
 from PIL import Image
 
-from alexprep.bench.figures import Row, compared, interleaved
+from alexprep.bench.measurement import Row, compared, interleaved
 from alexprep.bench.suite import BenchConfig, draw_photographs
 from alexprep.dataset.jpeg import SOI
 from alexprep.dataset.shard import RunOptions, ShardConfig, shard

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from alexprep.bench.figures import Row, compared, interleaved, row
+from alexprep.bench.measurement import Row, compared, interleaved, row
 from alexprep.bench.suite import BenchConfig, drawn_data_set
 from alexprep.dataset.stats import ShardTask, shard_moments
 from alexprep.machine import peak_megabytes

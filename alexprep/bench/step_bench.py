@@ -29,7 +29,7 @@ from alexnet.training.memory import keep_freed_memory
 from alexnet.training.optim import sgd
 from alexnet.training.step import compiled, set_channels_last, train_step
 from alexnet.training.trainer import POSITIONS_A_STEP
-from alexprep.bench.figures import Row, compared, interleaved
+from alexprep.bench.measurement import Row, compared, interleaved
 from alexprep.bench.suite import BenchConfig
 
 BASELINE = "plain eager float32"

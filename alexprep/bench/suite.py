@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from importlib import import_module
 from pathlib import Path
 
-from alexprep.bench.figures import Result, Row, result, save
+from alexprep.bench.measurement import Result, Row, result, save
 from alexprep.machine import cores
 from alexprep.synthetic import SHAPES, DrawConfig, draw_source
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from alexnet.training import metrics
-from alexprep.bench.figures import Row, row
+from alexprep.bench.measurement import Row, row
 from alexprep.bench.suite import BenchConfig, drawn_data_set
 from alexprep.model.recipes import SMOKE_BATCH
 from alexprep.model.training import TrainOptions, train

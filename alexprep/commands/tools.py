@@ -76,7 +76,7 @@ def bench(
     Example:
         alexprep bench shard --out benchmarks/results
     """
-    from alexprep.bench.figures import conditions, table
+    from alexprep.bench.measurement import conditions, table
     from alexprep.bench.suite import BenchConfig, run_bench
 
     with usage():

@@ -224,7 +224,7 @@ def gpu_works() -> bool:
 
 
 def _save_result(part: str, journal: Journal, out: Path, config: "BenchConfig") -> None:
-    from alexprep.bench.figures import Row, result, save  # noqa: PLC0415 - slow to import
+    from alexprep.bench.measurement import Row, result, save  # noqa: PLC0415 - slow to import
 
     rows: dict[str, Row] = {}
     for values in itertools.chain.from_iterable(journal.rows.values()):
@@ -289,7 +289,7 @@ def _tests(out: Path) -> int:
 
 def keep_tests(report: Path, out: Path) -> None:
     """The numbers of pytest's report as rows."""
-    from alexprep.bench.figures import result, row, save  # noqa: PLC0415 - slow to import
+    from alexprep.bench.measurement import result, row, save  # noqa: PLC0415 - slow to import
 
     suite = next(ElementTree.parse(report).iter("testsuite"))
     counts = {kind: int(suite.get(kind, 0)) for kind in ("tests", "failures", "errors", "skipped")}
@@ -303,7 +303,7 @@ def keep_tests(report: Path, out: Path) -> None:
 
 def tables(out: Path) -> str:
     """A table for each part, with its notes, and what it was measured on."""
-    from alexprep.bench.figures import Result, conditions, table  # noqa: PLC0415 - slow to import
+    from alexprep.bench.measurement import Result, conditions, table  # noqa: PLC0415 - slow to import
 
     results = [
         Result.load(path) for path in sorted(out.glob("*.json")) if "journal" not in path.name

@@ -13,8 +13,8 @@ from typing import Literal
 import torch
 
 from alexnet.model.networks import code2012
-from alexprep.bench.figures import Row, compared, interleaved, timed
 from alexprep.bench.load_bench import endless, images_per_second
+from alexprep.bench.measurement import Row, compared, interleaved, timed
 from alexprep.bench.step_bench import Case
 from alexprep.bench.suite import BenchConfig
 from alexprep.machine import cores

@@ -17,7 +17,7 @@ from torch import Tensor
 from alexnet.model.networks import code2012, torchvision
 from alexnet.model.norms import formula, local_response_norm
 from alexnet.model.spec import Lrn, ModelConfig, parameter_count, sizes
-from alexprep.bench.figures import Row, compared, interleaved
+from alexprep.bench.measurement import Row, compared, interleaved
 from alexprep.bench.step_bench import Case, training_step
 
 STEPS = 20  # of one measurement: long enough that its last wait for the GPU does not show
