@@ -1,4 +1,4 @@
-"""A headless Chromium, told what to do over a pipe (the DevTools protocol); no driver, no library.
+"""A headless Chromium, controlled over a pipe (DevTools protocol) without a driver or library.
 
 Messages are JSON objects that end with a zero byte, in at descriptor 3 and out at descriptor 4.
 """
@@ -23,16 +23,16 @@ PATIENCE = 60.0
 
 
 class Browser:
-    """One tab; what the page logged, threw and asked of the network is kept."""
+    """One tab, with a log of its console, exceptions and requests."""
 
     def __init__(self, profile: Path) -> None:
-        found = next(filter(None, map(shutil.which, NAMES)), None)
-        if found is None:
+        program = next(filter(None, map(shutil.which, NAMES)), None)
+        if program is None:
             pytest.skip(f"no browser: none of {', '.join(NAMES)} is installed")
-        theirs_in, self._out = os.pipe()
-        self._in, theirs_out = os.pipe()
+        child_in, self._out = os.pipe()
+        self._in, child_out = os.pipe()
         os.set_blocking(self._in, False)
-        self._pid = _spawn([found, *FLAGS, f"--user-data-dir={profile}"], theirs_in, theirs_out)
+        self._pid = _spawn([program, *FLAGS, f"--user-data-dir={profile}"], child_in, child_out)
         self._buffer = b""
         self._count = 0
         self.events = []
@@ -43,11 +43,11 @@ class Browser:
             self.call(f"{domain}.enable")
 
     def call(self, method, **parameters):
-        """The result of a command to the tab; AssertionError with the browser's words if none."""
+        """The result of a command to the tab; AssertionError with its error message."""
         return self._call(method, session=self._session, **parameters)
 
     def open(self, path, width, height=900):
-        """Show a file at a width in CSS pixels; returns when it has drawn its figures."""
+        """Show a file at a width in CSS pixels, and wait until its figures are drawn."""
         self.events.clear()
         self.call(
             "Emulation.setDeviceMetricsOverride",
@@ -60,14 +60,14 @@ class Browser:
         self.wait_for("document.documentElement?.dataset.drawn === 'yes'")
 
     def wait_for(self, condition):
-        """Ask until the expression is true."""
+        """Evaluate an expression until it is true."""
         end = time.monotonic() + PATIENCE
         while not self.ask(condition):
-            assert time.monotonic() < end, f"{condition} never came true; {self.troubles()}"
+            assert time.monotonic() < end, f"{condition} is still false; {self.troubles()}"
             time.sleep(0.05)
 
     def ask(self, expression):
-        """The value of a JavaScript expression, which JSON can hold."""
+        """The value of a JavaScript expression, as JSON."""
         answer = self.call(
             "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
         )
@@ -80,9 +80,9 @@ class Browser:
         return [event for event in self.events if event["method"] in kinds]
 
     def requests(self):
-        """Addresses that the page asked for, without those that hold their own bytes."""
-        asked = [e for e in self.events if e["method"] == "Network.requestWillBeSent"]
-        urls = [event["params"]["request"]["url"] for event in asked]
+        """URLs that the page requested, without data and blob URLs."""
+        sent = [e for e in self.events if e["method"] == "Network.requestWillBeSent"]
+        urls = [event["params"]["request"]["url"] for event in sent]
         return [url for url in urls if not url.startswith(("data:", "blob:"))]
 
     def screenshot(self, path):
@@ -125,12 +125,12 @@ class Browser:
 
 
 def _spawn(command, read_from, write_to):
-    """The id of a process with these descriptors at 3 and 4, and nothing to read or say else."""
-    # Out of the way of 3 and 4 first: one may be in the other's place.
-    high = [fcntl.fcntl(each, fcntl.F_DUPFD_CLOEXEC, 10) for each in (read_from, write_to)]
+    """Start a process with these descriptors as 3 and 4 and /dev/null as 0 to 2; returns its id."""
+    # Above 10 first, since one of them may be 3 or 4 already.
+    high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in (read_from, write_to)]
     actions = [(os.POSIX_SPAWN_OPEN, n, os.devnull, os.O_RDWR, 0) for n in range(3)]
-    actions += [(os.POSIX_SPAWN_DUP2, each, n) for n, each in enumerate(high, start=3)]
+    actions += [(os.POSIX_SPAWN_DUP2, fd, n) for n, fd in enumerate(high, start=3)]
     pid = os.posix_spawn(command[0], command, os.environ, file_actions=actions)
-    for each in (read_from, write_to, *high):
-        os.close(each)
+    for fd in (read_from, write_to, *high):
+        os.close(fd)
     return pid

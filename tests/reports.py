@@ -1,4 +1,4 @@
-"""A data set and a run to report on, made by the program itself in a few seconds."""
+"""A small data set and a short run to report on."""
 
 import json
 import shutil
@@ -38,7 +38,7 @@ def make_run(dataset: Path, run: Path) -> Path:
 
 
 def ninety_epochs(run: Path, copy: Path) -> Path:
-    """The run with the log and the plan of a long one: 200 lines an epoch, three drops."""
+    """A copy of the run with the log of a long one: 200 lines an epoch, three learning rates."""
     shutil.copytree(run, copy)
     config = json.loads((copy / "config.json").read_text())
     config["recipe"]["train"]["epochs"] = 90
@@ -48,10 +48,10 @@ def ninety_epochs(run: Path, copy: Path) -> Path:
     for epoch in range(90):
         lr = 0.01 * 0.1 ** sum(epoch >= drop for drop in (25, 51, 79))
         loss = 7 * np.exp(-epoch / 30)
-        for at in range(50, 10_001, 50):
-            step = {"kind": "step", "step": epoch * 10_000 + at, "epoch": epoch, "at": at}
-            more = {"of": 10_000, "loss": loss, "lr": lr}
-            lines.append({**step, **more, "images_per_second": 900.0, "waiting": 0.01})
+        for batch in range(50, 10_001, 50):
+            step = {"kind": "step", "step": epoch * 10_000 + batch, "epoch": epoch, "at": batch}
+            values = {"of": 10_000, "loss": loss, "lr": lr}
+            lines.append({**step, **values, "images_per_second": 900.0, "waiting": 0.01})
         lines.append(
             {"kind": "epoch", "step": (epoch + 1) * 10_000, "epoch": epoch, "epochs": 90}
             | {"loss": loss, "validation_loss": loss * 0.9, "top1": 0.4 + loss / 20}

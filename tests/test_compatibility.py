@@ -135,6 +135,14 @@ def test_old_checkpoints_and_predictions_are_evaluated_as_they_were(old):
         assert (result["images"], result["top1_error"], result["top5_error"]) == (20, 0.9, 0.5)
 
 
+def test_old_data_sets_and_runs_are_reported_on(old):
+    for folder, words in (("dataset", "Colour statistics"), ("run", "10 views: corners")):
+        page = old / f"{folder}.html"
+        moved = ("--data", old / "dataset") if folder == "run" else ()
+        alexprep("report", old / folder, "--out", page, *moved)
+        assert words in page.read_text()
+
+
 def test_an_old_checkpoint_holds_the_weights_that_were_saved(old):
     from safetensors.torch import load_file  # noqa: PLC0415 - an oracle of another library
 

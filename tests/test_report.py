@@ -71,7 +71,7 @@ class Page(HTMLParser):
 
 
 def check_page(page):
-    """What every page owes to those who use it, whatever it shows."""
+    """What holds for every page: it is well-formed, labelled and self-contained."""
     assert not page.open  # every element is closed
     idents = [attrs["id"] for _, attrs in page.elements if "id" in attrs]
     assert len(idents) == len(set(idents))
@@ -104,7 +104,7 @@ def test_a_page_loads_nothing_from_anywhere(run, dataset):
         page = Page(path)
         assert "default-src 'none'" in str(page.all("meta"))
         addresses = [attrs.get("src") or attrs.get("href") for _, attrs in page.elements]
-        assert all(re.match("data:|#", each) for each in addresses if each)
+        assert all(re.match("data:|#", address) for address in addresses if address)
         assert path.stat().st_size < 5e6
 
 
@@ -148,19 +148,19 @@ def test_a_run_whose_data_set_is_gone_says_so_and_shows_the_rest(moved, dataset)
     assert f"{VALIDATION} images" in page.text
 
 
-def test_predictions_that_eval_kept_in_the_run_are_in_the_table_of_errors(moved, dataset):
+def test_saved_predictions_in_the_run_are_in_the_table_of_errors(moved, dataset):
     from alexprep.model.evaluation import EvalOptions, evaluate  # noqa: PLC0415
 
-    kept = moved / "ten.predictions"
-    found = evaluate([moved], dataset, EvalOptions(views=10), save=kept)
+    saved = moved / "ten.predictions"
+    errors = evaluate([moved], dataset, EvalOptions(views=10), save=saved)
     page = Page(write_report(moved))
     row = re.search(r"10 views: corners and centre, mirrored ([\d.]+)% .*? ([\d.]+)% ", page.text)
-    assert float(row[1]) == pytest.approx(100 * found.top1, abs=0.01)
-    assert float(row[2]) == pytest.approx(100 * found.top5, abs=0.01)
+    assert float(row[1]) == pytest.approx(100 * errors.top1, abs=0.01)
+    assert float(row[2]) == pytest.approx(100 * errors.top5, abs=0.01)
     assert f"ten.predictions: drawn validation, 10 views {row[1]}%" in page.text
 
 
-def test_fewer_images_are_asked_about_and_the_page_says_how_many(run, tmp_path):
+def test_fewer_images_can_be_predicted_and_the_page_says_how_many(run, tmp_path):
     page = Page(write_report(run, tmp_path / "some.html", images=10))
     assert f"10 of {VALIDATION}" in page.text
 
@@ -303,7 +303,7 @@ def test_a_loss_that_is_no_number_leaves_a_gap_in_its_curve(moved):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e308])
-def test_a_log_of_numbers_that_are_none_makes_a_page_all_the_same(moved, value):
+def test_a_log_of_values_that_are_not_finite_still_makes_a_page(moved, value):
     lines = [json.loads(line) for line in (moved / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
         line.update((name, value) for name, old in line.items() if isinstance(old, float))
@@ -317,7 +317,7 @@ def test_a_folder_of_runs_names_what_is_in_it(run):
 
 
 @pytest.mark.parametrize("out", ["/sys/report.html", "/nowhere/report.html", "/dev/null/r.html"])
-def test_a_place_that_cannot_be_written_is_refused_before_the_work(run, out):
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(run, out):
     with pytest.raises(PrepareError, match=f"{out} cannot be written .* --out"):
         write_report(run, out=type(run)(out))
 
@@ -330,14 +330,14 @@ def test_a_data_set_of_other_classes_is_refused(run, tmp_path):
         write_report(run, tmp_path / "page.html", data=other)
 
 
-def test_a_page_that_cannot_be_finished_leaves_the_one_before(tmp_path):
+def test_a_failed_report_leaves_the_previous_one(tmp_path):
     root = make_dataset(tmp_path / "dataset")
     before = write_report(root).read_bytes()
     shard = next((root / "train").glob("*.tar"))
     data = bytearray(shard.read_bytes())
     data[1024:4096] = bytes(3072)
-    for each in (root / "train").glob("*.tar"):
-        each.write_bytes(bytes(each.stat().st_size))
+    for tar in (root / "train").glob("*.tar"):
+        tar.write_bytes(bytes(tar.stat().st_size))
     shard.write_bytes(data)
     with pytest.raises((DataError, PrepareError), match="alexprep verify"):
         write_report(root)
@@ -348,15 +348,15 @@ def test_a_page_that_cannot_be_finished_leaves_the_one_before(tmp_path):
 READ = """
 import datasets, sys
 for how in ({"path": "webdataset", "data_dir": sys.argv[1]}, {"path": sys.argv[1]}):
-    found = datasets.load_dataset(**how)
-    print({split: table.num_rows for split, table in sorted(found.items())})
+    tables = datasets.load_dataset(**how)
+    print({split: table.num_rows for split, table in sorted(tables.items())})
 """
 
 
 def test_a_report_in_a_data_set_does_no_harm_to_its_readers(tmp_path):
     root = make_dataset(tmp_path / "shards")
     write_report(root)
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-I", "-c", READ, root],
         env={**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"},
         capture_output=True,
@@ -364,4 +364,4 @@ def test_a_report_in_a_data_set_does_no_harm_to_its_readers(tmp_path):
         check=True,
     )
     rows = {"train": TRAIN, "validation": VALIDATION}
-    assert done.stdout.splitlines() == [str(rows)] * 2
+    assert process.stdout.splitlines() == [str(rows)] * 2

@@ -68,13 +68,13 @@ def pages(browser, tmp_path_factory):
     root = tmp_path_factory.mktemp("pages")
     dataset = make_dataset(root / "dataset")
     run = make_run(dataset, root / "run")
-    found = {
+    reports = {
         "run": write_report(run),
         "long": write_report(ninety_epochs(run, root / "long")),
         "dataset": write_report(dataset, root / "dataset.html"),
     }
     dataset.rename(root / "elsewhere")
-    return {**found, "alone": write_report(run, root / "alone.html")}
+    return {**reports, "alone": write_report(run, root / "alone.html")}
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -116,8 +116,8 @@ def test_class_names_are_shown_letter_by_letter(browser, pages):
     assert browser.troubles() == []
     assert browser.ask(EMPTY) == []
     assert browser.ask(charts) == count > 0
-    shown = [NAMES[old.index(tick)] for tick in ticks]
-    assert browser.ask(TICKS) == [name if len(name) <= 20 else f"{name[:19]}…" for name in shown]
+    labels = [NAMES[old.index(tick)] for tick in ticks]
+    assert browser.ask(TICKS) == [name if len(name) <= 20 else f"{name[:19]}…" for name in labels]
     assert browser.ask("document.title") == "code2012 trained on drawn"
     for name in NAMES:
         assert browser.ask(f"document.querySelector('main').innerText.includes({json.dumps(name)})")
@@ -126,21 +126,23 @@ def test_class_names_are_shown_letter_by_letter(browser, pages):
 def test_everything_folded_fits_a_phone_too(browser, pages):
     for name in ("run", "dataset"):
         browser.open(pages[name], 400)
-        browser.ask("document.querySelectorAll('details').forEach(each => { each.open = true })")
+        browser.ask(
+            "document.querySelectorAll('details').forEach(details => { details.open = true })"
+        )
         assert browser.ask("document.documentElement.scrollWidth") <= 400
         assert browser.ask(OVERLAPS) == []
 
 
 def test_a_page_can_be_used_with_the_keyboard_alone(browser, pages):
     browser.open(pages["run"], 1280)
-    reached = []
+    focused = []
     for _ in range(14):
         for kind in ("keyDown", "keyUp"):
             browser.call("Input.dispatchKeyEvent", type=kind, key="Tab", windowsVirtualKeyCode=9)
-        reached.append(browser.ask("document.activeElement.outerHTML.slice(0, 60)"))
-    assert 'class="skip"' in reached[0]
-    assert 'href="#learning"' in reached[1]
-    assert any(each.startswith("<summary") for each in reached)
+        focused.append(browser.ask("document.activeElement.outerHTML.slice(0, 60)"))
+    assert 'class="skip"' in focused[0]
+    assert 'href="#learning"' in focused[1]
+    assert any(html.startswith("<summary") for html in focused)
 
 
 def test_figures_follow_the_window(browser, pages):

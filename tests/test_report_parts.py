@@ -1,4 +1,4 @@
-"""What the pages of `alexprep report` are made of, each against an oracle of its own."""
+"""The numbers and pictures of `alexprep report`, each against an oracle of its own."""
 
 import base64
 import io
@@ -84,8 +84,8 @@ def test_small_images_are_shown_as_they_are_stored_and_large_ones_smaller(rng):
 
 def test_neighbours_are_those_of_a_search_by_hand_and_never_the_image_itself(rng):
     features = rng.normal(size=(40, 7)).astype(np.float32)
-    found = neighbours(features, [3, 17], 5)
-    for query, row in zip([3, 17], found, strict=True):
+    rows = neighbours(features, [3, 17], 5)
+    for query, row in zip([3, 17], rows, strict=True):
         distances = np.linalg.norm(features - features[query], axis=1)
         assert row.tolist() == [p for p in np.argsort(distances).tolist() if p != query][:5]
 
@@ -142,25 +142,25 @@ def test_thinning_keeps_the_mean_and_the_ends():
 
 
 def test_the_survey_of_the_sources_is_what_the_shards_say(dataset):
-    found = survey(dataset, Manifest.load(dataset), "train")
-    assert found.sizes == {(500, 375): TRAIN}
-    assert len(found.jpg_bytes) == TRAIN
-    assert found.sides.tolist() == [[500, 375]] * TRAIN
+    result = survey(dataset, Manifest.load(dataset), "train")
+    assert result.sizes == {(500, 375): TRAIN}
+    assert len(result.jpg_bytes) == TRAIN
+    assert result.sides.tolist() == [[500, 375]] * TRAIN
 
 
 def test_augmented_images_are_those_that_training_gives_out(dataset):
     manifest = Manifest.load(dataset)
     stats = ImageStats.load(dataset, manifest)
-    shown = augmented_images(dataset, manifest, "train", stats)
-    assert sorted(each.label for each in shown) == [0, 1, 2]
+    augmented = augmented_images(dataset, manifest, "train", stats)
+    assert sorted(image.label for image in augmented) == [0, 1, 2]
     mean = stats.mean_image_HWC[4:60, 4:60]
     config = LoaderConfig(batch=16, backend="torch")
     with open_loader(dataset, "train", config, AugmentSpec(source=64, crop=56)) as loader:
         for epoch in range(2):
             images = [image.permute(1, 2, 0).numpy() for batch, _ in loader for image in batch]
-            for each in shown:
-                off = [np.abs(image + mean - each.drawn_NHWC[epoch]).max() for image in images]
+            for example in augmented:
+                off = [np.abs(image + mean - example.drawn_NHWC[epoch]).max() for image in images]
                 assert min(off) < 1e-3
-    first = shown[0].stored_HWC
+    first = augmented[0].stored_HWC
     assert first.shape == (64, 64, 3)
     assert first.min() >= 0
