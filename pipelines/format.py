@@ -143,6 +143,11 @@ class Manifest:
                 "Make the data set again with `alexprep shard`."
             ) from error
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is probably wrong with the source; in `source`, where old readers take any field."""
+        return tuple(self.source.get("warnings", ()))
+
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
 

@@ -257,7 +257,11 @@ def dataset_page(root: Path) -> str:
             "alexprep": manifest.alexprep,
             **{f"codec {name}": value for name, value in manifest.codec.items()},
             **{f"config {name}": value for name, value in manifest.config.items()},
-            **{f"source {name}": value for name, value in manifest.source.items()},
+            **{
+                f"source {name}": value
+                for name, value in manifest.source.items()
+                if name != "warnings"
+            },
         },
     )
 
