@@ -198,7 +198,7 @@ def test_both_val_and_validation_are_too_many(tmp_path, rng):
 def test_validation_images_without_a_word_on_their_classes_are_refused(tmp_path, rng):
     root = write_archives(tmp_path / "a", *draw_ilsvrc(rng))
     (root / DEVKIT_TAR).unlink()
-    with pytest.raises(PrepareError, match=rf"Put {DEVKIT_TAR} beside them"):
+    with pytest.raises(PrepareError, match=rf"Put {DEVKIT_TAR} next to them"):
         find_source(root)
 
 

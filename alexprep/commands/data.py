@@ -34,6 +34,19 @@ from alexprep.commands.options import (
     help="Number of shards per split.  [default: depends on its size]",
 )
 @seed_option
+@click.option(
+    "--validation",
+    metavar="SHARE",
+    help="Hold out a stratified validation split: a share such as 10%, or a number of images.",
+)
+@click.option(
+    "--classes",
+    "classes_file",
+    type=PATH,
+    help="Keep only the classes in this file, one per line, labelled in its order.",
+)
+@click.option("--image-column", metavar="NAME", help="Parquet column of images.  [default: image]")
+@click.option("--label-column", metavar="NAME", help="Parquet column of labels.  [default: label]")
 @workers_option
 @click.option(
     "--on-error",
@@ -60,6 +73,10 @@ def shard(
     quality: int,
     shards: int | None,
     seed: int,
+    validation: str | None,
+    classes_file: Path | None,
+    image_column: str | None,
+    label_column: str | None,
     workers: int | None,
     on_error: Literal["fail", "skip"],
     apply_orientation: bool,
@@ -71,8 +88,9 @@ def shard(
 ) -> None:
     """Convert SOURCE to a data set of WebDataset shards in OUT.
 
-    SOURCE is a folder with the official ILSVRC2012 archives, an extracted ImageNet, the Kaggle
-    download, Parquet files, or one folder per class (optionally below train and validation).
+    SOURCE is a folder with the official ILSVRC archives, other tars of images, an extracted
+    ImageNet, the Kaggle download, Parquet files, or one folder per class (optionally below train
+    and validation).
 
     OUT is a folder or an fsspec URL such as s3://bucket/imagenet256. If the command is interrupted,
     run it again to resume.
@@ -83,6 +101,7 @@ def shard(
     """
     from alexprep.dataset.shard import RunOptions, ShardConfig
     from alexprep.dataset.shard import shard as run
+    from alexprep.sources.synsets import read_classes
 
     with usage():
         config = ShardConfig(
@@ -91,6 +110,10 @@ def shard(
             shards=shards,
             seed=seed,
             apply_orientation=apply_orientation,
+            validation=validation,
+            classes=None if classes_file is None else read_classes(classes_file),
+            image_column=image_column,
+            label_column=label_column,
         )
         options = RunOptions(
             splits=splits,

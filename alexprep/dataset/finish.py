@@ -1,5 +1,6 @@
 """Begin, continue and finish a data set: what a run finds in its target and leaves there."""
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -14,10 +15,18 @@ from alexprep.dataset.plan import Plan
 from alexprep.dataset.target import STATE, Target, write_bytes
 from alexprep.dataset.write import Fault, Record
 from alexprep.errors import PrepareError
+from alexprep.sources.content import LITTER, Stray
 from pipelines.format import MANIFEST, VERSION, Left, Manifest, Shard, Split, cls_width
 
 PLAN = f"{STATE}/plan.json"
 MOST_NAMED = 1000
+# What mounts and file managers put into the root of a volume, next to content.LITTER.
+MOUNTED = frozenset(
+    {
+        *(".DS_Store", ".localized", ".Spotlight-V100", ".fseventsd", ".TemporaryItems"),
+        *(".snapshot", ".snapshots", ".zfs", ".directory", ".hidden", ".stfolder"),
+    }
+)
 
 
 def begin(target: Target, plan: Plan) -> Manifest | None:
@@ -35,7 +44,7 @@ def begin(target: Target, plan: Plan) -> Manifest | None:
     if begun is not None:
         _refuse_difference(target, "holds a data set begun", json.loads(begun), wanted)
         return None
-    if strangers := [name for name in target.listing() if name != STATE]:
+    if strangers := [name for name in target.listing() if not counts_as_empty(name)]:
         raise PrepareError(
             f"{target.url} is not empty ({strangers[0]} is there) and is no data set of alexprep. "
             "Give a new folder."
@@ -44,13 +53,19 @@ def begin(target: Target, plan: Plan) -> Manifest | None:
     return None
 
 
+def counts_as_empty(name: str) -> bool:
+    """Whether a folder with this in it may be taken: a mount or a file manager has put it there."""
+    mounted = name.startswith((".nfs", ".Trash", ".fuse_hidden")) or name in MOUNTED
+    return mounted or name == STATE or name.lower() in LITTER
+
+
 def _identity(manifest: Manifest) -> dict[str, Any]:
     return _jsonable(
         {
             "version": manifest.version,
             "codec": manifest.codec,
             "config": manifest.config,
-            "source": manifest.source,
+            "source": {k: v for k, v in manifest.source.items() if k != "warnings"},
         }
     )
 
@@ -126,26 +141,25 @@ def _manifest(plan: Plan, records: Mapping[str, Record]) -> Manifest:
     for record in records.values():
         for fix, keys in record.mended.items():
             mended.setdefault(fix, []).extend(keys)
-    faults = sorted(fault for record in records.values() for fault in record.faults)
+    faults = [fault for record in records.values() for fault in record.faults]
     return Manifest(
         version=VERSION,
         name=plan.source.name,
         alexprep=__version__,
         codec=dict(CODEC),
         config=identity["config"],
-        source=identity["source"],
+        source=identity["source"]
+        | ({"warnings": list(plan.source.warnings)} if plan.source.warnings else {}),
         classes=plan.source.classes,
         cls_width=cls_width(len(plan.source.classes)),
         size=plan.config.size,
         largest_jpg=max((record.largest_jpg for record in records.values()), default=0),
         fixes={fix: len(keys) for fix, keys in sorted(mended.items())},
         left_out=tuple(
-            Left(
-                path=fault.path.removeprefix(f"{plan.source.root}/"),
-                sha256=fault.sha256,
-                reason=fault.reason,
+            Left(path=path.removeprefix(f"{plan.source.root}/"), sha256=sha256, reason=reason)
+            for path, sha256, reason in sorted(
+                [*(fault[:3] for fault in faults), *map(_hashed, plan.source.left_out)]
             )
-            for fault in faults
         ),
         splits={split: _split(plan, split, records) for split in plan.order},
         mended={
@@ -154,6 +168,18 @@ def _manifest(plan: Plan, records: Mapping[str, Record]) -> Manifest:
             if len(keys) <= MOST_NAMED
         },
     )
+
+
+def _hashed(stray: Stray) -> tuple[str, str, str]:
+    """(path, sha256, reason) of a file that was left out when the source was listed."""
+    path, sha256 = Path(stray.path), stray.sha256
+    try:
+        if not sha256 and path.is_file():
+            with path.open("rb") as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        sha256 = ""  # it may not be read, which is why it was left out
+    return stray.path, sha256, stray.reason
 
 
 def _split(plan: Plan, split: str, records: Mapping[str, Record]) -> Split:

@@ -8,15 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from alexprep.dataset.plan import Plan, ShardConfig, make_plan, permutation
-from alexprep.dataset.shard import RunOptions, chosen
+from alexprep.dataset.plan import Plan, ShardConfig, permutation
+from alexprep.dataset.shard import RunOptions
+from alexprep.dataset.splits import plan_source
 from alexprep.dataset.write import Outcome, outcomes
 from alexprep.machine import cores
 from alexprep.progress import clock
-from alexprep.sources.find import find_source
+from alexprep.sources.check import check_target
+from alexprep.sources.listing import TRAIN
 from pipelines.format import BLOCK, MEMBERS, padded
 
 PROBES = 200
+SHOWN = 5  # files left out, by name
 NOTES_BYTES = 160  # KEY.json, within a block
 
 
@@ -37,6 +40,10 @@ class Forecast:
     source_bytes: int
     bytes: int
     bytes_free: int | None
+    folders: dict[str, str]
+    class_names: tuple[str, ...]
+    left_out: tuple[tuple[str, str], ...]
+    warnings: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -44,12 +51,15 @@ class Forecast:
     def text(self) -> str:
         """A few lines for people."""
         lines = [
-            f"{self.name} ({self.kind}), {self.classes:,} classes",
+            f"{self.name} ({self.kind}), {self.classes:,} classes: {self._shown_classes()}",
             *(
                 f"  {split}: {images:,} images in {self.shards[split]:,} shards of "
-                f"{images / self.shards[split]:,.0f}"
+                f"{images / self.shards[split]:,.0f}, from {self.folders.get(split, TRAIN)}"
                 for split, images in self.images.items()
             ),
+            *(f"  left out: {path} {reason}" for path, reason in self.left_out[:SHOWN]),
+            *([f"  {len(self.left_out):,} files are left out"] if self.left_out else []),
+            *(f"  Warning: {warning}" for warning in self.warnings),
             f"  writes {_gigabytes(self.bytes)}, reads {_gigabytes(self.source_bytes)}",
             f"  takes {clock(self.seconds)} with {self.workers} workers at "
             f"{self.images_per_second:,.0f} images/s each (from {self.probed:,} images)",
@@ -60,6 +70,12 @@ class Forecast:
             short = "" if self.bytes_free > self.bytes else ": NOT ENOUGH"
             lines.append(f"  {_gigabytes(self.bytes_free)} are free there{short}")
         return "\n".join(lines)
+
+    def _shown_classes(self) -> str:
+        first = ", ".join(f"{label} {name}" for label, name in enumerate(self.class_names[:3]))
+        return first + (
+            f" ... {self.classes - 1} {self.class_names[-1]}" if self.classes > 3 else ""
+        )
 
 
 def _gigabytes(count: int) -> str:
@@ -73,7 +89,9 @@ def forecast(
     options: RunOptions = RunOptions(),  # noqa: B008 - frozen
 ) -> Forecast:
     """Plan as `shard` would, encode 200 images in memory, and extrapolate."""
-    plan = make_plan(chosen(find_source(Path(source)), options.splits), config)
+    skip = options.on_error == "skip"
+    plan = plan_source(Path(source), config, splits=options.splits, skip=skip)
+    check_target(plan.source, str(out))
     workers = options.workers or cores()
     results, seconds = _probe(plan)
     whole = [result for result in results if result.encoded is not None]
@@ -93,6 +111,10 @@ def forecast(
         source_bytes=round(float(np.mean([result.source_bytes for result in results])) * count),
         bytes=round(float(sample_bytes) * count),
         bytes_free=_free(str(out)),
+        folders=dict(plan.source.folders),
+        class_names=tuple(wnid for wnid, _ in plan.source.classes),
+        left_out=tuple((stray.path, stray.reason) for stray in plan.source.left_out),
+        warnings=plan.source.warnings,
     )
 
 

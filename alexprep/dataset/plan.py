@@ -1,7 +1,8 @@
 """Which sample goes into which shard: a function of (source, config), decided before reading."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,13 +21,19 @@ TRAIN_SHARDS = tuple(2**power for power in range(11))
 OTHER_SHARDS = (1, 2, 4, 5, 8, 10, 16, 20, 40, 80)
 
 
+# Fields that manifests of the first version do not have.
+ADDED = frozenset({"validation", "classes", "image_column", "label_column"})
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardConfig:
     """All that the bytes of a data set depend on, beside its source and the codec.
 
     `shards` is a number for every split, or one for each; None leaves it to the number of samples.
     EXIF orientation is dropped unless `apply_orientation`: the images of everybody's ImageNet so
-    far lie as they were stored.
+    far lie as they were stored. `validation` moves so many training images, "10%" or a number, to a
+    split of that name (see `splits.held_out`). `classes` keeps these alone, labelled in this order.
+    `image_column` and `label_column` are those of parquet files.
     """
 
     size: int = 256
@@ -34,6 +41,10 @@ class ShardConfig:
     shards: int | Mapping[str, int] | None = None
     seed: int = 0
     apply_orientation: bool = False
+    validation: str | int | None = None
+    classes: Sequence[str] | None = None
+    image_column: str | None = None
+    label_column: str | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.size <= 4096:
@@ -45,6 +56,18 @@ class ShardConfig:
         numbers = self.shards.values() if isinstance(self.shards, Mapping) else [self.shards]
         if any(number is not None and not 1 <= number <= 999_999 for number in numbers):
             raise ValueError(f"ShardConfig.shards must be in 1..999,999, got {self.shards}.")
+        if self.validation is not None:
+            held_out_share(self.validation)
+        if self.classes is not None and len(set(self.classes)) != len(self.classes):
+            double = Counter(self.classes).most_common(1)[0][0]
+            raise ValueError(f"ShardConfig.classes names {double!r} twice.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The configuration as the manifest keeps it: without what is as it always was."""
+        fields = asdict(self)
+        if self.classes is not None:
+            fields["classes"] = list(self.classes)
+        return {k: v for k, v in fields.items() if v is not None or k not in ADDED}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,7 +103,7 @@ class Plan:
         return {
             "version": VERSION,
             "codec": dict(CODEC),
-            "config": asdict(self.config) | {"shards": self.shards},
+            "config": self.config.to_dict() | {"shards": self.shards},
             "source": self.source.identity(),
         }
 
@@ -107,6 +130,22 @@ class Plan:
                     skip=skip,
                     known=known.get(name),
                 )
+
+
+def held_out_share(validation: str | int) -> tuple[float, int]:
+    """(share, number) of the images to hold out, one of them 0; ValueError for anything else."""
+    text = str(validation).strip()
+    try:
+        share = float(text.removesuffix("%")) / 100 if text.endswith("%") else 0.0
+        number = 0 if text.endswith("%") else int(text)
+    except ValueError:
+        share, number = 0.0, 0
+    if not (0 < share < 1 or number > 0):
+        raise ValueError(
+            f"ShardConfig.validation must be a share such as 10% or a number of images, got "
+            f"{validation!r}."
+        )
+    return share, number
 
 
 def make_plan(source: Source, config: ShardConfig) -> Plan:

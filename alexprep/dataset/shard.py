@@ -6,23 +6,24 @@
 The bytes depend on the source, ShardConfig and the codec; RunOptions says how they are made.
 """
 
+import sys
 from collections.abc import Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from alexprep.dataset.finish import begin, faults_message, finish, refuse_empty
-from alexprep.dataset.plan import Plan, ShardConfig, make_plan
+from alexprep.dataset.plan import Plan, ShardConfig
 from alexprep.dataset.sequential import recommend_sequential, spool_folder, write_sequentially
+from alexprep.dataset.splits import plan_source
 from alexprep.dataset.target import STATE, Target, open_target
 from alexprep.dataset.write import Fault, Record, write_shard
 from alexprep.errors import PrepareError
 from alexprep.machine import cores
 from alexprep.progress import Progress
-from alexprep.sources.find import find_source
+from alexprep.sources.check import check_beginnings, check_target, refuse_strays
 from alexprep.sources.ilsvrc import check_archives
-from alexprep.sources.listing import Source
 from alexprep.workers import run_tasks
 from pipelines.format import Manifest, Shard
 
@@ -67,10 +68,16 @@ def shard(
     """
     if options.check_archives:
         check_archives(Path(source))
-    plan = make_plan(chosen(find_source(Path(source)), options.splits), config)
+    skip = options.on_error == "skip"
+    plan = plan_source(Path(source), config, splits=options.splits, skip=skip)
+    check_target(plan.source, str(out))
     target = open_target(str(out))
     with target.locked():
         finished = begin(target, plan)
+        for warning in plan.source.warnings if finished is None else ():
+            sys.stderr.write(f"Warning: {warning}\n")
+        if finished is None and not skip:
+            _refuse_beginnings(plan)
         records = _write_all(plan, target, options, finished)
         manifest = finished or finish(target, plan, records)
         _refuse_change(finished, records)
@@ -79,16 +86,9 @@ def shard(
     return manifest
 
 
-def chosen(source: Source, splits: Sequence[str]) -> Source:
-    """The source with only these splits, or as it is if none are named."""
-    for split in splits:
-        if split not in source.splits:
-            raise PrepareError(
-                f"{source.name} has no {split} split; it has {', '.join(sorted(source.splits))}."
-            )
-    if not splits:
-        return source
-    return replace(source, splits={name: source.splits[name] for name in splits})
+def _refuse_beginnings(plan: Plan) -> None:
+    """PrepareError for files that plainly are no images, before hours of encoding."""
+    refuse_strays(check_beginnings(plan.source), plan.source.name)
 
 
 def _write_all(

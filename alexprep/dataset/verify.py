@@ -10,14 +10,13 @@ from pathlib import Path
 
 from alexprep.dataset.codec import CODEC
 from alexprep.dataset.finish import sidecars
-from alexprep.dataset.plan import Plan, ShardConfig, make_plan
-from alexprep.dataset.shard import chosen
+from alexprep.dataset.plan import Plan, ShardConfig
+from alexprep.dataset.splits import plan_source
 from alexprep.dataset.verify_shard import CheckTask, Findings, check_shard
 from alexprep.dataset.write import write_shard
 from alexprep.errors import PrepareError
 from alexprep.machine import cores
 from alexprep.progress import Progress
-from alexprep.sources.find import find_source
 from alexprep.workers import run_tasks
 from pipelines.format import Manifest, Shard, Split
 
@@ -145,9 +144,9 @@ def _plan(manifest: Manifest, source: Path, root: Path) -> Plan:
             f"{root} was written with {dict(manifest.codec)}, here is {dict(CODEC)}: other bytes "
             "would say nothing. Install those versions, or leave out --rebuild."
         )
-    found = chosen(find_source(source), sorted(manifest.splits))
-    plan = make_plan(found, ShardConfig(**manifest.config))
-    if plan.source.identity() != manifest.source:
+    config = ShardConfig(**manifest.config)
+    plan = plan_source(source, config, splits=sorted(manifest.splits), skip=True)
+    if plan.source.identity() != {k: v for k, v in manifest.source.items() if k != "warnings"}:
         raise PrepareError(
             f"{source} is not what {root} was made from: its images or classes are others."
         )

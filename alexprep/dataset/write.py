@@ -17,7 +17,7 @@ from alexprep.dataset.codec import Encoded, ImageError, encode
 from alexprep.dataset.plan import ShardConfig, ShardTask
 from alexprep.dataset.target import STATE, LocalTarget, Target, open_target, write_bytes
 from alexprep.errors import PrepareError
-from alexprep.sources.items import Items, text
+from alexprep.sources.items import Items, Unreadable, text
 from alexprep.tar import TarWriter, scan_tar
 from pipelines.format import Member, Sample, Shard, format_index
 
@@ -90,13 +90,15 @@ def outcomes(items: Items, config: ShardConfig) -> Iterator[Outcome]:
             yield outcome(data, sha256, config)
 
 
-def hashed(files: Iterable[bytes]) -> Iterator[tuple[bytes, str]]:
+def hashed(files: Iterable[bytes | Unreadable]) -> Iterator[tuple[bytes | Unreadable, str]]:
     """Each file with its sha256: a thread reads and hashes the next while one is worked on."""
     rest = iter(files)
 
-    def following() -> tuple[bytes, str] | None:
+    def following() -> tuple[bytes | Unreadable, str] | None:
         data = next(rest, None)
-        return None if data is None else (data, hashlib.sha256(data).hexdigest())
+        if data is None:
+            return None
+        return data, "" if isinstance(data, Unreadable) else hashlib.sha256(data).hexdigest()
 
     with ThreadPoolExecutor(1) as aside:
         coming = aside.submit(following)
@@ -105,8 +107,10 @@ def hashed(files: Iterable[bytes]) -> Iterator[tuple[bytes, str]]:
             yield file
 
 
-def outcome(data: bytes, sha256: str, config: ShardConfig) -> Outcome:
+def outcome(data: bytes | Unreadable, sha256: str, config: ShardConfig) -> Outcome:
     """Encode one source file, or say why it cannot be."""
+    if isinstance(data, Unreadable):
+        return Outcome(None, sha256, 0, data.reason)
     try:
         encoded = encode(
             data,

@@ -1,30 +1,29 @@
-"""Folders of class folders, with or without splits, the extracted ILSVRC tree and Kaggle's."""
+"""Images as files in folders: what lies where, and what of it is no image."""
 
 import os
-from collections.abc import Generator, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from alexprep.errors import PrepareError
-from alexprep.sources.ilsvrc import MAPPING, validation_truth
-from alexprep.sources.items import Items, Places, chunks, read_announced
-from alexprep.sources.listing import (
-    SPLIT_FOLDERS,
-    TRAIN,
-    VALIDATION,
-    WHAT_IS_LOOKED_FOR,
-    Listing,
-    Source,
-    make_source,
+from alexprep.sources.content import (
+    HEAD_BYTES,
+    Stray,
+    both_names,
+    has_image_ending,
+    is_litter,
+    is_side_car,
+    objection,
 )
-from alexprep.sources.synsets import ilsvrc2012, named
+from alexprep.sources.items import Items, Places, ReadAhead, Unreadable, chunks, text
+from alexprep.sources.listing import TRAIN, VALIDATION, WHAT_IS_LOOKED_FOR, Listing, split_of
 
-# What file managers leave behind; nobody means these as images.
-LITTER = frozenset({"Thumbs.db", "desktop.ini", "__MACOSX"})
+# Folders that hold the images of a split or class rather than being a class (Tiny-ImageNet).
+IMAGE_FOLDERS = frozenset({"image", "images", "img", "imgs", "jpeg", "jpegs", "jpegimages"})
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, slots=True)
@@ -41,50 +40,169 @@ class Files(Items):
     def neighbours(self) -> Iterator[Places]:
         yield from chunks(np.argsort(self.container, kind="stable"), self.size)
 
-    def read(self) -> Generator[bytes]:
+    def read(self, limit: int | None = None) -> Generator[bytes | Unreadable]:
         def open_file(index: int) -> int:
             folder = os.fsencode(self.containers[int(self.container[index])])
-            return os.open(folder + b"/" + self.name[index], os.O_RDONLY)
+            # What has become a FIFO since it was listed must not block.
+            return os.open(folder + b"/" + self.name[index], os.O_RDONLY | os.O_NONBLOCK)
+
+        def byte_range(index: int) -> tuple[int, int]:
+            return 0, int(self.size[index])
 
         def content(descriptor: int, index: int) -> bytes:
             # To its end, not to the size it was listed with: it may have been written to since.
             with open(descriptor, "rb", buffering=0, closefd=False) as file:
-                return file.read()
+                return file.read(-1 if limit is None else limit)
 
-        return read_announced(self, open_file, lambda index: (0, int(self.size[index])), content)
-
-
-def folder_source(folder: Path) -> Source:
-    """Class folders in FOLDER, or in FOLDER/train and FOLDER/val, validation or test."""
-    return _tree("folder", folder, folder, _split_folders(folder) or {TRAIN: folder})
+        reader = ReadAhead(items=self, open_file=open_file, byte_range=byte_range, read=content)
+        return reader.contents()
 
 
-def kaggle_source(root: Path, images: Path) -> Source:
-    """Kaggle's tree: `images` is ROOT/ILSVRC/Data/CLS-LOC, ROOT has LOC_val_solution.csv."""
-    return _tree("kaggle", root, images, _split_folders(images))
+@dataclass(slots=True)
+class Folder:
+    """Everything under a folder that stands for a class, or for a split without class folders.
+
+    `files` are (path under it, bytes); `counts` has the number of files that are named like images
+    directly in each of its folders, "" being itself; `folders` are those directly in it.
+    """
+
+    path: Path
+    files: list[tuple[bytes, int]] = field(default_factory=list[tuple[bytes, int]])
+    strays: list[Stray] = field(default_factory=list[Stray])
+    counts: dict[str, int] = field(default_factory=dict[str, int])
+
+    @property
+    def folders(self) -> list[str]:
+        return sorted(name for name in self.counts if name and "/" not in name)
+
+    def holds_images(self, below: str) -> bool:
+        """Whether a file in or under the folder `below` may be an image, by its ending."""
+        prefix = os.fsencode(below + "/")
+        return any(name.startswith(prefix) and has_image_ending(name) for name, _ in self.files)
 
 
-def _tree(kind: str, root: Path, images: Path, splits: Mapping[str, Path]) -> Source:
-    """`root` holds what tells about the images: synsets.txt, the devkit, Kaggle's lists."""
-    by_split = {split: _folders(path) for split, path in splits.items()}
-    flat = {split for split, folders in by_split.items() if not folders}
-    # ILSVRC's test images have no labels; its validation images have theirs in a file.
-    labelled = {split: path for split, path in splits.items() if split not in flat - {VALIDATION}}
-    wnids = _classes(images, labelled, by_split)
-    labels = {wnid: label for label, wnid in enumerate(wnids)}
-    found: dict[str, Listing] = {}
-    for split, path in labelled.items():
-        if split in flat:
-            found[split] = _flat_listing(path, root, labels)
-        else:
-            found[split] = listing((path / wnid, labels[wnid]) for wnid in by_split[split])
-    return make_source(kind, root, named(wnids, root, MAPPING), found)
+class Branch(NamedTuple):
+    """A split as it is stored: its class folders by name, and the files next to them."""
+
+    path: Path
+    classes: dict[str, Folder]
+    loose: Folder
 
 
-def _split_folders(folder: Path) -> dict[str, Path]:
+def walk(path: Path) -> Folder:
+    """List everything under a folder; nothing is opened, and links in a circle are strays."""
+    folder = Folder(path)
+    _visit(folder, "")
+    return folder
+
+
+def _visit(folder: Folder, below: str) -> None:
+    path = f"{folder.path}/{below}".rstrip("/")
+    count = 0
+    try:
+        with os.scandir(path) as entries:
+            for entry in entries:
+                if is_litter(entry.name):
+                    continue
+                if _is_folder(entry):
+                    if entry.is_symlink() and _is_circle(path, entry.path):
+                        folder.strays.append(Stray(entry.path, "is a link to a folder around it"))
+                    else:
+                        _visit(folder, f"{below}{entry.name}/")
+                elif (reason := irregular(entry)) is not None:
+                    folder.strays.append(Stray(entry.path, reason))
+                else:
+                    name = os.fsencode(below + entry.name)
+                    folder.files.append((name, entry.stat().st_size))
+                    count += has_image_ending(name)
+    except PermissionError as error:
+        folder.strays.append(Stray(path, f"cannot be read ({error.strerror})"))
+    folder.counts[below.rstrip("/")] = count
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself: `irregular` says so
+        return False
+
+
+def _is_circle(path: str, link: str) -> bool:
+    inside, target = os.path.realpath(path), os.path.realpath(link)
+    return inside == target or inside.startswith(target.rstrip("/") + "/")
+
+
+def irregular(entry: os.DirEntry[str]) -> str | None:
+    """Why something that is no folder is no file either, as the end of a sentence."""
+    try:
+        if entry.is_file():
+            return None
+        entry.stat()
+    except OSError as error:
+        kind = "is a broken link" if entry.is_symlink() else "cannot be read"
+        return f"{kind} ({error.strerror})"
+    return "is no regular file but a pipe, socket or device"
+
+
+def read_branch(path: Path) -> Branch:
+    """List the class folders of a split, each with all that is under it."""
+    classes: dict[str, Folder] = {}
+    loose = Folder(path)
+    with os.scandir(path) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if is_litter(entry.name):
+                continue
+            if _is_folder(entry):
+                classes[entry.name] = walk(path / entry.name)
+            elif (reason := irregular(entry)) is not None:
+                loose.strays.append(Stray(entry.path, reason))
+            else:
+                loose.files.append((os.fsencode(entry.name), entry.stat().st_size))
+    return Branch(path, classes, loose)
+
+
+def merged(branch: Branch) -> Folder:
+    """A split without classes as one folder."""
+    folder = Folder(branch.path, list(branch.loose.files))
+    for name, inner in branch.classes.items():
+        folder.files += [(os.fsencode(f"{name}/") + path, size) for path, size in inner.files]
+        folder.strays += inner.strays
+    return folder
+
+
+def sort_out(folder: Folder, known: Sequence[str] = ()) -> None:
+    """Take out of `files` what is no image: side-cars and `known` names, else it is a stray.
+
+    Files that are named like an image are not opened.
+    """
+    suspects = [file for file in folder.files if not has_image_ending(file[0])]
+    if not suspects:
+        return
+    kept = [file for file in folder.files if has_image_ending(file[0])]
+    images = {name for path, _ in kept for name in both_names(path)}
+    for file in suspects:
+        path = os.path.join(os.fsencode(folder.path), file[0])  # noqa: PTH118 - names are bytes
+        reason = _look(path)
+        if reason is None:
+            kept.append(file)
+        elif not is_side_car(file[0], images) and text(file[0]) not in known:
+            folder.strays.append(Stray(text(path), reason))
+    folder.files = kept
+
+
+def _look(path: bytes) -> str | None:
+    try:
+        with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - names are bytes
+            return objection(file.read(HEAD_BYTES), path)
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+
+
+def split_folders(folder: Path) -> dict[str, Path]:
+    """The folders in `folder` that are named after a split; two of one split are refused."""
     splits: dict[str, Path] = {}
-    for name in _folders(folder):
-        split = SPLIT_FOLDERS.get(name.lower())
+    for name in folder_names(folder):
+        split = split_of(name)
         if split is None:
             continue
         if split in splits:
@@ -93,63 +211,66 @@ def _split_folders(folder: Path) -> dict[str, Path]:
                 "Remove or rename one of them."
             )
         splits[split] = folder / name
-    return splits
+    return {} if _is_class(folder, splits) else splits
 
 
-def _classes(
-    folder: Path, splits: Mapping[str, Path], by_split: Mapping[str, list[str]]
-) -> list[str]:
-    """The classes of the training split, or of all where there is none; strangers are refused."""
-    wnids = sorted(by_split.get(TRAIN) or set[str]().union(*by_split.values()))
-    if not wnids and VALIDATION in splits and _has_files(splits[VALIDATION]):
-        return [synset.wnid for synset in ilsvrc2012()]
-    if not wnids:
-        raise PrepareError(f"{folder} has no class folders. {WHAT_IS_LOOKED_FOR}")
-    for split in splits:
-        if strangers := sorted(set(by_split[split]) - set(wnids)):
-            raise PrepareError(
-                f"{splits[split]} has {len(strangers)} class folders that {splits[TRAIN]} has not, "
-                f"the first is {strangers[0]!r}. Labels come from the training folders: add or "
-                "remove them."
+def _is_class(folder: Path, splits: Mapping[str, Path]) -> bool:
+    """Whether the only "split" is a class of that name (bus, car, train) among others."""
+    if len(splits) != 1:
+        return False
+    (path,) = splits.values()
+    others = [folder / name for name in folder_names(folder) if name != path.name]
+    return not folder_names(path) and any(
+        not folder_names(other) and has_images(other) for other in others
+    )
+
+
+def folder_names(folder: Path) -> list[str]:
+    """The folders directly in `folder` that may matter, sorted."""
+    with os.scandir(folder) as entries:
+        return sorted(e.name for e in entries if not is_litter(e.name) and _is_folder(e))
+
+
+def has_images(folder: Path, most: int = 1000) -> bool:
+    """Whether one of the first `most` files directly in `folder` is named like an image."""
+    try:
+        with os.scandir(folder) as entries:
+            return any(
+                has_image_ending(os.fsencode(entry.name)) and not is_litter(entry.name)
+                for _, entry in zip(range(most), entries, strict=False)
             )
-    return wnids
+    except OSError:
+        return False
 
 
-def listing(folders: Iterable[tuple[Path, int]]) -> Listing:
-    """Every file under each folder, with that folder's label; an empty folder is refused."""
-    containers: list[str] = []
+def list_folders(folders: Mapping[str, Folder], path: Path) -> Listing:
+    """Every file of each class folder; a class without any is refused."""
+    names: list[str] = []
     counts: list[int] = []
-    labels: list[int] = []
+    containers: list[str] = []
     files: list[tuple[bytes, int]] = []
-    for folder, label in folders:
-        before = len(files)
-        files += walk(folder)
-        if len(files) == before:
+    for name, folder in folders.items():
+        if not folder.files:
+            others = f" but {len(folder.strays):,} that are no images" if folder.strays else ""
             raise PrepareError(
-                f"{folder} has no files, so its class would have no images. "
+                f"{folder.path} has no files{others}, so its class would have no images. "
                 "Put images there or remove the folder."
             )
-        containers.append(str(folder))
-        labels.append(label)
-        counts.append(len(files) - before)
+        names.append(name)
+        containers.append(str(folder.path))
+        counts.append(len(folder.files))
+        files += folder.files
     container = np.repeat(np.arange(len(containers), dtype=np.int32), counts)
-    return Listing(np.array(labels, np.int32)[container], _items(containers, container, files))
+    return Listing(_items(containers, container, files), tuple(names), container, path)
 
 
-def _flat_listing(folder: Path, root: Path, labels: Mapping[str, int]) -> Listing:
-    """Validation images in one folder, their classes from the devkit or Kaggle's list."""
-    files = list(walk(folder))
-    if not files:
-        raise PrepareError(f"{folder} has no files. Put the validation images there or remove it.")
-    truth = validation_truth(root, [name for name, _ in files])
-    wnids = [truth[name] for name, _ in files]
-    if strangers := sorted(set(wnids) - set(labels)):
-        raise PrepareError(
-            f"{folder} has images of {strangers[0]!r}, a class that the training folders lack. "
-            "Labels come from the training folders: add it there."
-        )
-    label = np.array([labels[wnid] for wnid in wnids], np.int32)
-    return Listing(label, _items([str(folder)], np.zeros(len(files), np.int32), files))
+def list_flat(folder: Folder, classes: Mapping[bytes, str]) -> Listing:
+    """The images of one folder, whose classes something else says."""
+    wnids = sorted(set(classes.values()))
+    number = {wnid: index for index, wnid in enumerate(wnids)}
+    index = np.array([number[classes[name]] for name, _ in folder.files], np.int32)
+    items = _items([str(folder.path)], np.zeros(len(folder.files), np.int32), folder.files)
+    return Listing(items, tuple(wnids), index, folder.path)
 
 
 def _items(
@@ -163,26 +284,16 @@ def _items(
     )
 
 
-def walk(folder: Path, below: str = "") -> Iterator[tuple[bytes, int]]:
-    """(path under `folder`, bytes) of every file that is not hidden, in any order."""
-    with os.scandir(folder / below) as entries:
-        for entry in entries:
-            if entry.name.startswith(".") or entry.name in LITTER:
-                continue
-            if entry.is_dir():
-                yield from walk(folder, f"{below}{entry.name}/")
-            else:
-                yield os.fsencode(below + entry.name), entry.stat().st_size
-
-
-def _folders(folder: Path) -> list[str]:
-    with os.scandir(folder) as entries:
-        return sorted(
-            entry.name
-            for entry in entries
-            if entry.is_dir() and not entry.name.startswith(".") and entry.name not in LITTER
+def refuse_no_classes(folder: Path, branches: Mapping[str, Branch]) -> None:
+    """PrepareError for a source without class folders, and for training images without."""
+    loose = {split: branch for split, branch in branches.items() if not branch.classes}
+    if TRAIN not in loose and any(branch.classes for branch in branches.values()):
+        return
+    train = branches.get(TRAIN)
+    if train is not None and any(has_image_ending(name) for name, _ in train.loose.files):
+        raise PrepareError(
+            f"{train.path} holds images but no class folders, so nothing says their classes. "
+            "Give the folder above it if that has a folder a class, or sort the images into such."
         )
-
-
-def _has_files(folder: Path) -> bool:
-    return next(walk(folder), None) is not None
+    if train is not None or VALIDATION not in loose or not loose[VALIDATION].loose.files:
+        raise PrepareError(f"{folder} has no class folders. {WHAT_IS_LOOKED_FOR}")

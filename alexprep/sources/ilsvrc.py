@@ -1,20 +1,35 @@
 """What ILSVRC2012 says about itself outside its images: truth files, archive names and hashes."""
 
-import csv
 import hashlib
+import io
+import lzma
+import re
 import tarfile
-from collections.abc import Mapping
+import zlib
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple, TypeVar, cast
+
+import numpy as np
 
 from alexprep.errors import PrepareError
 from alexprep.progress import Progress
-from alexprep.sources.synsets import wnid_by_id
+from alexprep.sources.content import stem
+from alexprep.sources.items import text
+from alexprep.sources.synsets import names_by_wnid, wnid_by_id
+from alexprep.sources.tables import decode_text, read_csv, read_lines
+
+T = TypeVar("T")
 
 TRAIN_TAR = "ILSVRC2012_img_train.tar"
 VALIDATION_TAR = "ILSVRC2012_img_val.tar"
 DEVKIT = "ILSVRC2012_devkit_t12"
 DEVKIT_TAR = f"{DEVKIT}.tar.gz"
 TRUTH = "ILSVRC2012_validation_ground_truth.txt"
+TRUTHS = "ILSVRC20??_validation_ground_truth.txt"
+META = "meta.mat"
+ANNOTATIONS = "val_annotations.txt"
 SOLUTION = "LOC_val_solution.csv"
 MAPPING = "LOC_synset_mapping.txt"
 # As torchvision and TFDS have them.
@@ -44,58 +59,159 @@ def check_archives(folder: Path, expected: Mapping[str, str] = MD5) -> None:
         raise PrepareError(f"{'; '.join(wrong)}. Download again.")
 
 
-def validation_truth(folder: Path, names: list[bytes]) -> dict[bytes, str]:
-    """The wnid of every validation file, by file name, from Kaggle's csv or the devkit.
+def find_truth(folders: Sequence[Path], names: list[bytes]) -> dict[bytes, str]:
+    """The wnid of every validation file, by file name, from the first of `folders` that says it.
 
-    The devkit has one ILSVRC2012_ID a line for the files in sorted order.
+    Looked for: Kaggle's LOC_val_solution.csv, Tiny-ImageNet's val_annotations.txt, a devkit.
     """
-    if (folder / SOLUTION).is_file():
-        return _from_solution(folder / SOLUTION, names)
-    lines, where = _devkit_truth(folder)
-    if len(lines) != len(names):
-        raise PrepareError(
-            f"{where} has {len(lines):,} lines for {len(names):,} validation images. "
-            "Complete the images, or take the devkit that belongs to them."
-        )
-    wnids = wnid_by_id()
-    try:
-        return {name: wnids[int(line)] for name, line in zip(sorted(names), lines, strict=True)}
-    except (KeyError, ValueError) as error:
-        raise PrepareError(
-            f"{where} holds {error}, which is no ILSVRC2012_ID (1..1000). "
-            "Download the devkit again."
-        ) from None
+    for folder in folders:
+        if (folder / SOLUTION).is_file():
+            return _from_solution(folder / SOLUTION, names)
+        if (folder / ANNOTATIONS).is_file():
+            return _from_annotations(folder / ANNOTATIONS, names)
+        devkit = find_devkit(folder)
+        if devkit is not None:
+            return devkit.truth_of(names)
+    raise PrepareError(
+        f"The validation images in {folders[0]} lie in one folder or archive, and nothing says "
+        f"their classes. Put {DEVKIT_TAR} next to them (or {TRUTH}, or Kaggle's {SOLUTION})."
+    )
 
 
 def _from_solution(path: Path, names: list[bytes]) -> dict[bytes, str]:
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = {row["ImageId"]: row["PredictionString"].split() for row in csv.DictReader(file)}
-    truth: dict[bytes, str] = {}
-    for name in names:
-        words = rows.get(PurePosixPath(name.decode("utf-8", "backslashreplace")).stem)
-        if not words:
-            raise PrepareError(f"{path} has no line for {name!r}. Get the whole file again.")
-        truth[name] = words[0]
-    return truth
+    rows: dict[str, list[str]] = {}
+    for line, (image, prediction) in read_csv(path, ("ImageId", "PredictionString")):
+        rows[image] = prediction.split()
+        if not rows[image]:
+            raise PrepareError(f"{path}, line {line}: no class for {image!r}. Get the whole file.")
+    return {name: _row(path, rows, name, text(stem(name)))[0] for name in names}
 
 
-def _devkit_truth(folder: Path) -> tuple[list[str], str]:
-    archive = folder / DEVKIT_TAR
-    if archive.is_file():
+def _from_annotations(path: Path, names: list[bytes]) -> dict[bytes, str]:
+    rows: dict[str, str] = {}
+    for line, row in read_lines(path):
+        words = row.split("\t")
+        if len(words) < 2 or not words[1].strip():
+            raise PrepareError(
+                f"{path}, line {line}: expected a file name, a tab and a class, got {row[:80]!r}. "
+                "Get the whole file again."
+            )
+        rows[words[0].strip()] = words[1].strip()
+    return {name: _row(path, rows, name, text(name.rpartition(b"/")[2])) for name in names}
+
+
+def _row(path: Path, rows: Mapping[str, T], name: bytes, image: str) -> T:
+    if image not in rows:
+        raise PrepareError(f"{path} has no line for {text(name)!r}. Get the whole file again.")
+    return rows[image]
+
+
+class Devkit(NamedTuple):
+    """What a devkit says: the class id of each validation image in order, and the ids' wnids."""
+
+    origin: str
+    truth: list[str]
+    wnids: Mapping[int, str]
+    names: Mapping[str, str]
+
+    def truth_of(self, names: list[bytes]) -> dict[bytes, str]:
+        """The wnids of the files, which the devkit lists in sorted order."""
+        if len(self.truth) != len(names):
+            raise PrepareError(
+                f"{self.origin} has {len(self.truth):,} lines for {len(names):,} validation "
+                "images. Complete the images, or take the devkit that belongs to them."
+            )
+        truth: dict[bytes, str] = {}
+        for line, (name, ident) in enumerate(zip(sorted(names), self.truth, strict=True), start=1):
+            wnid = self.wnids.get(int(ident)) if ident.isdecimal() else None
+            if wnid is None:
+                raise PrepareError(
+                    f"{self.origin}, line {line}: {ident!r} is no class id "
+                    f"(1..{len(self.wnids):,}). Download the devkit again."
+                )
+            truth[name] = wnid
+        return truth
+
+
+def find_devkit(folder: Path) -> Devkit | None:
+    """The devkit in a folder: extracted, or packed in any way that tarfile reads."""
+    paths = [folder / DEVKIT_TAR, *_named_like_a_devkit(folder)]
+    packed = [path for path in dict.fromkeys(paths) if path.is_file()]
+    problems: list[str] = []
+    for path in packed:
         try:
-            with tarfile.open(archive, "r:gz") as devkit:
-                for member in devkit:
-                    if PurePosixPath(member.name).name == TRUTH and member.isreg():
-                        file = devkit.extractfile(member)
-                        if file is not None:
-                            return file.read().decode("ascii").split(), str(archive)
-        except (tarfile.TarError, EOFError, OSError, UnicodeDecodeError) as error:
-            raise PrepareError(f"{archive} is damaged ({error}). Download it again.") from None
-        raise PrepareError(f"{archive} holds no {TRUTH}. Download it again.")
-    for path in (folder / DEVKIT / "data" / TRUTH, folder / "data" / TRUTH, folder / TRUTH):
-        if path.is_file():
-            return path.read_text("ascii", "replace").split(), str(path)
-    raise PrepareError(
-        f"The validation images in {folder} lie in one folder or archive, and nothing says their "
-        f"classes. Put {DEVKIT_TAR} beside them (or {TRUTH}, or Kaggle's {SOLUTION})."
-    )
+            files = _unpacked(path)
+        except (tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError) as error:
+            problems.append(f"{path} is damaged ({error})")
+            continue
+        devkit = _devkit(files, str(path))
+        if devkit is not None:
+            return devkit
+        problems.append(f"{path} holds no {TRUTH}")
+    if problems:
+        raise PrepareError(f"{problems[0]}. Download it again.")
+    for parent in (*(path / "data" for path in paths), folder / "data", folder):
+        for path in sorted(parent.glob(TRUTHS)) if parent.is_dir() else ():
+            near = {path.name: path.read_bytes()}
+            if (parent / META).is_file():
+                near[META] = (parent / META).read_bytes()
+            return _devkit(near, str(path))
+    return None
+
+
+def _named_like_a_devkit(folder: Path) -> list[Path]:
+    pattern = re.compile(r"ilsvrc\d{4}.*devkit|devkit[-_.]?\d", re.IGNORECASE)
+    return [path for path in sorted(folder.iterdir()) if pattern.match(path.name)]
+
+
+def _unpacked(path: Path) -> dict[str, bytes]:
+    """The truth files and meta.mat of a packed devkit, by their names without folders."""
+    files: dict[str, bytes] = {}
+    with tarfile.open(path, "r:*") as devkit:
+        for member in devkit:
+            name = PurePosixPath(member.name).name
+            if member.isreg() and (name == META or fnmatch(name, TRUTHS)):
+                file = devkit.extractfile(member)
+                files[name] = file.read() if file is not None else b""
+    return files
+
+
+def _devkit(files: Mapping[str, bytes], origin: str) -> Devkit | None:
+    truth = next((name for name in sorted(files) if fnmatch(name, TRUTHS)), None)
+    if truth is None:
+        return None
+    words = decode_text(files[truth], origin).split()
+    if truth == TRUTH:
+        return Devkit(origin, words, wnid_by_id(), names_by_wnid())
+    year = truth[: len("ILSVRC2010")]
+    if META not in files:
+        raise PrepareError(
+            f"{origin} holds {truth} but no {META}, which says what its ids mean. Get the whole "
+            f"devkit of {year}."
+        )
+    wnids, names = _read_meta(files[META], year, origin)
+    return Devkit(origin, words, wnids, names)
+
+
+def _read_meta(data: bytes, year: str, origin: str) -> tuple[dict[int, str], dict[str, str]]:
+    """Leaf classes of a devkit's meta.mat: wnid by id, and names by wnid."""
+    try:
+        # scipy is an extra: only devkits of other years need it
+        from scipy.io import loadmat  # pyright: ignore # noqa: PLC0415
+    except ImportError:
+        raise PrepareError(
+            f"Reading the devkit of {year} needs scipy, which is not installed. Install it with "
+            "`pip install 'alexprep[ilsvrc2010]'`."
+        ) from None
+    try:
+        synsets = cast(Any, loadmat)(io.BytesIO(data), squeeze_me=True)["synsets"]
+        rows = [
+            (int(row[f"{year}_ID"]), str(row["WNID"]), str(row["words"]))
+            for row in np.atleast_1d(synsets)
+            if int(row["num_children"]) == 0
+        ]
+    except (KeyError, ValueError, TypeError, IndexError, NotImplementedError) as error:
+        raise PrepareError(
+            f"{origin} has a {META} without the synsets of {year} ({error}). Download it again."
+        ) from None
+    return {ident: wnid for ident, wnid, _ in rows}, {wnid: words for _, wnid, words in rows}

@@ -8,8 +8,10 @@ import os
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
-from typing import ClassVar, Literal, Self
+from errno import EACCES, EIO, EISDIR, ELOOP, EPERM
+from typing import ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +28,16 @@ AHEAD = 16
 # sequential rate, short enough that several workers stay close together.
 CHUNK_BYTES = 32_000_000
 CHUNK_IMAGES = 512
+
+
+# Errors of one file; with any other the source has changed or gone, and the run ends.
+OWN_FAULTS = frozenset({EACCES, EPERM, EIO, ELOOP, EISDIR})
+
+
+class Unreadable(NamedTuple):
+    """What stands for the content of a sample that cannot be read: why, as a sentence's end."""
+
+    reason: str
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, slots=True)
@@ -51,7 +63,7 @@ class Items:
         columns = {
             field.name: getattr(self, field.name)[indices]
             for field in fields(self)
-            if field.name not in ("containers", "container")
+            if field.name != "container" and isinstance(getattr(self, field.name), np.ndarray)
         }
         return replace(
             self,
@@ -74,10 +86,11 @@ class Items:
         """All samples in the order they are stored, in pieces that one worker should read."""
 
     @abstractmethod
-    def read(self) -> Generator[bytes]:
-        """The content of each sample, in order; PrepareError names what cannot be read.
+    def read(self, limit: int | None = None) -> Generator[bytes | Unreadable]:
+        """The content of each sample in order, or its first `limit` bytes.
 
-        Close it when it is left early (`contextlib.closing`): files stay open in between.
+        A sample that is at fault itself (no permission, bad sectors) is Unreadable; PrepareError
+        where the source is. Close it when it is left early (`contextlib.closing`).
         """
 
 
@@ -92,45 +105,55 @@ def chunks(order: Places, size: NDArray[np.int64]) -> Iterator[Places]:
     yield from np.split(order, np.flatnonzero(filled[1:] != filled[:-1]) + 1)
 
 
-def read_announced(
-    items: Items,
-    open_file: Callable[[int], int],
-    byte_range: Callable[[int], tuple[int, int]],
-    read: Callable[[int, int], bytes],
-) -> Generator[bytes]:
-    """Read item by item, with the next AHEAD ones open and announced to the kernel.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReadAhead:
+    """Reads item by item, with the next AHEAD ones open and announced to the kernel.
 
-    `open_file(index)` gives a descriptor that is closed here; `read(descriptor, index)` its bytes.
+    `open_file(index)` gives a descriptor that is closed here; `read(descriptor, index)` its bytes,
+    which are those of `byte_range(index)`.
     """
-    descriptors: deque[int] = deque()
-    announced = 0
-    try:
-        for index in range(len(items)):
-            while announced < min(index + AHEAD, len(items)):
-                try:
-                    descriptors.append(open_file(announced))
-                    if hasattr(os, "posix_fadvise"):
-                        begin, size = byte_range(announced)
-                        os.posix_fadvise(descriptors[-1], begin, size, os.POSIX_FADV_WILLNEED)
-                except OSError as error:
-                    raise unreadable(items, announced, error.strerror) from None
-                announced += 1
-            descriptor = descriptors.popleft()
+
+    items: Items
+    open_file: Callable[[int], int]
+    byte_range: Callable[[int], tuple[int, int]]
+    read: Callable[[int, int], bytes]
+
+    def contents(self) -> Generator[bytes | Unreadable]:
+        """The content of each item in order."""
+        descriptors: deque[int | OSError] = deque()
+        count = len(self.items)
+        try:
+            for index in range(count):
+                while len(descriptors) < min(AHEAD, count - index):
+                    descriptors.append(self._announce(index + len(descriptors)))
+                yield self._content(descriptors.popleft(), index)
+        finally:
+            for descriptor in descriptors:
+                if isinstance(descriptor, int):
+                    os.close(descriptor)
+
+    def _announce(self, index: int) -> int | OSError:
+        try:
+            descriptor = self.open_file(index)
+        except OSError as error:
+            return error
+        if hasattr(os, "posix_fadvise"):
+            with suppress(OSError):  # a pipe takes no advice; reading says what is wrong with it
+                os.posix_fadvise(descriptor, *self.byte_range(index), os.POSIX_FADV_WILLNEED)
+        return descriptor
+
+    def _content(self, descriptor: int | OSError, index: int) -> bytes | Unreadable:
+        try:
+            if isinstance(descriptor, OSError):
+                raise descriptor
             try:
-                data = read(descriptor, index)
-            except OSError as error:
-                raise unreadable(items, index, error.strerror) from None
+                return self.read(descriptor, index)
             finally:
                 os.close(descriptor)
-            yield data
-    finally:
-        for descriptor in descriptors:
-            os.close(descriptor)
-
-
-def unreadable(items: Items, index: int, reason: str | None) -> PrepareError:
-    """The error for a sample that its storage does not give."""
-    return PrepareError(
-        f"Cannot read {items.path(index)}: {reason}. Finished shards are kept: "
-        "check the source and run the same command again."
-    )
+        except OSError as error:
+            if error.errno in OWN_FAULTS:
+                return Unreadable(f"cannot be read ({error.strerror})")
+            raise PrepareError(
+                f"Cannot read {self.items.path(index)}: {error.strerror}. Finished shards are "
+                "kept: check the source and run the same command again."
+            ) from None

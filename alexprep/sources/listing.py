@@ -6,8 +6,8 @@ parquet files of the same images list the same samples in the same order and bec
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,12 +15,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alexprep.errors import PrepareError
+from alexprep.sources.content import Stray, stem
 from alexprep.sources.items import Items, Names, Places, text
 from alexprep.sources.synsets import ilsvrc2012
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
-SPLIT_FOLDERS = {"train": TRAIN, "val": VALIDATION, "valid": VALIDATION, "validation": VALIDATION}
-SPLIT_FOLDERS["test"] = TEST
+# Usual names of a split, in any case and with what people put around them (test_set, ILSVRC2012_
+# img_val): see `split_of`.
+SPLIT_WORDS = {
+    **dict.fromkeys(("train", "training", "trn", "trainset"), TRAIN),
+    **dict.fromkeys(("val", "valid", "validation", "validate", "valset"), VALIDATION),
+    **dict.fromkeys(("test", "testing", "tst", "testset"), TEST),
+}
+AROUND_SPLIT = frozenset({"set", "img", "imgs", "image", "images", "data", "split", "folder"})
 KEY_BYTES = 100 - len(".json")
 PLAIN_KEY = re.compile(rb"[A-Za-z0-9_+=@~-]{1,%d}" % KEY_BYTES)
 
@@ -42,6 +49,8 @@ class Source:
 
     `classes` are (wnid, names) in label order. `identity` goes into the manifest: it tells two
     sources apart by the keys, labels and sizes of their files, not by where they lie.
+    `folders` says where each split was found, `left_out` what is no image and why, and `warnings`
+    what is probably not as it was meant.
     """
 
     kind: str
@@ -49,6 +58,9 @@ class Source:
     root: str
     classes: tuple[tuple[str, str], ...]
     splits: Mapping[str, Samples]
+    folders: Mapping[str, str] = field(default_factory=dict[str, str])
+    left_out: tuple[Stray, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def images(self) -> int:
@@ -89,55 +101,139 @@ def stem_key(stem: bytes) -> bytes:
     return safe + b"-" + hashlib.sha256(stem).hexdigest()[:12].encode()
 
 
-class Listing(NamedTuple):
-    """One split as found, in any order: names of files, their labels and places."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SourceOptions:
+    """How a source is read.
 
-    label: NDArray[np.int32]
+    `skip`: leave out what is no image instead of refusing it. `classes`: keep these alone, in this
+    order of labels. `image_column`, `label_column`: of parquet files.
+    """
+
+    skip: bool = False
+    classes: tuple[str, ...] | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+
+
+def split_of(name: str) -> str | None:
+    """The split that a folder or file is named after, if it is.
+
+    The whole name counts, or one word of it with nothing but AROUND_SPLIT and numbers next to it.
+    """
+    words = [word for word in re.split(r"[^a-z]+", name.lower()) if word]
+    if words[:1] == ["ilsvrc"]:
+        del words[0]
+    splits = [SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS]
+    others = [word for word in words if word not in SPLIT_WORDS and word not in AROUND_SPLIT]
+    return splits[0] if len(splits) == 1 and not others else None
+
+
+class Listing(NamedTuple):
+    """One split as listed, in any order: item i is of the class `names[name_of[i]]`."""
+
     items: Items
+    names: tuple[str, ...]
+    name_of: NDArray[np.int32]
+    path: Path
+
+
+def label_space(listings: Mapping[str, Listing], keep: Sequence[str] | None) -> list[str]:
+    """The classes in label order: `keep`, else those of the training images by name, else all.
+
+    PrepareError where another split has a class that training lacks, or `keep` one nothing has.
+    """
+    used = {split: _used_names(listing) for split, listing in listings.items()}
+    everything = set[str]().union(*used.values())
+    if keep is not None:
+        if unknown := [name for name in keep if name not in everything]:
+            raise PrepareError(
+                f"--classes names {len(unknown):,} classes that no image has, the first is "
+                f"{unknown[0]!r}. The source has {len(everything):,} classes, the first is "
+                f"{min(everything, default='')!r}."
+            )
+        return list(keep)
+    if TRAIN in used:
+        refuse_unknown_classes(used, {split: each.path for split, each in listings.items()})
+    return sorted(used.get(TRAIN) or everything)
+
+
+def refuse_unknown_classes(names: Mapping[str, set[str]], paths: Mapping[str, Path]) -> None:
+    """PrepareError where a split has a class that training lacks."""
+    for split in names:
+        if strangers := sorted(names[split] - names[TRAIN]):
+            raise PrepareError(
+                f"{paths[split]} has {len(strangers):,} classes that {paths[TRAIN]} has not, the "
+                f"first is {strangers[0]!r}. Labels come from the training images: add or remove "
+                "them, or name the classes to keep with --classes FILE."
+            )
+
+
+def _used_names(listing: Listing) -> set[str]:
+    return {listing.names[number] for number in np.unique(listing.name_of).tolist()}
 
 
 def make_source(
     kind: str,
     folder: Path,
     classes: tuple[tuple[str, str], ...],
-    found: Mapping[str, Listing],
+    listings: Mapping[str, Listing],
 ) -> Source:
-    """Give every sample its key, refuse two of one, and sort."""
-    if not found:
+    """Give every sample its label and key, refuse two of one key, and sort.
+
+    Images of a class that is not in `classes` are not in the source.
+    """
+    if not listings:
         raise PrepareError(f"{folder} holds no images. {WHAT_IS_LOOKED_FOR}")
-    stems = {split: _stems(listing.items.name) for split, listing in found.items()}
+    samples = {split: _labelled(listing, classes) for split, listing in listings.items()}
+    samples = {split: listed for split, listed in samples.items() if len(listed.label)}
+    stems = {
+        split: list(map(stem, listed.items.name.tolist())) for split, listed in samples.items()
+    }
     if not _all_different(stems.values()):
         # cat/1.jpg and dog/1.jpg, or train/cat/1.jpg and val/cat/1.jpg
         stems = {
             split: [
-                f"{split}_{classes[label][0]}_".encode() + stem
-                for label, stem in zip(found[split].label.tolist(), stems[split], strict=True)
+                f"{split}_{classes[label][0]}_".encode() + name
+                for label, name in zip(listed.label.tolist(), stems[split], strict=True)
             ]
-            for split in found
+            for split, listed in samples.items()
         }
-    splits: dict[str, Samples] = {}
-    for split, listing in found.items():
-        keys = np.array([stem_key(stem) for stem in stems[split]], dtype="S")
+    for split, listed in samples.items():
+        keys = np.array([stem_key(name) for name in stems[split]], dtype="S")
         order = np.argsort(keys, kind="stable")
-        splits[split] = Samples(keys, listing.label, listing.items).select(order)
-        _refuse_twins(splits[split])
+        samples[split] = Samples(keys, listed.label, listed.items).select(order)
+        _refuse_twins(samples[split])
     return Source(
         kind=kind,
         name=dataset_name(folder, classes),
         root=str(folder),
         classes=classes,
-        splits=dict(splits),
+        splits=samples,
+        folders={split: str(listings[split].path) for split in samples},
     )
 
 
-def _stems(names: Names) -> list[bytes]:
-    """File names without folders and without their last extension."""
-    stems: list[bytes] = []
-    for name in names.tolist():
-        base = name[name.rfind(b"/") + 1 :]
-        dot = base.rfind(b".")
-        stems.append(base[:dot] if dot > 0 else base)
-    return stems
+def _labelled(listing: Listing, classes: tuple[tuple[str, str], ...]) -> Samples:
+    """Samples without keys yet; those of other classes are dropped."""
+    labels = {name: label for label, (name, _) in enumerate(classes)}
+    if listing.names == tuple(name for name, _ in classes):
+        label = listing.name_of  # two classes of a list of Hugging Face may have one name
+    else:
+        numbers = [labels.get(name, -1) for name in listing.names]
+        label = np.array(numbers, np.int32)[listing.name_of]
+    if (label < 0).any():
+        indices = np.flatnonzero(label >= 0)
+        return Samples(np.array([], "S"), label[indices], listing.items.select(indices))
+    return Samples(np.array([], "S"), label, listing.items)
+
+
+def with_findings(source: Source, strays: Iterable[Stray], warnings: Iterable[str]) -> Source:
+    """The source with what was found next to its images."""
+    return replace(
+        source,
+        left_out=(*source.left_out, *strays),
+        warnings=(*source.warnings, *warnings),
+    )
 
 
 def _all_different(lists: Any) -> bool:
@@ -158,6 +254,7 @@ def _refuse_twins(samples: Samples) -> None:
 
 WHAT_IS_LOOKED_FOR = (
     "Looked for: ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar (with "
-    "ILSVRC2012_devkit_t12.tar.gz); Kaggle's ILSVRC/Data/CLS-LOC; *.parquet; train/ and val/ "
-    "(validation/, test/) with a folder a class; or folders of one class each."
+    "ILSVRC2012_devkit_t12.tar.gz); other tars of images (a class each, or WebDataset shards); "
+    "Kaggle's ILSVRC/Data/CLS-LOC; *.parquet; train/ and val/ (validation/, test/) with a folder a "
+    "class; or folders of one class each."
 )

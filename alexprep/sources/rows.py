@@ -5,16 +5,27 @@ import json
 import re
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from alexprep.errors import PrepareError
-from alexprep.sources.items import Items, Places
-from alexprep.sources.listing import SPLIT_FOLDERS, TRAIN, Listing, Source, make_source
-from alexprep.sources.synsets import ilsvrc2012
+from alexprep.sources.content import HEAD_BYTES, objection, stem
+from alexprep.sources.items import Items, Places, Unreadable
+from alexprep.sources.listing import (
+    TRAIN,
+    Listing,
+    Source,
+    SourceOptions,
+    label_space,
+    make_source,
+    split_of,
+    with_findings,
+)
+from alexprep.sources.synsets import ilsvrc2012, named
 
 try:
     import pyarrow as pa
@@ -34,6 +45,7 @@ class Rows(Items):
     sequential: ClassVar = "always"
     group: NDArray[np.int64]
     row: NDArray[np.int64]
+    column: str = "image"
 
     @property
     def fingerprint(self) -> NDArray[np.int64]:
@@ -44,59 +56,94 @@ class Rows(Items):
         group = np.stack([self.container[order], self.group[order]])
         yield from np.split(order, np.flatnonzero((group[:, 1:] != group[:, :-1]).any(axis=0)) + 1)
 
-    def read(self) -> Generator[bytes]:
+    def read(self, limit: int | None = None) -> Generator[bytes | Unreadable]:
         """The content of each row, in order, keeping the row group of the last one in memory."""
-        current, column = (-1, -1), None
+        current, images = (-1, -1), None
         for index in range(len(self)):
             container, group = int(self.container[index]), int(self.group[index])
-            if (container, group) != current or column is None:
-                with _open(Path(self.containers[container])) as table:
-                    images = table.read_row_group(group, columns=["image.bytes"])
-                column = images.column("image").combine_chunks().field("bytes")
+            if (container, group) != current or images is None:
+                images = _read_images(Path(self.containers[container]), group, self.column)
                 current = (container, group)
-            yield column[int(self.row[index])].as_py() or b""
+            data: bytes = images[int(self.row[index])].as_py() or b""
+            yield data if limit is None else data[:limit]
 
 
-def parquet_source(folder: Path, tables: list[Path]) -> Source:
-    """The tables in `folder`, whose names begin with their split (train-00000-of-00294.parquet).
+def _read_images(path: Path, group: int, column: str) -> Any:
+    with _open(path) as table:
+        try:
+            nested = pa.types.is_struct(table.schema_arrow.field(column).type)
+            name = f"{column}.bytes" if nested else column
+            images = table.read_row_group(group, columns=[name]).column(column).combine_chunks()
+        except (pa.ArrowException, OSError) as error:
+            raise _damaged(path, error) from None
+    return images.field("bytes") if nested else images
 
-    Labels are those in the files, in the order of their class list, which for the 1000 classes of
-    ILSVRC is that of the wnids. Tables of a test split without labels are left out.
+
+def parquet_source(folder: Path, tables: list[Path], options: SourceOptions) -> Source:
+    """The tables in `folder`, which are named after their split or lie in a folder that is.
+
+    Integer labels are those in the files, in the order of their class list, which for the 1000
+    classes of ILSVRC is that of the wnids. Text labels are classes, labelled in their order. Tables
+    of a test split without labels are left out.
     """
     by_split: dict[str, list[Path]] = {}
     for table in tables:
-        word = re.split(r"[-_.]", table.name)[0].lower()
-        by_split.setdefault(SPLIT_FOLDERS.get(word, TRAIN), []).append(table)
-    found: dict[str, Listing] = {}
-    for split, paths in by_split.items():
-        listed = _listing(paths)
-        if not (len(listed.label) and (listed.label == -1).all()):
-            found[split] = listed
-    highest = max((int(there.label.max()) for there in found.values()), default=-1)
-    lowest = min((int(there.label.min()) for there in found.values()), default=0)
-    classes = _classes(tables[0], highest)
-    if lowest < 0 or highest >= len(classes):
-        raise PrepareError(
-            f"{folder} has labels from {lowest} to {highest} for {len(classes)} classes. "
-            "Labels must be 0..classes - 1."
-        )
-    return make_source("parquet", folder, classes, _original_names(found, classes))
+        by_split.setdefault(_split_of_table(table), []).append(table)
+    columns = options.image_column or "image", options.label_column or "label"
+    listed = {split: _list_tables(paths, *columns) for split, paths in by_split.items()}
+    listed = {split: rows for split, rows in listed.items() if not rows.is_unlabelled()}
+    warnings: list[str] = []
+    if any(isinstance(rows.labels, list) for rows in listed.values()):
+        listings = {s: _by_text(rows, by_split[s][0].parent) for s, rows in listed.items()}
+        classes = named(label_space(listings, options.classes), folder)
+    else:
+        classes = _integer_classes(folder, tables[0], columns[1], listed, warnings)
+        wnids = tuple(wnid for wnid, _ in classes)
+        listings = {
+            split: Listing(
+                _original_names(rows, wnids), wnids, rows.labels, by_split[split][0].parent
+            )
+            for split, rows in listed.items()
+        }
+        if options.classes is not None:
+            names = dict(classes)
+            classes = tuple((w, names.get(w, w)) for w in label_space(listings, options.classes))
+    return with_findings(make_source("parquet", folder, classes, listings), (), warnings)
 
 
-def _listing(paths: list[Path]) -> Listing:
+def _split_of_table(path: Path) -> str:
+    # refs/convert/parquet of the Hub calls a split that is cut off partial-train
+    word = re.split(r"[-_.]", path.name)[0]
+    return split_of(word) or split_of(path.parent.name.removeprefix("partial-")) or TRAIN
+
+
+class _Tables(NamedTuple):
+    """What the tables of one split list: labels are an array of integers or a list of texts."""
+
+    rows: Rows
+    labels: Any
+
+    def is_unlabelled(self) -> bool:
+        return not isinstance(self.labels, list) and bool((self.labels == -1).all())
+
+
+def _list_tables(paths: list[Path], image: str, label: str) -> _Tables:
     """Only names and labels are read here, not the images."""
-    labels, names, containers, groups, rows = [], [], [], [], []
+    labels: list[Any] = []
+    names: list[bytes] = []
+    containers, groups, rows = [], [], []
     for container, path in enumerate(paths):
         with _open(path) as table:
+            image_type = _check_columns(path, table.schema_arrow, image, label)
             for group in range(table.num_row_groups):
-                read = table.read_row_group(group, columns=["image.path", "label"])
+                try:
+                    columns = [*([f"{image}.path"] if "path" in image_type else []), label]
+                    read = table.read_row_group(group, columns=columns)
+                except (pa.ArrowException, OSError) as error:
+                    raise _damaged(path, error) from None
                 count = len(read)
-                named = read.column("image").combine_chunks().field("path").to_pylist()
-                names += [
-                    (name or f"{path.stem}_{group}_{row}").encode()
-                    for row, name in enumerate(named)
-                ]
-                labels.append(_labels(path, read))
+                names += _names(path, group, count, read.column(image) if columns[1:] else None)
+                labels.append(_labels(path, read.column(label)))
                 containers.append(np.full(count, container, np.int32))
                 groups.append(np.full(count, group, np.int64))
                 rows.append(np.arange(count, dtype=np.int64))
@@ -108,60 +155,153 @@ def _listing(paths: list[Path]) -> Listing:
         name=np.array(names, dtype="S"),
         group=np.concatenate(groups),
         row=np.concatenate(rows),
+        column=image,
     )
-    return Listing(np.concatenate(labels), items)
+    kinds = {type(some) for some in labels}
+    if len(kinds) > 1:
+        raise PrepareError(f"{paths[0].parent} has numbers and text as labels of one split.")
+    return _Tables(items, [*chain(*labels)] if kinds == {list} else np.concatenate(labels))
 
 
-def _labels(path: Path, read: Any) -> Any:
-    column = read.column("label")
+def _names(path: Path, group: int, count: int, images: Any) -> list[bytes]:
+    named = [None] * count if images is None else images.combine_chunks().field("path").to_pylist()
+    return [
+        (name or f"{path.stem}_{group}_{row}").encode("utf-8", "surrogateescape")
+        for row, name in enumerate(named)
+    ]
+
+
+def _labels(path: Path, column: Any) -> Any:
+    """Labels of a row group: int32, or a list of texts."""
     if column.null_count:
         raise PrepareError(f"{path} has rows without a label. Remove them, or give them one.")
-    return column.to_numpy().astype(np.int32)
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if _is_text(column.type):
+        return column.to_pylist()
+    labels = column.to_numpy()
+    if len(labels) and not -1 <= labels.min() <= labels.max() < 2**31:
+        raise PrepareError(f"{path} has labels from {labels.min()} to {labels.max()}.")
+    return labels.astype(np.int32)
+
+
+def _is_text(kind: Any) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 def _open(path: Path) -> Any:
     try:
-        table = pq.ParquetFile(path)
-    except (pa.ArrowInvalid, OSError) as error:
+        with path.open("rb") as file:
+            if (reason := objection(file.read(HEAD_BYTES))) is not None and "LFS" in reason:
+                raise PrepareError(f"{path} {reason}.")
+        return pq.ParquetFile(path)
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> PrepareError:
+    reason = " ".join(str(error).split())
+    return PrepareError(f"{path} is no whole parquet file ({reason}). Download it again.")
+
+
+def _check_columns(path: Path, schema: Any, image: str, label: str) -> set[str]:
+    """The fields of the image column, none for plain bytes; PrepareError for what is not read."""
+    types = {field.name: field.type for field in schema}
+    if image not in types or label not in types:
         raise PrepareError(
-            f"{path} is no whole parquet file ({error}). Download it again."
-        ) from None
-    image = table.schema_arrow.field("image").type if "image" in table.schema_arrow.names else None
-    fields = {field.name for field in image} if image and pa.types.is_struct(image) else set()
-    if not {"bytes", "path"} <= fields or "label" not in table.schema_arrow.names:
-        table.close()
-        raise PrepareError(
-            f"{path} has the columns {', '.join(table.schema_arrow.names)}; expected image "
-            "{bytes, path} and label, as Hugging Face's image sets have them."
+            f"{path} has the columns {', '.join(types)}; expected image {{bytes, path}} and label, "
+            "as Hugging Face's image sets have them. Name others with --image-column and "
+            "--label-column."
         )
-    return table
+    kind = types[image]
+    fields = {field.name for field in kind} if pa.types.is_struct(kind) else set[str]()
+    if "bytes" not in fields and not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+        raise PrepareError(
+            f"{path}: the column {image} holds {kind}, not images. Expected {{bytes, path}} or "
+            "bytes. Name another with --image-column."
+        )
+    value = types[label].value_type if pa.types.is_dictionary(types[label]) else types[label]
+    if not (_is_text(value) or pa.types.is_integer(value)):
+        raise PrepareError(
+            f"{path}: the column {label} holds {types[label]}; labels are integers or text. Name "
+            "another with --label-column."
+        )
+    return fields
 
 
-def _classes(table: Path, highest: int) -> tuple[tuple[str, str], ...]:
-    """(wnid, names) in label order, from the class list that Hugging Face puts into the schema."""
+def _by_text(listed: _Tables, folder: Path) -> Listing:
+    if not isinstance(listed.labels, list):
+        raise PrepareError(f"{folder} has splits with text and with numbers as labels.")
+    names, index = np.unique(np.array(listed.labels, dtype=object), return_inverse=True)
+    return Listing(listed.rows, tuple(names.tolist()), index.astype(np.int32), folder)
+
+
+def _integer_classes(
+    folder: Path, table: Path, column: str, listed: dict[str, _Tables], warnings: list[str]
+) -> tuple[tuple[str, str], ...]:
+    """(wnid, names) in label order; labels that no image has are refused, or named in a warning."""
+    used = {split: set(np.unique(rows.labels).tolist()) for split, rows in listed.items()}
+    everything: set[int] = set[int]().union(*used.values())
+    highest, lowest = max(everything, default=-1), min(everything, default=0)
+    names = _schema_names(table, column)
+    classes = _as_ilsvrc(names or [str(number) for number in range(highest + 1)])
+    if lowest < 0 or highest >= len(classes):
+        raise PrepareError(
+            f"{folder} has labels from {lowest} to {highest} for {len(classes)} classes. "
+            "Labels must be 0..classes - 1."
+        )
+    missing = sorted(set(range(len(classes))) - used.get(TRAIN, everything))
+    if missing and not names:
+        raise PrepareError(
+            f"{folder} has labels from {lowest} to {highest}, but no {TRAIN} image of label "
+            f"{missing[0]} ({len(missing):,} such labels). Number the classes from 0 without gaps."
+        )
+    if missing:
+        shown = ", ".join(repr(classes[label][0]) for label in missing[:4])
+        warnings.append(
+            f"{folder} lists {len(classes):,} classes, of which {len(missing):,} have no {TRAIN} "
+            f"images ({shown}{', ...' if len(missing) > 4 else ''})."
+        )
+    return classes
+
+
+def _schema_names(table: Path, column: str) -> list[str]:
+    """The class list that Hugging Face puts into the schema, in label order; [] without one."""
     with _open(table) as opened:
-        about = json.loads((opened.schema_arrow.metadata or {}).get(b"huggingface", b"{}"))
-    label = about.get("info", {}).get("features", {}).get("label", {})
-    names = label.get("names") or [str(number) for number in range(highest + 1)]
-    if isinstance(names, dict):
-        names = [names[str(number)] for number in range(len(names))]
-    table_of_1000 = ilsvrc2012()
-    same = sum(a.names.split(",")[0] == b.split(",")[0] for a, b in zip(table_of_1000, names))  # noqa: B905
-    if len(names) == len(table_of_1000) and same > len(names) / 2:
-        return tuple((synset.wnid, synset.names) for synset in table_of_1000)
+        metadata: dict[bytes, bytes] = opened.schema_arrow.metadata or {}
+    try:
+        features = (
+            json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+        )
+        names = features.get(column, {}).get("names") or []
+        if isinstance(names, dict):
+            names = [names[str(number)] for number in range(len(names))]
+    except (ValueError, AttributeError, KeyError) as error:
+        raise PrepareError(
+            f"{table} has a class list that cannot be read ({error!r}). Download it again."
+        ) from None
+    return [str(name) for name in names]
+
+
+def _as_ilsvrc(names: list[str]) -> tuple[tuple[str, str], ...]:
+    """(wnid, names) of the 1000 classes where most names are theirs, else each name twice."""
+    table = ilsvrc2012()
+    same = sum(a.names.split(",")[0] == b.split(",")[0] for a, b in zip(table, names))  # noqa: B905
+    if len(names) == len(table) and same > len(names) / 2:
+        return tuple((synset.wnid, synset.names) for synset in table)
     return tuple((name, name) for name in names)
 
 
-def _original_names(
-    found: dict[str, Listing], classes: tuple[tuple[str, str], ...]
-) -> dict[str, Listing]:
+def _original_names(listed: _Tables, wnids: tuple[str, ...]) -> Rows:
     """Names without the wnid that Hugging Face puts behind ILSVRC's (n01440764_10026_n01440764)."""
-    endings = [f"_{wnid}".encode() for wnid, _ in classes]
-    renamed: dict[str, Listing] = {}
-    for split, listed in found.items():
-        names: list[bytes] = []
-        for name, label in zip(listed.items.name.tolist(), listed.label.tolist(), strict=True):
-            stem, dot, extension = name.rpartition(b".")
-            names.append((stem if dot else name).removesuffix(endings[label]) + dot + extension)
-        renamed[split] = listed._replace(items=replace(listed.items, name=np.array(names, "S")))
-    return renamed
+    endings = [f"_{wnid}".encode() for wnid in wnids]
+    before: list[bytes] = listed.rows.name.tolist()
+    labels: list[int] = listed.labels.tolist()
+    names: list[bytes] = []
+    for name, label in zip(before, labels, strict=True):
+        folder, slash, base = name.rpartition(b"/")
+        plain = stem(base)
+        names.append(folder + slash + plain.removesuffix(endings[label]) + base[len(plain) :])
+    if len({*zip(labels, names, strict=True)}) < len({*zip(labels, before, strict=True)}):
+        return listed.rows  # they end in their label by chance, and would no longer differ
+    return replace(listed.rows, name=np.array(names, "S"))

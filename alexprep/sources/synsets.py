@@ -4,12 +4,14 @@ Labels are in ASCII order of wnid. The devkit counts differently: its ILSVRC2012
 in no such order, so validation labels go id -> wnid -> label.
 """
 
+import re
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
 from alexprep.errors import PrepareError
+from alexprep.sources.tables import read_lines
 
 SYNSETS_FILE = "synsets.txt"
 
@@ -55,10 +57,32 @@ def named(wnids: list[str], source: Path, *more_files: str) -> tuple[tuple[str, 
     return tuple((wnid, known.get(wnid, wnid)) for wnid in wnids)
 
 
-def _read_names(path: Path) -> dict[str, str]:
+def read_classes(path: Path) -> tuple[str, ...]:
+    """The classes of a file, one a line: a wnid with or without names, or a folder's name.
+
+    A tab ends the name, and so does a space after a wnid. PrepareError if one comes twice.
+    """
+    lines: dict[str, int] = {}
     try:
-        lines = path.read_text("utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise PrepareError(f"{path} is not UTF-8 text ({error}). Save it as UTF-8.") from None
-    rows = (line.split(maxsplit=1) if "\t" not in line else line.split("\t", 1) for line in lines)
-    return {row[0].strip(): row[-1].strip() for row in rows if row}
+        for number, line in read_lines(path):
+            wnid = re.match(r"n\d{8}(?=\s|$)", line)
+            name = wnid[0] if wnid else line.split("\t")[0].strip()
+            if name in lines:
+                raise PrepareError(
+                    f"{path}, line {number}: {name!r} is in line {lines[name]} too. Name each "
+                    "class once."
+                )
+            lines[name] = number
+    except OSError as error:
+        raise PrepareError(f"Cannot read {path}: {error.strerror}.") from None
+    if not lines:
+        raise PrepareError(f"{path} names no class. Put one a line.")
+    return tuple(lines)
+
+
+def _read_names(path: Path) -> dict[str, str]:
+    rows = (
+        line.split(maxsplit=1) if "\t" not in line else line.split("\t", 1)
+        for _, line in read_lines(path)
+    )
+    return {row[0].strip(): row[-1].strip() for row in rows}

@@ -4,7 +4,7 @@ import os
 from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from errno import EIO
+from errno import ENODATA
 from pathlib import Path
 from typing import ClassVar
 
@@ -12,9 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alexprep.errors import PrepareError
-from alexprep.sources.ilsvrc import TRAIN_TAR, VALIDATION_TAR, validation_truth
-from alexprep.sources.items import Items, Places, chunks, read_announced
-from alexprep.sources.listing import TRAIN, VALIDATION, Listing, Source, make_source
+from alexprep.sources.ilsvrc import TRAIN_TAR, VALIDATION_TAR, find_truth
+from alexprep.sources.items import Items, Places, ReadAhead, Unreadable, chunks
+from alexprep.sources.listing import (
+    TRAIN,
+    VALIDATION,
+    Listing,
+    Source,
+    SourceOptions,
+    label_space,
+    make_source,
+)
 from alexprep.sources.synsets import ilsvrc2012, named
 from alexprep.tar import Entry, scan_tar
 
@@ -38,7 +46,7 @@ class Tars(Items):
     def neighbours(self) -> Iterator[Places]:
         yield from chunks(np.lexsort((self.offset, self.container)), self.size)
 
-    def read(self) -> Generator[bytes]:
+    def read(self, limit: int | None = None) -> Generator[bytes | Unreadable]:
         # Every tar is opened once; each item gets a duplicate that its reader may close.
         tars: dict[int, int] = {}
 
@@ -49,34 +57,37 @@ class Tars(Items):
             return os.dup(tars[container])
 
         def byte_range(index: int) -> tuple[int, int]:
-            return int(self.offset[index]), int(self.size[index])
+            size = int(self.size[index])
+            return int(self.offset[index]), size if limit is None else min(size, limit)
 
         def content(descriptor: int, index: int) -> bytes:
             begin, size = byte_range(index)
             data = os.pread(descriptor, size, begin)
             if len(data) != size:
-                raise OSError(EIO, f"it ends {size - len(data):,} bytes early")
+                raise OSError(ENODATA, f"it ends {size - len(data):,} bytes early")
             return data
 
         try:
-            yield from read_announced(self, open_file, byte_range, content)
+            reader = ReadAhead(items=self, open_file=open_file, byte_range=byte_range, read=content)
+            yield from reader.contents()
         finally:
             for descriptor in tars.values():
                 os.close(descriptor)
 
 
-def archive_source(folder: Path) -> Source:
-    """ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar, or both, with the devkit beside them."""
+def archive_source(folder: Path, options: SourceOptions = SourceOptions()) -> Source:  # noqa: B008
+    """ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar, or both, with the devkit next to them."""
     train, validation = folder / TRAIN_TAR, folder / VALIDATION_TAR
-    found: dict[str, Listing] = {}
-    wnids = [synset.wnid for synset in ilsvrc2012()]
+    listings: dict[str, Listing] = {}
     if train.is_file():
-        by_class = _scan_train(train)
-        wnids = sorted(by_class)
-        found[TRAIN] = _listing(train, by_class, wnids)
+        listings[TRAIN] = _listing(train, _scan_train(train))
     if validation.is_file():
-        found[VALIDATION] = _listing(validation, _scan_validation(validation), wnids)
-    return make_source("archives", folder, named(wnids, folder), found)
+        listings[VALIDATION] = _listing(validation, _scan_validation(validation))
+    if TRAIN in listings or options.classes is not None:
+        wnids = label_space(listings, options.classes)
+    else:
+        wnids = [synset.wnid for synset in ilsvrc2012()]
+    return make_source("archives", folder, named(wnids, folder), listings)
 
 
 def _scan_train(path: Path) -> dict[str, list[Entry]]:
@@ -115,25 +126,16 @@ def _scan_validation(path: Path) -> dict[str, list[Entry]]:
         entries = scan_tar(path, file)
     finally:
         os.close(file)
-    truth = validation_truth(path.parent, [entry.name for entry in entries])
+    truth = find_truth([path.parent], [entry.name for entry in entries])
     by_class: dict[str, list[Entry]] = {}
     for entry in entries:
         by_class.setdefault(truth[entry.name], []).append(entry)
     return by_class
 
 
-def _listing(path: Path, by_class: Mapping[str, list[Entry]], wnids: list[str]) -> Listing:
-    labels = {wnid: label for label, wnid in enumerate(wnids)}
-    if strangers := sorted(set(by_class) - set(labels)):
-        raise PrepareError(
-            f"{path} has images of {strangers[0]!r}, a class that the training images lack. "
-            "Take archives that belong together."
-        )
+def _listing(path: Path, by_class: Mapping[str, list[Entry]]) -> Listing:
     entries = [entry for images in by_class.values() for entry in images]
-    label = np.repeat(
-        np.array([labels[wnid] for wnid in by_class], np.int32),
-        [len(images) for images in by_class.values()],
-    )
+    counts = [len(images) for images in by_class.values()]
     items = Tars(
         containers=(str(path),),
         container=np.zeros(len(entries), np.int32),
@@ -141,4 +143,5 @@ def _listing(path: Path, by_class: Mapping[str, list[Entry]], wnids: list[str]) 
         offset=np.array([entry.offset for entry in entries], np.int64),
         size=np.array([entry.size for entry in entries], np.int64),
     )
-    return Listing(label, items)
+    index = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+    return Listing(items, tuple(by_class), index, path)
