@@ -108,7 +108,7 @@ def test_a_run_without_checkpoints_is_named_in_one_line(made, tmp_path, words):
 )
 def test_a_device_that_is_not_here_is_named_in_one_line(made, tmp_path, words):
     words = [word.format(made=made, here=tmp_path) for word in words]
-    assert in_one_line(run(*words)).startswith("There is no cuda:63 here")
+    assert in_one_line(run(*words)).startswith("There is no cuda:63 on this machine")
     assert not list(tmp_path.iterdir())
 
 

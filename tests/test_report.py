@@ -289,7 +289,7 @@ def test_a_record_of_other_values_is_read_or_refused(tmp_path_factory, name, val
 
 
 def test_a_device_that_is_not_there_is_refused(run, tmp_path):
-    with pytest.raises(RunError, match="There is no cuda:97 here"):
+    with pytest.raises(RunError, match="There is no cuda:97 on this machine"):
         write_report(run, tmp_path / "page.html", device="cuda:97")
 
 

@@ -103,13 +103,50 @@ def test_saved_predictions_stand_for_the_network_that_made_them(trained, dataset
     first = evaluate([trained], dataset, EvalOptions(), save=kept)
     again = evaluate([kept], dataset, EvalOptions())
     both = evaluate([kept, trained], dataset, EvalOptions(weights=(1, 3)))
-    assert first.places.tolist() == again.places.tolist() == both.places.tolist()
+    assert first.ranks.tolist() == again.ranks.tolist() == both.ranks.tolist()
     assert len(both.members) == 2
-    with pytest.raises(ValueError, match=r"called \*\.predictions"):
+    with pytest.raises(ValueError, match=r"are called \*\.predictions"):
         evaluate([kept], dataset, EvalOptions(), save=tmp_path / "a.npz")
     kept.write_bytes(b"nothing")
     with pytest.raises(RunError, match="holds no predictions"):
         evaluate([kept], dataset, EvalOptions())
+
+
+def test_every_changed_byte_of_saved_predictions_is_refused(trained, dataset, tmp_path, rng):
+    kept = tmp_path / "a.predictions"
+    evaluate([trained], dataset, EvalOptions(), save=kept)
+    data = kept.read_bytes()
+    header = 8 + int.from_bytes(data[:8], "little")
+    for place in (*range(8), *rng.choice(header, 150), *rng.choice(len(data), 50)):
+        changed = bytearray(data)
+        changed[place] ^= 1 << int(rng.integers(8))
+        kept.write_bytes(changed)
+        with pytest.raises(RunError, match=r"a\.predictions holds no predictions") as caught:
+            Predictions.load(kept)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"labels": torch.tensor([0, 3])}, r"labels are not in 0\.\.2"),
+        ({"labels": torch.tensor([-1, 0])}, r"labels are not in 0\.\.2"),
+        ({"labels": torch.tensor([0])}, r"labels are torch.int64 \(1,\)"),
+        ({"labels": torch.tensor([0.0, 1.0])}, "labels are torch.float32"),
+        ({"probabilities": torch.zeros(2, 4).double()}, r"float64 \(2, 4\), not float64 \(2, 3\)"),
+        ({"probabilities": torch.zeros(2, 3)}, "probabilities are torch.float32"),
+        ({"views": 0}, "views are 0"),
+        ({"split": None}, "Expected `str`"),
+    ],
+)
+def test_predictions_that_do_not_fit_together_are_refused(tmp_path, change, reason):
+    classes = tuple((f"n{n}", "") for n in range(3))
+    fields = {"keys": ("a", "b"), "classes": classes, "views": 1, "split": "s", "dataset": "d"}
+    tensors = {"probabilities": torch.full((2, 3), 1 / 3).double(), "labels": torch.tensor([0, 2])}
+    path = tmp_path / "a.predictions"
+    Predictions(**{**fields, **tensors, "source": "x", **change}).save(path)
+    with pytest.raises(RunError, match=reason):
+        Predictions.load(path)
 
 
 def test_other_labels_count_any_right_class_and_leave_out_images_without(
@@ -126,6 +163,9 @@ def test_other_labels_count_any_right_class_and_leave_out_images_without(
     assert same.top1 == evaluate([trained], dataset, EvalOptions()).top1
     path.write_text(json.dumps({key: [7] for key in keys}))
     with pytest.raises(RunError, match="v_0000: 7 is none of the 3 classes"):
+        evaluate([trained], dataset, EvalOptions(labels=path))
+    path.write_text('{"v_0000": [0.5]}')
+    with pytest.raises(RunError, match=r"labels.json is damaged .*object of key -> labels"):
         evaluate([trained], dataset, EvalOptions(labels=path))
 
 
@@ -265,7 +305,7 @@ def test_a_missing_data_set_is_named(tmp_path):
 
 
 def test_a_device_that_is_not_here_is_named(dataset, tmp_path):
-    with pytest.raises(RunError, match="There is no cuda:97 here"):
+    with pytest.raises(RunError, match="There is no cuda:97 on this machine"):
         train(dataset, tmp_path / "run", replace(OPTIONS, devices=("cuda:97",)))
     with pytest.raises(ValueError, match="A device is cpu or cuda:0"):
         train(dataset, tmp_path / "run", replace(OPTIONS, devices=("gpu",)))

@@ -25,14 +25,14 @@ from pipelines.errors import DataError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Placement:
-    """The devices of this process, and its place among the processes of the run."""
+    """The devices of this process, and its rank among the processes of the run."""
 
     devices: tuple[str, ...]
     replicas: Replicas = ALONE
 
     @property
     def reads(self) -> bool:
-        """Whether this process opens loaders; those of other columns are fed by the first's."""
+        """Whether this process opens loaders; other columns are fed by the first one's process."""
         return self.replicas.team is None or self.replicas.team.column == 0
 
     def build(self, config: ModelConfig, seed: int) -> nn.Module:
@@ -75,8 +75,8 @@ def init_devices(columns: int, devices: Sequence[str]) -> Generator[Placement]:
     try:
         yield Placement(devices=(str(team.device),), replicas=Replicas(team=team))
     except BaseException as error:
-        ours = isinstance(error, (RunError, DataError))
-        team.watch.tell(str(error) if ours else repr(error))
+        expected = isinstance(error, (RunError, DataError))
+        team.watch.tell(str(error) if expected else repr(error))
         raise
     team.close()
 
@@ -93,6 +93,6 @@ def check_devices(devices: Sequence[str]) -> None:
         count = torch.cuda.device_count() if device.type == "cuda" else 1
         if device.type not in ("cpu", "cuda") or (device.index or 0) >= count:
             raise RunError(
-                f"There is no {name} here: torch {torch.__version__} sees "
+                f"There is no {name} on this machine: torch {torch.__version__} sees "
                 f"{torch.cuda.device_count()} GPUs. Use cpu, or see `alexprep doctor`."
             )

@@ -1,4 +1,4 @@
-"""predict: what a trained network sees in image files."""
+"""predict: the likeliest classes of image files."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ from pipelines.jpeg import decode
 from pipelines.normalize import VIEWS, Normalize, Preprocess
 
 STDIN = "-"
-QUALITY = 95  # of the JPEG that shards would hold: networks have seen no other pictures
+QUALITY = 95  # of the JPEG in shards: networks were trained on no other images
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,7 +31,7 @@ class PredictOptions:
     def __post_init__(self) -> None:
         if self.top < 1 or self.views not in (1, VIEWS):
             raise ValueError(
-                f"PredictOptions wants top >= 1 and views 1 or 10, got {self.top}, {self.views}."
+                f"PredictOptions expects top >= 1 and views 1 or 10, got {self.top}, {self.views}."
             )
 
 
@@ -47,7 +47,7 @@ class Prediction:
         """For a terminal."""
         if self.problem:
             return f"{self.path}: {self.problem}"
-        lines = [f"{share:8.2%}  {wnid} {names}" for wnid, names, share in self.classes]
+        lines = [f"{probability:8.2%}  {wnid} {names}" for wnid, names, probability in self.classes]
         return "\n".join([f"{self.path}:", *lines])
 
     def to_dict(self) -> dict[str, Any]:
@@ -57,8 +57,8 @@ class Prediction:
         return {
             "path": self.path,
             "classes": [
-                {"wnid": wnid, "names": names, "probability": share}
-                for wnid, names, share in self.classes
+                {"wnid": wnid, "names": names, "probability": probability}
+                for wnid, names, probability in self.classes
             ],
         }
 
@@ -68,38 +68,39 @@ def predict(
 ) -> Iterator[Prediction]:
     """Predictions of a checkpoint or run for image files, "-" being standard input.
 
-    A file that is no image gets a Prediction with `problem`; the others are still looked at.
+    A file that is not an image gets a Prediction with `problem`; the others are still classified.
     RunError for a checkpoint that cannot be used.
     """
     trained = load_trained(checkpoint, options.device)
     for image in images:
-        yield _one(trained, str(image), options)
+        yield _predict_image(trained, str(image), options)
 
 
-def _one(trained: Trained, path: str, options: PredictOptions) -> Prediction:
+def _predict_image(trained: Trained, path: str, options: PredictOptions) -> Prediction:
     try:
         data = sys.stdin.buffer.read() if path == STDIN else Path(path).read_bytes()
-        pixels = prepared(data, trained, options)
+        pixels = preprocess(data, trained, options)
     except OSError as error:
         return Prediction(path=path, problem=f"cannot be read ({error.strerror or error})")
     except ImageError as error:
         return Prediction(path=path, problem=f"{error}")
     with torch.inference_mode():
-        shares = view_probabilities(trained.model, pixels)[0].cpu()
-    best = [int(label) for label in shares.argsort(descending=True, stable=True)[: options.top]]
-    classes = tuple((*trained.classes[label], float(shares[label])) for label in best)
+        probabilities = view_probabilities(trained.model, pixels)[0].cpu()
+    best = [
+        int(label) for label in probabilities.argsort(descending=True, stable=True)[: options.top]
+    ]
+    classes = tuple((*trained.classes[label], float(probabilities[label])) for label in best)
     return Prediction(path=path, classes=classes)
 
 
-def prepared(data: bytes, trained: Trained, options: PredictOptions) -> torch.Tensor:
-    """One image as evaluation would give it: (1, C, crop, crop) or (1, 10, C, crop, crop).
+def preprocess(data: bytes, trained: Trained, options: PredictOptions) -> torch.Tensor:
+    """One image as evaluation gets it: (1, C, crop, crop) or (1, 10, C, crop, crop).
 
-    It goes through the codec of `alexprep shard`. ImageError if the bytes are no whole image.
+    It goes through the codec of `alexprep shard`. ImageError if the bytes are not a whole image.
     """
     spec = trained.augment
     jpg = encode(data, size=spec.source, quality=QUALITY).jpg
-    preprocess = Preprocess(spec, colours(spec, trained.stats), options.views)
-    normalize = Normalize(preprocess)
+    normalize = Normalize(Preprocess(spec, colours(spec, trained.stats), options.views))
     pixels_HWC = decode(np.frombuffer(jpg, np.uint8))
     out = np.empty(normalize.shape(1), np.float32)
     if options.views == VIEWS:
