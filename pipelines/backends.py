@@ -1,17 +1,16 @@
 """Which backend works here, and its stream of images."""
 
 from collections.abc import Generator, Iterator
-from contextlib import closing
 
 import torch
 from torch import Tensor
 
 from pipelines.config import LoaderConfig
-from pipelines.cpu import Decoded, cpu_batches, pillow_decoded
+from pipelines.cpu import cpu_batches, pillow_decoded
 from pipelines.errors import DataError
-from pipelines.normalize import Preprocess
+from pipelines.normalize import Normalize, Preprocess
 from pipelines.plan import Plan
-from pipelines.readahead import RawBatch, Reader
+from pipelines.shards import RawBatch, SampleReader
 
 
 def choose_backend(config: LoaderConfig, means: str = "") -> str:
@@ -45,15 +44,17 @@ def on_gpu(config: LoaderConfig) -> bool:
 
 def backend_stream(
     raw: Iterator[RawBatch],
-    reader: Reader,
+    reader: SampleReader,
     preprocess: Preprocess,
     plan: Plan,
     config: LoaderConfig,
 ) -> Generator[tuple[RawBatch, Tensor]]:
     """Images of raw batches by the backend of `choose_backend`; closing ends its threads."""
+    dtype: torch.dtype = getattr(torch, preprocess.dtype)
     if choose_backend(config).startswith("torch"):
         decoded = pillow_decoded(raw, reader, preprocess)
-        return cpu_batches(decoded, preprocess, threads=config.threads)
+        normalize = Normalize(preprocess, mean_last=True)
+        return cpu_batches(decoded, normalize, dtype, threads=config.threads)
     from pipelines import dali  # noqa: PLC0415 - optional, slow to import
 
     options = dali.DaliOptions(
@@ -65,11 +66,5 @@ def backend_stream(
     )
     if on_gpu(config):
         return dali.dali_batches(raw, reader, preprocess, options)
-    return _closing_source(dali.dali_decoded(raw, reader, preprocess, options), preprocess, config)
-
-
-def _closing_source(
-    decoded: Generator[Decoded], preprocess: Preprocess, config: LoaderConfig
-) -> Generator[tuple[RawBatch, Tensor]]:
-    with closing(decoded):
-        yield from cpu_batches(decoded, preprocess, threads=config.threads)
+    decoded = dali.dali_decoded(raw, reader, preprocess, options)
+    return cpu_batches(decoded, Normalize(preprocess), dtype, threads=config.threads)

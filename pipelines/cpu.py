@@ -16,7 +16,7 @@ from pipelines.errors import DataError
 from pipelines.jpeg import decode
 from pipelines.normalize import Factors, Normalize, Pixels, Preprocess
 from pipelines.prefetch import prefetch
-from pipelines.readahead import RawBatch, Reader
+from pipelines.shards import RawBatch, SampleReader
 
 JOBS = 4  # of each thread in a batch, so that none waits long for the last one to end
 BLOCKS = 4  # kept for the next batches: one is used, one made, two begun
@@ -62,13 +62,15 @@ class Blocks:
 
 
 def cpu_batches(
-    decoded: Iterator[Decoded], preprocess: Preprocess, *, threads: int
+    decoded: Generator[Decoded], normalize: Normalize, dtype: torch.dtype, *, threads: int
 ) -> Generator[tuple[RawBatch, Tensor]]:
     """Finished images of each batch, one batch early; closing it ends the threads."""
-    normalize, count = Normalize(preprocess), JOBS * threads
-    dtype = torch.float16 if preprocess.dtype == "float16" else None
+    count = JOBS * threads
     run = partial(_run, normalize)
-    with closing(prefetch(_jobs(decoded, normalize, count), run, threads, count)) as finished:
+    with (
+        closing(decoded),
+        closing(prefetch(_jobs(decoded, normalize, count), run, threads, count)) as finished,
+    ):
         for job in finished:
             if job.numbers.stop == len(job.batch.jpgs):
                 images = torch.as_tensor(job.out)
@@ -98,14 +100,16 @@ def _run(normalize: Normalize, job: Job) -> Job:
 
 
 def pillow_decoded(
-    raw: Iterator[RawBatch], reader: Reader, preprocess: Preprocess
-) -> Iterator[Decoded]:
+    raw: Iterator[RawBatch], reader: SampleReader, preprocess: Preprocess
+) -> Generator[Decoded]:
     """Batches whose images Pillow decodes, in the thread that asks for one."""
     for batch in raw:
         yield batch, _decoder(batch, reader, preprocess)
 
 
-def _decoder(batch: RawBatch, reader: Reader, preprocess: Preprocess) -> Callable[[int], Pixels]:
+def _decoder(
+    batch: RawBatch, reader: SampleReader, preprocess: Preprocess
+) -> Callable[[int], Pixels]:
     draws, side = batch.task.draws, preprocess.spec.crop
 
     def pixels(i: int) -> Pixels:
@@ -118,7 +122,7 @@ def _decoder(batch: RawBatch, reader: Reader, preprocess: Preprocess) -> Callabl
     return pixels
 
 
-def decode_at(reader: Reader, jpg: NDArray[np.uint8], place: int) -> Pixels:
+def decode_at(reader: SampleReader, jpg: NDArray[np.uint8], place: int) -> Pixels:
     """RGB pixels; DataError naming shard, key and offset if the bytes are no whole JPEG."""
     try:
         return decode(jpg)

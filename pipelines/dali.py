@@ -25,7 +25,7 @@ from pipelines.augment import Draws, shift, ten_views
 from pipelines.cpu import decode_at
 from pipelines.errors import DataError
 from pipelines.normalize import VIEWS, Preprocess
-from pipelines.readahead import RawBatch, Reader
+from pipelines.shards import RawBatch, SampleReader
 
 Arguments = list[np.ndarray]
 Decode = Literal["auto", "cpu", "mixed"]
@@ -54,7 +54,7 @@ class DaliOptions:
 
 
 def dali_decoded(
-    raw: Iterator[RawBatch], reader: Reader, preprocess: Preprocess, options: DaliOptions
+    raw: Iterator[RawBatch], reader: SampleReader, preprocess: Preprocess, options: DaliOptions
 ) -> Generator[tuple[RawBatch, Callable[[int], np.ndarray]]]:
     """Decoded crops of each raw batch on the CPU, whole images for ten views."""
     feed = _Feed(raw, partial(_crop_place, preprocess=preprocess))
@@ -70,7 +70,7 @@ def dali_decoded(
 
 
 def dali_batches(
-    raw: Iterator[RawBatch], reader: Reader, preprocess: Preprocess, options: DaliOptions
+    raw: Iterator[RawBatch], reader: SampleReader, preprocess: Preprocess, options: DaliOptions
 ) -> Generator[tuple[RawBatch, Tensor]]:
     """Images of each raw batch on a GPU."""
     finish = Finish(preprocess)
@@ -98,7 +98,7 @@ def _pipeline(options: DaliOptions) -> Pipeline:
 
 
 def _outputs(
-    pipeline: Pipeline, feed: "_Feed", reader: Reader, device: torch.device
+    pipeline: Pipeline, feed: "_Feed", reader: SampleReader, device: torch.device
 ) -> Generator[tuple[RawBatch, Tensor]]:
     """What the pipeline gives for each batch; closing the generator ends DALI's threads."""
     try:
@@ -285,7 +285,7 @@ class Finish:
         return mean[:, start : start + self.spec.crop, start : start + self.spec.crop]
 
 
-def _blame(batch: RawBatch, reader: Reader, error: RuntimeError) -> DataError:
+def _blame(batch: RawBatch, reader: SampleReader, error: RuntimeError) -> DataError:
     """DALI says which batch it could not decode; Pillow finds the image in it."""
     places = batch.task.places.tolist()
     try:

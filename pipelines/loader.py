@@ -29,7 +29,7 @@ from pipelines.imagestats import ImageStats
 from pipelines.normalize import Preprocess
 from pipelines.plan import Plan, Task
 from pipelines.prefetch import prefetch
-from pipelines.readahead import RawBatch, Reader, read_batch
+from pipelines.shards import RawBatch, SampleReader, read_batch
 from pipelines.source import Source, open_source
 
 
@@ -45,7 +45,7 @@ class Loader:
     """
 
     def __init__(
-        self, reader: Reader, plan: Plan, preprocess: Preprocess, config: LoaderConfig
+        self, reader: SampleReader, plan: Plan, preprocess: Preprocess, config: LoaderConfig
     ) -> None:
         self.classes = reader.manifest.classes
         self.samples = plan.samples
@@ -245,7 +245,11 @@ def _check(source: Source, config: LoaderConfig, spec: AugmentSpec) -> None:
 
 
 def _stream(
-    tasks: Iterator[Task], reader: Reader, plan: Plan, preprocess: Preprocess, config: LoaderConfig
+    tasks: Iterator[Task],
+    reader: SampleReader,
+    plan: Plan,
+    preprocess: Preprocess,
+    config: LoaderConfig,
 ) -> Generator[tuple[RawBatch, Tensor]]:
     """Images of the tasks, read and made early; closing it ends all threads."""
     readers = config.readers if reader.concurrent else 1

@@ -28,12 +28,14 @@ class Factors(NamedTuple):
     image: which mean image, (N,): 0, or 1 for its mirror
     origin: row and column of that image at the crop's first pixel, (N, 2)
     levels: unit and added of each colour, float32, (N, 2, 3)
+    divide: of all of them
     """
 
     mirror: NDArray[np.bool_]
     image: NDArray[np.int64]
     origin: NDArray[np.int64]
     levels: NDArray[np.float32]
+    divide: float
 
 
 def factors(spec: AugmentSpec, colours: Colours, draws: Draws) -> Factors:
@@ -50,6 +52,7 @@ def factors(spec: AugmentSpec, colours: Colours, draws: Draws) -> Factors:
         image=image,
         origin=np.stack([top, left], axis=1),
         levels=np.stack([unit, added], axis=1).astype(np.float32),
+        divide=draws.divide,
     )
 
 
@@ -72,9 +75,15 @@ class Normalize:
     """The formula with the mean image in memory; safe to use from several threads.
 
     Crops are (C, crop, crop) in memory; with channels_last (crop, crop, C), ten views excepted.
+
+    Args:
+        preprocess: what to make.
+        mean_last: subtract the mean image after scaling, as image / sd / divide. The last bit of a
+            float may differ; the backend torch has always done so, and runs made with it resume
+            with the same bits.
     """
 
-    def __init__(self, preprocess: Preprocess) -> None:
+    def __init__(self, preprocess: Preprocess, *, mean_last: bool = False) -> None:
         self.spec = preprocess.spec
         self.colours = preprocess.colours
         self.views = preprocess.views
@@ -82,6 +91,11 @@ class Normalize:
         self.channels_last = preprocess.channels_last and self.views == 1
         self._axes = (0, 1, 2) if self.channels_last else (1, 2, 0)  # of a crop, as (H, W, C)
         self._images = self._mean_images()
+        self._last_images = None
+        if mean_last and self.colours.image_HWC is not None:
+            sd = self.colours.sd.astype(np.float32)
+            sd = sd if self.channels_last else sd[:, np.newaxis, np.newaxis]
+            self._images, self._last_images = np.zeros_like(self._images), self._images / sd
         y, x, mirror = (np.array(values) for values in zip(*ten_views(self.spec), strict=True))
         draws = Draws(y, x, mirror, alpha=np.zeros((VIEWS, 3)), divide=1.0)
         self._ten_factors = self.factors(draws)
@@ -98,20 +112,35 @@ class Normalize:
 
     def crop(self, out: NDArray[Any], pixels_HWC: Pixels, numbers: Factors, i: int) -> None:
         """Write crop `i` of `numbers` to `out`; pixels_HWC: (crop, crop, 3), contiguous."""
-        mirror, side = bool(numbers.mirror[i]), self.spec.crop
-        mirrored_HWC = pixels_HWC[:, ::-1] if mirror else pixels_HWC
+        mirror = bool(numbers.mirror[i])
         if self.dtype == np.uint8:
-            out.transpose(self._axes)[...] = mirrored_HWC
+            out.transpose(self._axes)[...] = pixels_HWC[:, ::-1] if mirror else pixels_HWC
             return
-        image, origin = self._images[numbers.image[i]], numbers.origin[i]
-        kernel = compiled(self.channels_last)
+        image, origin = numbers.image[i], numbers.origin[i]
+        self._formula(out, pixels_HWC, self._images[image], origin, mirror, numbers.levels[i])
+        if self._last_images is not None:
+            image_HWC = self._last_images[image].transpose(self._axes)
+            crop_HWC = cut(image_HWC, origin, self.spec.crop)
+            out.transpose(self._axes)[...] -= crop_HWC / np.float32(numbers.divide)
+
+    def _formula(
+        self,
+        out: NDArray[Any],
+        pixels_HWC: Pixels,
+        image: NDArray[np.float32],
+        origin: NDArray[np.int64],
+        mirror: bool,
+        levels: NDArray[np.float32],
+    ) -> None:
+        kernel, side = compiled(self.channels_last), self.spec.crop
         if kernel is None:
-            out_HWC, image_HWC = out.transpose(self._axes), image.transpose(self._axes)
-            normalize(out_HWC, mirrored_HWC, image_HWC, origin, numbers.levels[i])
+            mirrored_HWC = pixels_HWC[:, ::-1] if mirror else pixels_HWC
+            image_HWC = cut(image.transpose(self._axes), origin, side)
+            normalize(out.transpose(self._axes), mirrored_HWC, image_HWC, levels)
             return
         if self.channels_last:  # rows of colours, as the kernel's loop takes them
             out, image = out.reshape(side, -1), image.reshape(len(image), -1)
-        kernel(out, pixels_HWC.reshape(side, -1), image, origin, mirror, numbers.levels[i])
+        kernel(out, pixels_HWC.reshape(side, -1), image, origin, mirror, levels)
 
     def ten_crops(self, out: NDArray[Any], pixels_HWC: Pixels) -> None:
         """Write the ten views of a whole image to `out`, (10, 3, crop, crop)."""
@@ -131,17 +160,20 @@ class Normalize:
         return np.ascontiguousarray(images.transpose(axes))
 
 
+def cut(image_HWC: NDArray[Any], origin: NDArray[np.int64], side: int) -> NDArray[Any]:
+    """The square of an image that begins at `origin`; a view."""
+    y, x = origin
+    return image_HWC[y : y + side, x : x + side]
+
+
 def normalize(
     out_HWC: NDArray[np.float32],
     pixels_HWC: Pixels,
     image_HWC: NDArray[np.float32],
-    origin: NDArray[np.int64],
     levels: NDArray[np.float32],
 ) -> None:
-    """The formula in NumPy, for one crop that is mirrored already."""
-    height, width = out_HWC.shape[:2]
-    y, x = origin
-    np.subtract(pixels_HWC, image_HWC[y : y + height, x : x + width], out=out_HWC)
+    """The formula in NumPy, for one crop that is mirrored already; all have its size."""
+    np.subtract(pixels_HWC, image_HWC, out=out_HWC)
     out_HWC *= levels[0]
     out_HWC += levels[1]
 

@@ -22,13 +22,13 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.errors import DataError
-from pipelines.format import BLOCK, Manifest, Shard, padded
+from pipelines.format import BLOCK, Manifest, Shard, Split, padded
 from pipelines.index import ShardIndex, parse_arrays
 from pipelines.jpeg import check_jpeg, check_scan, decode
 from pipelines.plan import Plan, Task
@@ -43,6 +43,41 @@ class Image(NamedTuple):
 
     jpg: NDArray[np.uint8]
     label: int
+
+
+class SampleReader(Protocol):
+    """Samples by their place in the split's own order, read as the plan wants them.
+
+    concurrent: whether several threads may read, in any order.
+    means: how it reads, for `Loader.backend`; nothing if by index.
+    """
+
+    concurrent: bool
+    means: str
+    manifest: Manifest
+    split: Split
+    lengths: list[int]
+
+    def tasks(self, plan: Plan, epoch: int, step: int) -> Iterator[Task]: ...
+    def keys(self) -> list[str]: ...
+    def read(self, place: int) -> Image: ...
+    def where(self, place: int) -> str: ...
+    def close(self) -> None: ...
+
+
+class RawBatch(NamedTuple):
+    """The stored bytes of one batch and how they are to be augmented."""
+
+    task: Task
+    jpgs: list[NDArray[np.uint8]]
+    labels: NDArray[np.int64]  # (N,)
+
+
+def read_batch(reader: SampleReader, task: Task) -> RawBatch:
+    """The bytes and labels that a task names."""
+    images = [reader.read(place) for place in task.places.tolist()]
+    labels = np.fromiter((image.label for image in images), np.int64, len(images))
+    return RawBatch(task, [image.jpg for image in images], labels)
 
 
 class _File:

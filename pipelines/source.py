@@ -8,8 +8,7 @@ from typing import NamedTuple
 from pipelines.config import LoaderConfig
 from pipelines.format import Manifest
 from pipelines.imagestats import ImageStats
-from pipelines.readahead import Reader
-from pipelines.shards import SplitReader
+from pipelines.shards import SampleReader, SplitReader
 
 
 class Source(NamedTuple):
@@ -24,7 +23,7 @@ class Source(NamedTuple):
     manifest: Manifest
     streamed: bool
     stats: Callable[[], ImageStats]
-    reader: Callable[[str], Reader]
+    reader: Callable[[str], SampleReader]
 
 
 def open_source(root: Path | str, config: LoaderConfig) -> Source:
