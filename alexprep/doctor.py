@@ -1,13 +1,16 @@
-"""`alexprep doctor`: what is installed, what this machine has, and the line that mends each fault.
+"""`alexprep doctor`: what is installed, what this machine has, and how to fix each fault.
 
-A check is given what was found and judges it, so that every judgement can be tried without the
-machine it is about.
+A check gets the facts as arguments and judges them, so that every judgement can be tested without
+the machine it is about.
 """
 
 import importlib.metadata
 import io
+import os
 import platform
+import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,107 +20,149 @@ from typing import Any, Literal
 from alexprep.machine import PACKAGES, cores, machine
 
 PYTHONS = ((3, 11), (3, 14))
-# 1,281,167 + 50,000 samples of 32.7 KB: the mean over 500 ILSVRC images at 256 pixels, quality 95.
-ILSVRC_GIGABYTES = 44
-OURS = "pip install --force-reinstall --no-deps pillow-simd"
+ILSVRC_IMAGES = 1_281_167 + 50_000
+# The mean over 500 ILSVRC images at 256 pixels, quality 95.
+SAMPLE_BYTES = 32_700
+THREAD_VARIABLES = (
+    *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"),
+)
+SIMD = "pip install --force-reinstall --no-deps pillow-simd"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Finding:
-    """One thing looked at. "note" is worth knowing; "fault" keeps something from working."""
+    """The result of a check. "note" is worth knowing; "fault" keeps something from working."""
 
     name: str
     state: Literal["ok", "note", "fault"]
     text: str
-    mend: str = ""
+    fix: str = ""
 
 
-def examine(folder: Path) -> list[Finding]:
-    """Look at Python, packages, GPUs, cores and the disk that `folder` is on."""
+def examine(folder: Path, images: int | None = None) -> list[Finding]:
+    """Check Python, packages, GPUs, cores and the disk that `folder` is on.
+
+    `images`: of the set to be sharded there; None: ILSVRC, which nobody may want to shard here.
+    """
     installed = _installed()
     host = machine()
     gpus = host["gpus"]
     assert isinstance(gpus, list)
-    found = [
+    findings = [
         check_python(sys.version_info[:2]),
-        *check_packages(installed),
+        *check_packages(installed, gpu=bool(gpus)),
         check_pillow(installed, str(host["libjpeg_turbo"])),
-        check_dali(_run_dali) if "nvidia-dali-cuda130" in installed else no_dali(),
+        check_webp(_reads_webp()) if {"pillow", "pillow-simd"} & installed.keys() else None,
+        *check_dalis(dalis(installed), _driver_cuda() if gpus else 0),
+        check_dali(_run_dali) if dalis(installed) else no_dali(),
         check_torch(*_torch(installed), gpus),
         check_peers(_peers(installed)),
         Finding(name="cores", state="ok", text=f"{cores()} of {host['cpu']}"),
-        check_disk(folder, shutil.disk_usage(folder).free / 1e9),
+        None if gpus else check_bfloat16(str(host["isa"])),
+        *check_threads(os.environ, cores()),
+        check_disk(folder, _free_gigabytes(folder), images),
     ]
-    return [finding for finding in found if finding is not None]
+    return [finding for finding in findings if finding is not None]
 
 
-def format_findings(found: Sequence[Finding]) -> str:
-    """A line each, the mend indented below it."""
+def format_findings(findings: Sequence[Finding]) -> str:
+    """A line for each, its fix indented below."""
     lines: list[str] = []
-    for one in found:
-        lines.append(f"{one.state:5} {one.name:12} {one.text}")
-        if one.mend:
-            lines.append(f"{'':18} {one.mend}")
-    faults = sum(one.state == "fault" for one in found)
-    lines.append(f"{faults} fault{'s' * (faults != 1)}" if faults else "Nothing is missing.")
+    for finding in findings:
+        lines.append(f"{finding.state:5} {finding.name:12} {finding.text}")
+        if finding.fix:
+            lines.append(f"{'':18} {finding.fix}")
+    faults = sum(finding.state == "fault" for finding in findings)
+    lines.append(f"{faults} fault{'s' * (faults != 1)}")
     return "\n".join(lines)
 
 
 def check_python(version: tuple[int, ...]) -> Finding:
-    """3.11 to 3.13 are those that are tested."""
+    """3.11 to 3.13 are tested."""
     first, beyond = PYTHONS
     inside = first <= version < beyond
     return Finding(
         name="python",
         state="ok" if inside else "fault",
         text=f"{platform.python_version()} at {sys.executable}",
-        mend="" if inside else "Make the environment with Python 3.11, 3.12 or 3.13.",
+        fix="" if inside else "Make the environment with Python 3.11, 3.12 or 3.13.",
     )
 
 
-def check_packages(installed: Mapping[str, str]) -> list[Finding]:
-    """The packages that everything needs; DALI and Pillow are judged apart."""
-    needed = [name for name in PACKAGES if name not in ("alexprep", "dask", "nvidia-dali-cuda130")]
+def check_packages(installed: Mapping[str, str], *, gpu: bool) -> list[Finding]:
+    """The packages that everything needs; DALI and Pillow have checks of their own."""
+    apart = {"alexprep", "dask", "nvidia-dali-cuda130", "pillow-simd"}
+    # Triton compiles our kernels for a GPU; PyTorch for CPUs comes without it.
+    apart |= set() if gpu else {"triton"}
+    needed = [name for name in (*PACKAGES, "simplejpeg") if name not in apart]
     return [
         Finding(name=name, state="ok", text=installed[name])
         if name in installed
-        else Finding(name=name, state="fault", text="is not installed", mend=f"pip install {name}")
-        for name in (*needed, "simplejpeg")
-        if name != "pillow-simd"
+        else Finding(name=name, state="fault", text="is not installed", fix=f"pip install {name}")
+        for name in needed
     ]
 
 
 def check_pillow(installed: Mapping[str, str], turbo: str) -> Finding:
-    """Pillow and pillow-simd install into the same folder: the last one wins."""
-    both = {"pillow", "pillow-simd"} & installed.keys()
-    if both == {"pillow", "pillow-simd"}:
+    """Pillow and pillow-simd install into the same folder: the last one overwrites the other."""
+    names = {"pillow", "pillow-simd"} & installed.keys()
+    if len(names) == 2:
         return Finding(
             name="PIL",
             state="fault",
             text="Pillow and pillow-simd are both installed, in the same folder",
-            mend=f"pip uninstall -y pillow && {OURS}",
+            fix=f"pip uninstall -y pillow && {SIMD}",
         )
-    if not both:
-        return Finding(name="PIL", state="fault", text="is not installed", mend=OURS)
-    (which,) = both
-    plain = which == "pillow"
+    if not names:
+        return Finding(name="PIL", state="fault", text="is not installed", fix=SIMD)
+    (name,) = names
+    plain = name == "pillow"
     return Finding(
         name="PIL",
         state="note" if plain else "ok",
-        text=f"{which} {installed[which]}, libjpeg-turbo {turbo}"
+        text=f"{name} {installed[name]}, libjpeg-turbo {turbo}"
         + (": works, but resizes several times slower than pillow-simd" if plain else ""),
-        mend=f"pip uninstall -y pillow && {OURS}" if plain else "",
+        fix=f"pip uninstall -y pillow && {SIMD}" if plain else "",
     )
 
 
+def check_webp(readable: bool) -> Finding:
+    """What Pillow was compiled without when it was installed."""
+    return Finding(
+        name="WebP",
+        state="ok" if readable else "note",
+        text="Pillow reads it" if readable else "Pillow was compiled without it: such files fail",
+        fix="" if readable else f"apt-get install libwebp-dev, then {SIMD} --no-cache-dir",
+    )
+
+
+def dalis(installed: Mapping[str, str]) -> list[str]:
+    """The installed distributions of DALI: nvidia-dali-cuda130, nvidia-dali-cuda120 ..."""
+    return sorted(name for name in installed if name.startswith("nvidia-dali-cuda"))
+
+
+def check_dalis(names: Sequence[str], driver: int) -> list[Finding]:
+    """`driver`: the newest CUDA version that the GPU driver supports; 0 without a GPU."""
+    if len(names) > 1:
+        text = f"{' and '.join(names)} are both installed, in the same folder"
+        fix = f"pip uninstall -y {' '.join(names)} && pip install nvidia-dali-cuda{driver or 13}0"
+        return [Finding(name="DALI", state="fault", text=text, fix=fix)]
+    built = [int(name.removeprefix("nvidia-dali-cuda")) // 10 for name in names]
+    if built and 0 < driver < built[0]:
+        text = f"{names[0]} is for CUDA {built[0]}, the driver supports {driver} at most"
+        fix = f"pip uninstall -y {names[0]} && pip install nvidia-dali-cuda{driver}0"
+        return [Finding(name="DALI", state="fault", text=text, fix=fix)]
+    return []
+
+
 def no_dali() -> Finding:
-    """Without DALI the loader falls back to torch."""
+    """Without DALI the loader uses torch."""
     linux = sys.platform == "linux"
     return Finding(
         name="DALI",
         state="fault" if linux else "note",
-        text="is not installed: loading falls back to torch on the CPU",
-        mend="pip install nvidia-dali-cuda130" if linux else "",
+        text="is not installed: the loader uses torch on the CPU instead",
+        fix="pip install nvidia-dali-cuda130" if linux else "",
     )
 
 
@@ -130,37 +175,37 @@ def check_dali(run: Any) -> Finding:
             name="DALI",
             state="fault",
             text=f"does not run ({str(error).splitlines()[0][:120]})",
-            mend="pip install --force-reinstall --no-deps nvidia-dali-cuda130",
+            fix="pip install --force-reinstall --no-deps nvidia-dali-cuda130",
         )
 
 
 def check_torch(built: str, usable: int, gpus: Sequence[str]) -> Finding:
     """`built`: CUDA version torch was built for; `usable`: GPUs it sees; `gpus`: the driver's."""
-    seen = "; ".join(gpus) or "none"
+    names = "; ".join(gpus) or "none"
     if gpus and not built:
         return Finding(
             name="GPUs",
             state="fault",
-            text=f"{seen}, but torch is built for the CPU",
-            mend="pip install --force-reinstall torch --index-url "
+            text=f"{names}, but torch is built for the CPU",
+            fix="pip install --force-reinstall torch --index-url "
             "https://download.pytorch.org/whl/cu130",
         )
     if gpus and usable < len(gpus):
         return Finding(
             name="GPUs",
             state="fault",
-            text=f"{seen}, but torch (CUDA {built}) can use {usable}",
-            mend="Update the driver for that CUDA version, or unset CUDA_VISIBLE_DEVICES.",
+            text=f"{names}, but torch (CUDA {built}) can use {usable}",
+            fix="Update the driver for that CUDA version, or unset CUDA_VISIBLE_DEVICES.",
         )
     note = "" if gpus else ": everything runs on the CPU"
-    return Finding(name="GPUs", state="ok" if gpus else "note", text=f"{seen}{note}")
+    return Finding(name="GPUs", state="ok" if gpus else "note", text=f"{names}{note}")
 
 
 def check_peers(pairs: Sequence[tuple[int, int, bool]]) -> Finding | None:
     """(device, device, whether they reach each other's memory); None with fewer than two."""
     if not pairs:
         return None
-    apart = [f"{one}-{other}" for one, other, reach in pairs if not reach]
+    apart = [f"{first}-{second}" for first, second, reach in pairs if not reach]
     return Finding(
         name="peer access",
         state="note" if apart else "ok",
@@ -170,25 +215,75 @@ def check_peers(pairs: Sequence[tuple[int, int, bool]]) -> Finding | None:
     )
 
 
-def check_disk(folder: Path, gigabytes: float) -> Finding:
-    """Whether all of ILSVRC as shards would fit."""
-    enough = gigabytes >= ILSVRC_GIGABYTES
+def check_bfloat16(isa: str) -> Finding:
+    """`isa`: as machine() has it. On AVX2 alone bfloat16 took eight times as long as float32."""
+    fast = "BF16" in isa
+    return Finding(
+        name="bfloat16",
+        state="ok" if fast else "note",
+        text="the processor computes in it" if fast else f"no instructions for it ({isa}): slow",
+        fix="" if fast else "alexprep train ... --set train.precision=float32",
+    )
+
+
+def check_threads(environment: Mapping[str, str], count: int) -> list[Finding]:
+    """Variables that start more threads than the `count` cores this process may use."""
+    values = {name: environment.get(name, "") for name in THREAD_VARIABLES}
+    return [
+        Finding(
+            name="threads",
+            state="note",
+            text=f"{name}={value} on {count} cores: threads wait for each other",
+            fix=f"unset {name}",
+        )
+        for name, value in values.items()
+        # OpenMP takes a list, a number for each level of nesting.
+        if value.partition(",")[0].isdigit() and int(value.partition(",")[0]) > count
+    ]
+
+
+def check_disk(folder: Path, gigabytes: float, images: int | None = None) -> Finding:
+    """Whether a data set of `images`, or else ILSVRC, has room; `gigabytes` are free."""
+    needed = (images or ILSVRC_IMAGES) * SAMPLE_BYTES / 1e9
+    name = "ILSVRC" if images is None else f"{images:,} images"
+    enough = gigabytes >= needed
+    short = f"; {name} at 256 pixels take{'s' * (images is None)} {needed:,.0f}"
     return Finding(
         name="disk",
-        state="ok" if enough else "note",
-        text=f"{gigabytes:,.0f} GB free at {folder.absolute()}"
-        + ("" if enough else f"; ILSVRC at 256 pixels takes {ILSVRC_GIGABYTES}"),
+        state="ok" if enough else "note" if images is None else "fault",
+        text=f"{gigabytes:,.0f} GB free at {folder.absolute()}{'' if enough else short}",
+        fix="" if enough or images is None else "Name a folder on a larger disk with --out.",
     )
 
 
 def _installed() -> dict[str, str]:
     """Distributions by lower-case name."""
-    found: dict[str, str] = {}
-    for one in importlib.metadata.distributions():
-        name = one.metadata["Name"]
+    versions: dict[str, str] = {}
+    for distribution in importlib.metadata.distributions():
+        name = distribution.metadata["Name"]
         if name:
-            found[name.lower().replace("_", "-")] = one.version
-    return found
+            versions[name.lower().replace("_", "-")] = distribution.version
+    return versions
+
+
+def _free_gigabytes(folder: Path) -> float:
+    """On the disk of a folder, which need not exist yet."""
+    path = folder.absolute()
+    existing = next(parent for parent in (path, *path.parents) if parent.exists())
+    return shutil.disk_usage(existing).free / 1e9
+
+
+def _reads_webp() -> bool:
+    from PIL import features  # noqa: PLC0415 - a doctor must run where PIL is missing
+
+    return bool(features.check("webp"))
+
+
+def _driver_cuda() -> int:
+    """The newest CUDA that the driver supports, as nvidia-smi prints it; 0 if it does not."""
+    done = subprocess.run(["nvidia-smi"], capture_output=True, text=True, check=False, timeout=20)
+    version = re.search(r"CUDA Version: (\d+)", done.stdout)
+    return int(version[1]) if version else 0
 
 
 def _torch(installed: Mapping[str, str]) -> tuple[str, int]:
@@ -206,9 +301,9 @@ def _peers(installed: Mapping[str, str]) -> list[tuple[int, int, bool]]:
 
     count = torch.cuda.device_count()
     return [
-        (one, other, torch.cuda.can_device_access_peer(one, other))
-        for one in range(count)
-        for other in range(one + 1, count)
+        (first, second, torch.cuda.can_device_access_peer(first, second))
+        for first in range(count)
+        for second in range(first + 1, count)
     ]
 
 

@@ -1,22 +1,26 @@
+import json
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
+from PIL import Image
 
 from alexprep import doctor
+from alexprep.cli import cli
 from alexprep.doctor import examine, format_findings
 
 
 def test_this_machine_runs_what_the_tests_run(tmp_path):
-    found = {one.name: one for one in examine(tmp_path)}
-    assert [one for one in found.values() if one.state == "fault"] == []
+    found = {finding.name: finding for finding in examine(tmp_path)}
+    assert [finding for finding in found.values() if finding.state == "fault"] == []
     assert found["DALI"].text.endswith("its CPU backend decodes")
     assert "pillow-simd" in found["PIL"].text
     assert str(tmp_path) in found["disk"].text
-    assert format_findings(list(found.values())).endswith("Nothing is missing.")
+    assert format_findings(list(found.values())).endswith("\n0 faults")
 
 
 @pytest.mark.parametrize(
-    ("finding", "state", "text", "mend"),
+    ("finding", "state", "text", "fix"),
     [
         (doctor.check_python((3, 10)), "fault", "at", "3.11, 3.12 or 3.13"),
         (doctor.check_python((3, 13)), "ok", "at", ""),
@@ -36,20 +40,79 @@ def test_this_machine_runs_what_the_tests_run(tmp_path):
         (doctor.check_peers([(0, 1, False)]), "note", "none between 0-1", ""),
         (doctor.check_disk(Path("/x"), 500.0), "ok", "500 GB free", ""),
         (doctor.check_disk(Path("/x"), 5.0), "note", "ILSVRC at 256 pixels takes", ""),
-        (doctor.no_dali(), "fault", "falls back to torch", "pip install nvidia-dali"),
+        (doctor.check_disk(Path("/x"), 5.0, 2_000_000), "fault", "2,000,000 images at", "--out"),
+        (doctor.check_disk(Path("/x"), 5.0, 100_000), "ok", "5 GB free", ""),
+        (doctor.no_dali(), "fault", "uses torch", "pip install nvidia-dali"),
+        (doctor.check_webp(True), "ok", "Pillow reads it", ""),
+        (doctor.check_webp(False), "note", "compiled without it", "libwebp-dev"),
+        (
+            doctor.check_bfloat16("AVX2"),
+            "note",
+            "no instructions for it (AVX2)",
+            "train.precision=float32",
+        ),
+        (doctor.check_bfloat16("AVX2, AVX-512, AVX-512 BF16"), "ok", "computes in it", ""),
+        (
+            *doctor.check_dalis(["nvidia-dali-cuda130"], 12),
+            "fault",
+            "is for CUDA 13, the driver supports 12 at most",
+            "pip install nvidia-dali-cuda120",
+        ),
+        (
+            *doctor.check_dalis(["nvidia-dali-cuda120", "nvidia-dali-cuda130"], 13),
+            "fault",
+            "both installed",
+            "pip uninstall -y nvidia-dali-cuda120 nvidia-dali-cuda130",
+        ),
+        (
+            *doctor.check_threads({"OMP_NUM_THREADS": "64"}, 2),
+            "note",
+            "OMP_NUM_THREADS=64 on 2 cores",
+            "unset OMP_NUM_THREADS",
+        ),
     ],
 )
-def test_each_fault_comes_with_the_line_that_mends_it(finding, state, text, mend):
+def test_each_fault_comes_with_its_fix(finding, state, text, fix):
     assert finding.state == state
     assert text in finding.text
-    assert mend in finding.mend
-    assert bool(finding.mend) or state != "fault"
+    assert fix in finding.fix
+    assert bool(finding.fix) or state != "fault"
 
 
 def test_a_package_that_is_missing_is_a_fault():
-    found = {one.name: one for one in doctor.check_packages({"torch": "2.13.0"})}
+    checked = doctor.check_packages({"torch": "2.13.0"}, gpu=False)
+    found = {finding.name: finding for finding in checked}
     assert found["torch"].state == "ok"
-    assert (found["numpy"].state, found["numpy"].mend) == ("fault", "pip install numpy")
+    assert (found["numpy"].state, found["numpy"].fix) == ("fault", "pip install numpy")
+
+
+def test_triton_is_missed_only_where_there_is_a_gpu():
+    for gpu in (False, True):
+        faults = {finding.name for finding in doctor.check_packages({}, gpu=gpu)}
+        assert ("triton" in faults) == gpu
+
+
+@pytest.mark.parametrize("names", [["nvidia-dali-cuda120"], ["nvidia-dali-cuda130"], []])
+def test_a_dali_that_the_driver_supports_is_no_fault(names):
+    assert doctor.check_dalis(names, 13) == doctor.check_dalis(names, 0) == []
+
+
+@pytest.mark.parametrize("value", ["", "2", "1,2", "2,2", "dynamic"])
+def test_threads_that_fit_the_cores_are_not_mentioned(value):
+    assert doctor.check_threads({"OMP_NUM_THREADS": value}, 2) == []
+
+
+def test_room_is_checked_for_the_images_of_a_source(tmp_path):
+    for label in ("a", "b"):
+        (tmp_path / "source" / label).mkdir(parents=True)
+        for number in range(3):
+            Image.new("RGB", (9, 9)).save(tmp_path / "source" / label / f"{label}{number}.jpg")
+    command = ["doctor", str(tmp_path / "source"), "--out", str(tmp_path / "new"), "--json"]
+    run = CliRunner().invoke(cli, command, catch_exceptions=False)
+    (disk,) = (row for row in json.loads(run.stdout) if row["name"] == "disk")
+    assert disk["state"] == "ok"
+    assert str(tmp_path / "new") in disk["text"]
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_dali_that_does_not_run_is_a_fault():

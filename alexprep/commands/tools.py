@@ -89,21 +89,29 @@ def bench(
 
 
 @click.command()
+@click.argument("source", type=PATH, required=False)
+@click.option("--out", type=PATH, default=Path(), help="Folder that the shards are for.")
 @json_option
-def doctor(as_json: bool) -> None:
+def doctor(source: Path | None, out: Path, as_json: bool) -> None:
     """Check the installation and print how to fix each problem.
 
-    The exit code is 1 if something required is missing.
+    With SOURCE, also check that its shards fit on the disk. The exit code is 1 if something
+    required is missing.
 
     \b
     Example:
-        alexprep doctor
+        alexprep doctor ~/ILSVRC --out /data
     """
     from dataclasses import asdict
 
     from alexprep.doctor import examine, format_findings
 
-    findings = examine(Path.cwd())
+    images = None
+    if source is not None:
+        from alexprep.sources.find import find_source
+
+        images = find_source(source).images
+    findings = examine(out, images)
     if as_json:
         print_json([asdict(finding) for finding in findings])
     else:
