@@ -96,7 +96,14 @@ def test_a_page_is_whole_and_fits(browser, pages, name, width):
     assert browser.ask(LAPPED) == []
 
 
-NAMES = ("<!--<script>", "</script><script>document.title = 'run'</script>", "&lt;b&gt; <b>b</b>")
+NAMES = (
+    "<!--<script>",
+    "</script><script>document.title = 'run'</script>",
+    "&lt;b&gt; <b>soft</b> wheaten terrier",
+)
+FULL = (
+    "[...document.querySelectorAll('.bars li')].filter(e => e.scrollWidth > e.clientWidth).length"
+)
 TICKS = "[...document.querySelectorAll('#chart-confusion .ytick text')].map(t => t.textContent)"
 
 
@@ -121,6 +128,8 @@ def test_class_names_are_shown_letter_by_letter(browser, pages):
     assert browser.ask("document.title") == "code2012 trained on drawn"
     for name in NAMES:
         assert browser.ask(f"document.querySelector('main').innerText.includes({json.dumps(name)})")
+    browser.open(root.parent / "named.html", 400)
+    assert browser.ask(FULL) == 0
 
 
 def test_everything_folded_fits_a_phone_too(browser, pages):

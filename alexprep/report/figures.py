@@ -25,6 +25,7 @@ POINTS_WITH_LARGE_DOTS = 40
 TEXT_WIDTH = 0.05
 LETTERS = 20  # of a class name on an axis
 NAMED_BARS = 20  # classes
+SLOPE = -55  # degrees, of class names below an axis
 DOT, LARGEST_DOT = 5, 30  # pixels: diameter for one image, and at most
 
 
@@ -223,7 +224,7 @@ def confusion_chart(
         ),
     }
     frame = layout(
-        axis("predicted class", tickangle=-55, **x_ticks, **look),
+        axis("predicted class", tickangle=SLOPE, **x_ticks, **look),
         axis("true class", autorange="reversed", **y_ticks, **look),
         margin=TIGHT,
     )
@@ -238,7 +239,7 @@ def counts_chart(
     x = axis("class", anchor="y", tickformat="d")
     if len(order) <= NAMED_BARS:
         ticks = [_short(classes[index][1]) for index in order]
-        x |= {"tickvals": list(range(1, len(order) + 1)), "ticktext": ticks}
+        x |= {"tickvals": list(range(1, len(order) + 1)), "ticktext": ticks, "tickangle": SLOPE}
     frame = layout(x, {}, showlegend=False, bargap=0.15, margin=TIGHT)
     data: list[Spec] = []
     for n, (split, counts) in enumerate(splits.items()):
