@@ -1,4 +1,4 @@
-"""build: a config and a seed become a network, in one of its forms, with its start."""
+"""build: a config and a seed become a network, in one of its forms, with its first weights."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -20,17 +20,17 @@ def build(
     team: Team | None = None,
     seed: int = 0,
 ) -> Grouped | Columns:
-    """The network of a config; start and dropout are functions of config and seed alone.
+    """The network of a config; first weights and dropout depend on config and seed alone.
 
-    Takes images (N, 3, crop, crop) in grey levels minus their mean, returns logits (N, classes);
-    every form computes the same function.
+    Takes images (N, 3, crop, crop) in grey levels minus their mean, returns logits (N, classes).
+    Every form computes the same function.
 
     Args:
         config: the network, see alexnet.model.networks.
         form: "grouped" on one device, or "columns".
-        devices: where it lives: one device, or for columns one each.
+        devices: one device, or for columns one each.
         team: for columns, one in each process (alexnet.distributed.mesh); replaces `devices`.
-        seed: of the start and of dropout.
+        seed: of the first weights and of dropout.
     """
     state = initial_state(config, seed=seed)
     with torch.device("meta"):
@@ -43,7 +43,7 @@ def build(
         model.to_empty(device=devices[0])
     else:
         state = model.share_of(to_columns(state, config))
-        for column, device in zip(model.here, model.seam.devices, strict=True):
+        for column, device in zip(model.local, model.seam.devices, strict=True):
             column.to_empty(device=device)
     model.load_state_dict(state)
     model.set_dropout_position(0)

@@ -1,4 +1,4 @@
-"""What goes wrong with a network or a run and is not a defect of this program."""
+"""Errors of networks and runs that are not defects of this program."""
 
 
 class RunError(Exception):

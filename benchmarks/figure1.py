@@ -27,8 +27,8 @@ from torch import Tensor
 import alexnet
 from alexnet.model.spec import Conv, Dense, ModelConfig
 from alexnet.training.config import TrainConfig
-from alexnet.training.memory import keep_freed_memory
 from alexnet.training.optim import sgd
+from alexnet.training.step import keep_freed_memory
 from alexprep.machine import machine
 from pipelines import AugmentSpec, LoaderConfig, open_loader
 

@@ -25,14 +25,13 @@ from torch import Tensor
 from alexnet import build
 from alexnet.distributed.feed import Lockstep
 from alexnet.distributed.mesh import join
+from alexnet.model.columns import exchanges
 from alexnet.model.networks import code2012
-from alexnet.model.norms import formula, local_response_norm
+from alexnet.model.norms import local_response_norm, lrn_formula
 from alexnet.model.spec import Lrn, ModelConfig, sizes
-from alexnet.model.traffic import exchanges
 from alexnet.training.config import TrainConfig
-from alexnet.training.memory import keep_freed_memory
 from alexnet.training.optim import sgd
-from alexnet.training.step import set_channels_last, train_step
+from alexnet.training.step import keep_freed_memory, set_channels_last, train_step
 from alexprep.bench.measurement import Row, compared, interleaved, result, row, save, table
 
 BATCH = 64
@@ -63,7 +62,7 @@ def norms(rounds: int) -> list[Row]:
     x = torch.randn(BATCH, 96, 55, 55) * 50
     last = x.to(memory_format=torch.channels_last)
     cases = {
-        baseline: partial(_norm, formula, x),
+        baseline: partial(_norm, lrn_formula, x),
         "LRN of conv1, NCHW": partial(_norm, local_response_norm, x),
         "LRN of conv1, channels_last": partial(_norm, local_response_norm, last),
         "LRN of conv1, channels_last, bf16": partial(_norm, local_response_norm, last.bfloat16()),

@@ -24,15 +24,8 @@ NAMED_TWICE = {
     "progress",
 }
 SHORT = {
-    "alexnet/builder.py": "to be merged",
-    "alexnet/model/stages.py": "to be merged",
-    "alexnet/model/traffic.py": "to be merged",
-    "alexnet/training/ahead.py": "to be merged",
-    "alexnet/training/memory.py": "to be merged",
-    "alexnet/training/metrics.py": "to be merged",
-    "alexnet/training/progress.py": "to be merged",
-    "alexnet/training/signals.py": "to be merged",
-    "alexnet/training/train.py": "to be merged",
+    "alexnet/builder.py": "entry point",
+    "alexnet/training/signals.py": "signal handlers, which nothing else may set",
     "alexprep/cli.py": "entry point",
     "alexprep/commands/options.py": "to be merged",
     "alexprep/sources/find.py": "to be merged",

@@ -1,14 +1,14 @@
 import pytest
 import torch
 
-from alexnet.model.dropout import Dropout, kept, mix, unit_keys
+from alexnet.model.dropout import Dropout, keep_mask, mix, unit_keys
 
 CPU = torch.device("cpu")
 IMAGES = torch.arange(2000)
 
 
 def mask(seed=0, layer=5, columns=range(2), images=IMAGES, keep=0.5, each=512):
-    return kept(images, unit_keys(seed, layer, columns, each, CPU), keep)
+    return keep_mask(images, unit_keys(seed, layer, columns, each, CPU), keep)
 
 
 @pytest.mark.parametrize("keep", [0.5, 0.2, 0.9])

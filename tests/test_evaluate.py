@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from alexnet.training.evaluate import average, error_rates, places, predict_probabilities
+from alexnet.training.evaluate import average, error_rates, predict_probabilities, rank_of_label
 
 
 def test_error_rates_agree_with_sorting(rng):
@@ -26,7 +26,7 @@ def test_a_score_that_is_not_a_number_is_wrong():
 
 
 def test_fewer_than_five_classes_are_always_among_the_first_five():
-    assert places(torch.tensor([[0.5, 0.3, 0.2]]), torch.tensor([2])).item() == 2
+    assert rank_of_label(torch.tensor([[0.5, 0.3, 0.2]]), torch.tensor([2])).item() == 2
     assert error_rates(torch.tensor([[0.5, 0.3, 0.2]]), torch.tensor([2])).top5 == 0.0
 
 
@@ -63,5 +63,5 @@ def test_an_ensemble_is_the_weighted_mean_of_its_members():
 
 @pytest.mark.parametrize("weights", [[1.0], [1.0, -1.0], [0.0, 0.0]])
 def test_weights_that_fit_no_ensemble_are_refused(weights):
-    with pytest.raises(ValueError, match="as many weights"):
+    with pytest.raises(ValueError, match="Expected 2 weights"):
         average([torch.ones(1, 2)] * 2, weights)

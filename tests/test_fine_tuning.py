@@ -67,7 +67,7 @@ def test_the_weights_to_start_from_are_read_once(pretrained, tmp_path, capfd):
     train(root, tmp_path / "run", replace(options, epochs=2))
     said = capfd.readouterr().err
     assert "copied from" not in said
-    assert "goes on from" in said
+    assert "resuming from" in said
 
 
 def test_a_source_that_is_not_there_is_named(pretrained, tmp_path):

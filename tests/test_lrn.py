@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from alexnet.model.norms import formula, local_response_norm
+from alexnet.model.norms import local_response_norm, lrn_formula
 from alexnet.model.spec import Lrn
 
 CODE = Lrn(size=5, alpha=1e-4, beta=0.75, k=2.0)
@@ -105,7 +105,7 @@ def test_it_keeps_the_input_alone_where_the_formula_keeps_several_tensors():
     x = torch.randn(4, 96, 13, 13).requires_grad_()
     size = x.untyped_storage().nbytes()
     assert saved_bytes(lambda x: local_response_norm(x, CODE, groups=2), x) == size
-    assert saved_bytes(lambda x: formula(x, CODE, groups=2), x) >= 4 * size
+    assert saved_bytes(lambda x: lrn_formula(x, CODE, groups=2), x) >= 4 * size
 
 
 def test_compiled_code_calls_it_whole():
@@ -121,16 +121,16 @@ def test_compiled_code_calls_it_whole():
 
 INTERPRETED = """
 import torch
-from alexnet.model import norms_cpu as lrn_cpu, norms_triton as lrn_triton
+from alexnet.model import norms_cpu, norms_triton
 from alexnet.model.spec import Lrn
 for norm in (Lrn(), Lrn(alpha=0.5, k=1.0), Lrn(3, 0.1, 0.5, 1.0)):
     for layout in (torch.contiguous_format, torch.channels_last):
         x, g = (torch.randn(2, 24, 5, 7, dtype=torch.float64) * 10 for _ in range(2))
         x, g = x.to(memory_format=layout), g.to(memory_format=layout)
-        y, dx = lrn_triton.forward(x, 2, norm), lrn_triton.backward(x, g, 2, norm)
+        y, dx = norms_triton.forward(x, 2, norm), norms_triton.backward(x, g, 2, norm)
         assert y.stride() == dx.stride() == x.stride()
-        torch.testing.assert_close(y, lrn_cpu.forward(x, 2, norm))
-        torch.testing.assert_close(dx, lrn_cpu.backward(x, g, 2, norm))
+        torch.testing.assert_close(y, norms_cpu.forward(x, 2, norm))
+        torch.testing.assert_close(dx, norms_cpu.backward(x, g, 2, norm))
 """
 
 

@@ -5,7 +5,7 @@ import torch
 
 from alexnet import build
 from alexnet.distributed.feed import Lockstep
-from alexnet.distributed.replicas import Replicas
+from alexnet.distributed.mesh import Replicas
 from tests.test_mesh import (
     CONFIG,
     Batches,

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from alexnet.training.metrics import Metrics, read
-from alexnet.training.run import Run
-from alexnet.training.train import fit
+from alexnet.training.run import RunContext
+from alexnet.training.trainer import fit
 from tests.test_train import CONFIG, data, network
 
 PAGE = Path(__file__).parents[1] / "docs" / "training.md"
@@ -48,7 +48,7 @@ def test_a_damaged_line_is_an_error_to_a_reader_but_does_not_keep_a_run_from_res
 
 @pytest.mark.parametrize("kind", ["step", "epoch"])
 def test_every_field_of_a_run_is_explained_and_no_other(tmp_path, kind):
-    fit(network(), CONFIG, data(), Run(folder=tmp_path))
+    fit(network(), CONFIG, data(), RunContext(folder=tmp_path))
     written = {name for record in read(tmp_path) if record["kind"] == kind for name in record}
     rows = re.findall(r"^\| ([a-z0-9_, ]+) \| (both|step|epoch) \|", PAGE.read_text(), re.MULTILINE)
     explained = {

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from alexnet.model.spec import parameter_count
-from alexnet.training.schedule import NET_170, Plateau
+from alexnet.training.schedule import NET_170, PlateauSchedule
 from alexprep.model.recipes import RECIPES, RecipeInputs, make_recipe
 from alexprep.model.settings import apply_settings
 
@@ -38,7 +38,7 @@ def test_code2012_is_the_run_of_the_released_files():
 def test_paper_is_its_text_with_one_rate_for_all():
     recipe = make_recipe("paper", FULL)
     assert (recipe.train.bias_lr, recipe.train.bias_decay) == (1.0, 0.0005)
-    assert recipe.train.schedule == Plateau()
+    assert recipe.train.schedule == PlateauSchedule()
     assert (recipe.augment.crop, recipe.augment.divide) == (227, 1.0)
     assert {row.sd for row in recipe.model.layers} == {0.01}
 
@@ -91,7 +91,7 @@ def test_a_setting_has_the_type_of_its_field(setting, where, value):
 def test_settings_reach_into_schedules_and_layers():
     recipe = make_recipe("paper", FULL)
     recipe = apply_settings(recipe, ["train.schedule.patience=7", "model.conv3.sd=.03"])
-    assert recipe.train.schedule == Plateau(patience=7)
+    assert recipe.train.schedule == PlateauSchedule(patience=7)
     assert [row.sd for row in recipe.model.layers if row.name == "conv3"] == [0.03]
     recipe = apply_settings(recipe, ["model.conv1.then=act,pool", "model.fc6.sd=none"])
     layers = {row.name: row for row in recipe.model.layers}

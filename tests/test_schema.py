@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from alexnet.model import networks
 from alexnet.training.config import TrainConfig
-from alexnet.training.schedule import NET_145, Plateau
+from alexnet.training.schedule import NET_145, PlateauSchedule
 from alexprep import schema
 from alexprep.errors import PrepareError
 from pipelines.augment import AugmentSpec
@@ -46,7 +46,7 @@ def test_every_part_of_a_recipe_comes_back_equal_from_json(part):
 
 
 def test_a_union_of_dataclasses_is_told_apart_by_its_fields():
-    for schedule in (NET_145, Plateau(patience=2)):
+    for schedule in (NET_145, PlateauSchedule(patience=2)):
         config = TrainConfig(schedule=schedule)
         assert schema.convert(json.loads(json.dumps(asdict(config))), TrainConfig) == config
     raw = {"shapes": [{"side": 1}, {"radius": 2}], "main": None}

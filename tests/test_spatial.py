@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from alexnet.model.spatial import formula, spatial_norm
+from alexnet.model.norms import spatial_formula, spatial_norm
 from alexnet.model.spec import Lrn
 
 CODE = Lrn(size=5, alpha=1e-3, beta=0.75, k=1.0)
@@ -31,14 +31,14 @@ def test_a_value_is_divided_by_the_squares_around_it():
 def test_blocks_change_nothing(layout, monkeypatch):
     torch.manual_seed(0)
     x = (torch.randn(5, 4, 9, 9) * 30).to(memory_format=layout)
-    monkeypatch.setattr("alexnet.model.spatial.BLOCK", 2 * 4 * 81)
-    torch.testing.assert_close(spatial_norm(x, CODE), formula(x, CODE))
+    monkeypatch.setattr("alexnet.model.norms.SPATIAL_BLOCK", 2 * 4 * 81)
+    torch.testing.assert_close(spatial_norm(x, CODE), spatial_formula(x, CODE))
     assert spatial_norm(x, CODE).stride() == x.stride()
 
 
 def test_bf16_is_computed_in_float32_and_rounded_once():
     x = (torch.randn(2, 4, 9, 9) * 30).bfloat16()
-    exact = formula(x.double(), CODE)
+    exact = spatial_formula(x.double(), CODE)
     y = spatial_norm(x, CODE)
     assert y.dtype == torch.bfloat16
     assert ((y - exact).abs() <= exact.abs() * 2**-8 * 1.001).all()

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from alexnet.model import networks
-from alexnet.model.traffic import exchanges
+from alexnet.model.columns import exchanges
 
 PAGE = Path(__file__).parents[1] / "docs" / "network.md"
 

@@ -111,7 +111,7 @@ def test_a_run_goes_on_when_its_data_set_is_back(dataset, tmp_path):
     process = start(dataset, run, "--backend", "torch")
     out, said = process.communicate(timeout=120)
     assert process.returncode == 0, said
-    assert "goes on from" in said
+    assert "resuming from" in said
     assert "2 epochs, 60 steps" in out
 
 

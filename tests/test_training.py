@@ -174,7 +174,11 @@ def test_other_labels_count_any_right_class_and_leave_out_images_without(
     [
         ({"labels": "absent.json"}, None, "No such file"),
         ({"labels": "some.json"}, None, "no labels for 30 images"),
-        ({"weights": (1.0, 2.0)}, None, "1 predictions want as many"),
+        (
+            {"weights": (1.0, 2.0)},
+            None,
+            "Expected 1 weights, one a prediction and none below 0, got",
+        ),
         ({}, "a.npz", r"called \*\.predictions"),
         ({}, "absent/a.predictions", "No such file"),
         ({}, "folder.predictions", "Is a folder"),

@@ -1,1 +1,1 @@
-"""Several processes: the mesh of columns and replicas, and what feeds it."""
+"""Several processes: the mesh of columns and replicas, and the loader that feeds it."""

@@ -1,14 +1,13 @@
 """One loader a replica feeds all its columns: the same images at the same step everywhere.
 
-The process of the first column reads its loader and sends every batch on; while a batch is
-trained on, the next one travels, over connections of its own, and the one after that is made. A
-loader is what the trainer takes: an iterable of (images, labels), an epoch at a time, with
-state_dict and load_state_dict.
+The process of the first column reads its loader and sends every batch on. While a batch is trained
+on, the next one travels, in a process group of its own.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import torch
 import torch.distributed as dist
@@ -16,17 +15,40 @@ from torch import Tensor
 
 from alexnet.distributed.mesh import Team, as_maps, as_rows
 from alexnet.model.norms_cpu import memory_format
-from alexnet.training.ahead import Ahead
-from alexnet.training.meter import Batch
-from alexnet.training.run import Loader
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.uint8, torch.int64)
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 AXES = 6  # most axes of a tensor of images: views, and one to spare
 
+Batch = tuple[Tensor, Tensor]  # images (N, C, H, W), labels int64 (N,)
+
+
+class Loader(Protocol):
+    """Batches of the rest of an epoch, and a state that says where the sequence stands.
+
+    The state counts the batches handed out, not those that a loader has prefetched.
+    """
+
+    def __iter__(self) -> Iterator[Batch]: ...
+    def __len__(self) -> int: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+@contextmanager
+def shared_loader(loader: Loader | None, team: Team | None) -> Generator[Loader]:
+    """What this process trains on: its own loader, or that of its replica's first column."""
+    if team is not None:
+        with Lockstep(team, loader) as lockstep:
+            yield lockstep
+    elif loader is None:
+        raise ValueError("A process without a team needs a loader of its own.")
+    else:
+        yield loader
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Travelling:
+class _Transfer:
     """A batch on its way, and the loader's state once it is handed out."""
 
     images: Tensor
@@ -36,30 +58,22 @@ class _Travelling:
     works: tuple[Any, ...]
 
 
-def in_lockstep(loader: Loader | None, team: Team | None) -> "Ahead | Lockstep":
-    """What a process trains on: its loader, or the one that the first column's process has."""
-    if team is not None:
-        return Lockstep(team, loader)
-    if loader is None:
-        raise ValueError("A process without a team needs a loader of its own.")
-    return Ahead(loader)
-
-
 class Lockstep:
     """The loader of one process of a team; gives every column of a replica the same batches.
 
-    The first column's process passes the loader of its replica, the others None: their state is
-    empty, for the first's is the replica's. Enter it, so that no batch is on its way at the end.
+    The process of the first column passes the loader of its replica, the others None, and their
+    state is empty: the first one's is the replica's. Enter it, so that it ends with no batch on
+    its way.
     """
 
     def __init__(self, team: Team, loader: Loader | None) -> None:
         if (loader is None) == (team.column == 0):
             raise ValueError("Lockstep needs a loader in the process of column 0, and only there.")
         self.team = team
-        self.loader = Ahead(loader) if loader else None
-        self._state = self.loader.state_dict() if self.loader else {}
-        self._coming: _Travelling | None = None
-        length = torch.tensor([len(self.loader) if self.loader else 0])
+        self.loader = loader
+        self._state = self._loader_state()
+        self._in_flight: _Transfer | None = None
+        length = torch.tensor([len(loader) if loader else 0])
         self._send("length", length)
         self._length = int(length.item())
 
@@ -67,9 +81,8 @@ class Lockstep:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self.loader:
-            self.loader.close()
-        if kind is None:  # else a process may be gone, and what it sends would never come
+        # After an error the sender may be gone, and the batch would never arrive.
+        if kind is None:
             self._receive()
 
     def __len__(self) -> int:
@@ -78,27 +91,32 @@ class Lockstep:
     def __iter__(self) -> Iterator[Batch]:
         """The rest of the epoch."""
         batches = iter(self.loader) if self.loader else None
-        self._coming = self._start(batches)
+        self._in_flight = self._start(batches)
         while arrived := self._receive():
-            self._coming = self._start(batches)
+            # The next batch starts before this one is trained on, so that it travels meanwhile.
+            self._in_flight = self._start(batches)
             self._state = arrived.state
             yield as_maps(arrived.images, arrived.layout), arrived.labels
-        self._state = self.loader.state_dict() if self.loader else {}
+        self._state = self._loader_state()
 
     def state_dict(self) -> dict[str, Any]:
-        """The loader's state after the last batch handed out, not the one that travels."""
+        """The loader's state after the last batch handed out, not the one in flight."""
         return self._state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state` was taken; call it between epochs' iterators, in every process."""
+        """Continue where `state` was taken; call it between epochs, in every process."""
         if self.loader:
             self.loader.load_state_dict(dict(state))
         self._state = dict(state)
 
-    def _start(self, batches: Iterator[Batch] | None) -> _Travelling | None:
+    def _loader_state(self) -> dict[str, Any]:
+        return self.loader.state_dict() if self.loader else {}
+
+    def _start(self, batches: Iterator[Batch] | None) -> _Transfer | None:
         """Begin to send, or to receive, the next batch; None at the end of the epoch."""
+        # A header first: receivers do not know the size of a batch, nor whether there is one.
         batch = next(batches, None) if batches else None
-        header = _described(batch[0] if batch else None)
+        header = _header(batch[0] if batch else None)
         self._send("header", header)
         *shape, axes, dtype, order = (int(number) for number in header)
         if not axes:
@@ -110,39 +128,39 @@ class Lockstep:
         else:
             images = as_rows(batch[0], layout).to(self.team.device, non_blocking=True)
             labels = batch[1].to(self.team.device, non_blocking=True)
-        return _Travelling(
+        return _Transfer(
             images=images,
             labels=labels,
             layout=layout,
-            state=self.loader.state_dict() if self.loader else {},
+            state=self._loader_state(),
             works=(
                 self._send("images", images, wait=False),
                 self._send("labels", labels, wait=False),
             ),
         )
 
-    def _receive(self) -> _Travelling | None:
-        """The batch on its way, once it is here; None where none is."""
-        coming, self._coming = self._coming, None
-        for work in coming.works if coming else ():
+    def _receive(self) -> _Transfer | None:
+        """The batch in flight, once it has arrived; None if there is none."""
+        transfer, self._in_flight = self._in_flight, None
+        for work in transfer.works if transfer else ():
             self.team.exchange(work.wait)
-        return coming
+        return transfer
 
     def _send(self, what: str, tensor: Tensor, *, wait: bool = True) -> Any:
-        """Send from the first column's process to the others; torch's handle where not waited."""
+        """Send from the first column's process to the others; torch's handle if not waited for."""
         if self.team.column == 0:
             self.team.count(what, tensor, self.team.columns - 1)
-        to = {"group": self.team.feed, "group_src": 0, "async_op": not wait}
-        return self.team.exchange(dist.broadcast, tensor, **to)
+        options = {"group": self.team.feed, "group_src": 0, "async_op": not wait}
+        return self.team.exchange(dist.broadcast, tensor, **options)
 
 
-def _described(images: Tensor | None) -> Tensor:
-    """What a receiver must know of a batch: its shape, axes, dtype, layout; zeros are the end."""
+def _header(images: Tensor | None) -> Tensor:
+    """What a receiver must know of a batch: shape, axes, dtype, layout; zeros mark the end."""
     header = torch.zeros(AXES + 3, dtype=torch.int64)
     if images is not None:
         layout = memory_format(images)
         shape = as_rows(images, layout).shape
         header[: len(shape)] = torch.tensor(shape)
-        about = (len(shape), DTYPES.index(images.dtype), LAYOUTS.index(layout))
-        header[AXES:] = torch.tensor(about)
+        kind = (len(shape), DTYPES.index(images.dtype), LAYOUTS.index(layout))
+        header[AXES:] = torch.tensor(kind)
     return header

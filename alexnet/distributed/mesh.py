@@ -24,7 +24,6 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from alexnet.distributed.heartbeat import Watch
 from alexnet.errors import RunError
 from alexnet.model.norms_cpu import memory_format
 
@@ -33,12 +32,11 @@ TIMEOUT_SECONDS = 60.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Team:
-    """The processes of a run: their mesh, this one's device, and the watch over them."""
+    """The processes of a run: their mesh, and this one's device."""
 
     mesh: DeviceMesh
     device: torch.device
-    watch: Watch
-    # The columns of this replica again, so that batches travel beside activations.
+    # A second group of this replica's columns: batches travel while activations are exchanged.
     feed: Any
     # Bytes this process has sent to other columns, by what they were and one image's shape.
     sent: Counter[tuple[str, tuple[int, ...]]] = field(
@@ -67,65 +65,61 @@ class Team:
         return self.mesh.size(1)
 
     def exchange(self, collective: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        """Run a collective of torch.distributed; RunError names the process that has died."""
+        """Run a collective of torch.distributed; RunError if another process is gone or stuck."""
         try:
             return collective(*args, **options)
         except RuntimeError as error:
-            rank = dist.get_rank()
-            if cause := self.watch.cause():
-                raise RunError(f"Rank {rank} ends because of {cause}") from error
             raise RunError(
-                f"Rank {rank} lost {self.watch.lost()} during an exchange between "
-                "processes. Start the run again: it goes on from its last checkpoint."
+                f"Rank {dist.get_rank()} lost the connection to another process. See the errors "
+                "of the other ranks and the report of torchrun, then run the command again to "
+                "resume from the last checkpoint."
             ) from error
 
     def count(self, what: str, tensor: Tensor, receivers: int = 1) -> None:
-        """Note that `tensor` (N, ...) goes from this process to so many others."""
+        """Add `tensor` (N, ...), sent from this process to `receivers` others, to `sent`."""
         self.sent[what, tuple(tensor.shape[1:])] += tensor.nbytes * receivers
 
     def close(self) -> None:
-        """Leave after the last step, when all have come this far."""
+        """Wait for all processes, then leave their group."""
         self.exchange(dist.barrier)
-        self.watch.close()
         dist.destroy_process_group()
 
 
 def join(device: str = "cpu", *, columns: int = 2, timeout: float = TIMEOUT_SECONDS) -> Team:
-    """Join the processes that torchrun (or any that sets its variables) started.
+    """Join the processes started by torchrun, or by any launcher that sets its variables.
 
-    Neighbouring ranks are the columns of one replica: they exchange the most. A process that dies
-    ends the others: within seconds where the exchange notices (gloo), else after `timeout` seconds.
+    Neighbouring ranks are the columns of one replica: they exchange the most. If a process dies,
+    the others end with a RunError: at once with gloo, after `timeout` with NCCL. torchrun ends them
+    sooner and names the rank that failed first.
 
     Args:
         device: "cpu" (gloo) or "cuda" (NCCL; the device is the local rank's).
         columns: of the network.
-        timeout: seconds of silence after which a process counts as lost.
+        timeout: seconds after which an exchange that is not finished is an error.
 
     Raises:
         RunError: the number of processes does not divide by the columns.
     """
-    place = torch.device(device)
-    if place.type == "cuda":
-        place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        torch.cuda.set_device(place)
-    # Votes and headers of batches are of the host: on a GPU they would wait for its queue.
-    backend = "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo"
+    local = torch.device(device)
+    if local.type == "cuda":
+        local = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(local)
+    # Votes and headers of batches are CPU tensors: on a GPU they would wait for its queue.
+    backend = "cpu:gloo,cuda:nccl" if local.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
-    rank, world = dist.get_rank(), dist.get_world_size()
+    world = dist.get_world_size()
     if world % columns:
         dist.destroy_process_group()
         raise RunError(
             f"{world} processes do not make replicas of {columns} columns. Start a multiple of "
-            f"{columns}: torchrun --nproc-per-node {columns} ..."
+            f"{columns}, as in torchrun --nproc-per-node {columns} ..."
         )
-    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     shape, axes = (world // columns, columns), ("replica", "column")
     replicas = [list(range(first, first + columns)) for first in range(0, world, columns)]
     feed, _ = dist.new_subgroups_by_enumeration(replicas)
     return Team(
-        mesh=init_device_mesh(place.type, shape, mesh_dim_names=axes),
-        device=place,
-        watch=Watch(host, port, rank=rank, world=world, timeout=timeout),
+        mesh=init_device_mesh(local.type, shape, mesh_dim_names=axes),
+        device=local,
         feed=feed,
     )
 
@@ -134,8 +128,73 @@ def _apply(function: type[Function], *args: Any) -> Any:
     return function.apply(*args)
 
 
-def _out_of_sight() -> Callable[..., Any]:
-    """Not at import: the compiler takes longer to load than torch."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Replicas:
+    """This process among those that hold the same weights and share each batch.
+
+    Attributes:
+        team: all processes of the run; None if there is only this one.
+    """
+
+    team: Team | None = None
+
+    @property
+    def rank(self) -> int:
+        """The number of this process's replica."""
+        return self.team.replica if self.team else 0
+
+    @property
+    def world(self) -> int:
+        """The number of replicas."""
+        return self.team.replicas if self.team else 1
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process writes the files of the run and reports."""
+        return self.team is None or (self.team.replica, self.team.column) == (0, 0)
+
+    def average_gradients(self, optimizer: torch.optim.Optimizer, images: int) -> None:
+        """Turn the gradients of each share's mean loss into that of the whole batch.
+
+        `images` is the size of this process's share; shares may differ by one.
+        """
+        if self.world == 1:
+            return
+        gradients: list[Tensor] = [
+            parameter.grad
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+            if parameter.grad is not None
+        ]
+        count = gradients[0].new_tensor([float(images)])
+        flat = self.total(torch.cat([*(g.reshape(-1) * images for g in gradients), count]))
+        flat = flat[:-1] / flat[-1]
+        for gradient, mean in zip(
+            gradients, flat.split([g.numel() for g in gradients]), strict=True
+        ):
+            gradient.copy_(mean.view_as(gradient))
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum of `values` over the replicas, in place."""
+        if self.team and self.world > 1:
+            group = self.team.mesh.get_group("replica")
+            self.team.exchange(dist.all_reduce, values, group=group)
+        return values
+
+    def any(self, votes: tuple[bool, ...]) -> tuple[bool, ...]:
+        """For each vote whether it is true in any process of the run."""
+        if self.team is None:
+            return votes
+        counts = torch.tensor([int(vote) for vote in votes])
+        self.team.exchange(dist.all_reduce, counts)
+        return tuple(bool(count) for count in counts)
+
+
+SINGLE_PROCESS = Replicas()
+
+
+def _uncompiled_apply() -> Callable[..., Any]:
+    """A function, not a constant: the compiler takes longer to import than torch."""
     return torch.compiler.disable(_apply)
 
 
@@ -144,8 +203,8 @@ class TeamSeam:
     """One column in this process; the others are the other processes of its replica."""
 
     team: Team
-    # Exchanges are kept from the compiler: it compiles what lies between two.
-    apply: Callable[..., Any] = field(default_factory=_out_of_sight, repr=False)
+    # torch.compile must not trace exchanges: it compiles what lies between two of them.
+    apply: Callable[..., Any] = field(default_factory=_uncompiled_apply, repr=False)
 
     @property
     def columns(self) -> Sequence[int]:
@@ -166,15 +225,15 @@ class TeamSeam:
 
 
 class _Gather(Function):
-    """The parts of all columns for each; back goes the sum of what the columns found."""
+    """All columns' parts in each of them; backward adds up the gradients of the columns."""
 
     @staticmethod
     def forward(ctx: Any, part: Tensor, team: Team) -> Tensor:
         ctx.team, ctx.format = team, memory_format(part)
-        mine = as_rows(part, ctx.format)
-        parts = [torch.empty_like(mine) for _ in range(team.columns)]
+        own = as_rows(part, ctx.format)
+        parts = [torch.empty_like(own) for _ in range(team.columns)]
         team.count("gather", part, team.columns - 1)
-        team.exchange(dist.all_gather, parts, mine, group=team.group)
+        team.exchange(dist.all_gather, parts, own, group=team.group)
         return as_maps(
             torch.cat(parts, dim=-1 if ctx.format is torch.channels_last else 1), ctx.format
         )
@@ -186,27 +245,27 @@ class _Gather(Function):
         # which sends twice as much with gloo.
         chunks = grad.chunk(team.columns, dim=1)
         shares = torch.stack([as_rows(chunk, ctx.format) for chunk in chunks])
-        mine = torch.empty_like(shares)
+        received = torch.empty_like(shares)
         team.count("gather, gradient", chunks[0], team.columns - 1)
-        team.exchange(dist.all_to_all_single, mine, shares, group=team.group)
-        return as_maps(mine.sum(0), ctx.format), None
+        team.exchange(dist.all_to_all_single, received, shares, group=team.group)
+        return as_maps(received.sum(0), ctx.format), None
 
 
 class _ToFirst(Function):
-    """The parts of all columns in the first; a one-way street, as the last layer's in 2012."""
+    """All columns' parts in the first one alone, as for the last layer in 2012."""
 
     @staticmethod
     def forward(ctx: Any, part: Tensor, team: Team) -> Tensor:
         ctx.team = team
-        mine = part.contiguous()
+        own = part.contiguous()
         if team.column:
-            team.count("to first", mine)
-            team.exchange(dist.send, mine, group=team.group, group_dst=0)
+            team.count("to first", own)
+            team.exchange(dist.send, own, group=team.group, group_dst=0)
             return part.view_as(part)
-        others = [torch.empty_like(mine) for _ in range(1, team.columns)]
+        others = [torch.empty_like(own) for _ in range(1, team.columns)]
         for column, other in enumerate(others, start=1):
             team.exchange(dist.recv, other, group=team.group, group_src=column)
-        return torch.cat([mine, *others], dim=1)
+        return torch.cat([own, *others], dim=1)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
@@ -215,16 +274,16 @@ class _ToFirst(Function):
             share = grad.contiguous()
             team.exchange(dist.recv, share, group=team.group, group_src=0)
             return share, None
-        mine, *others = grad.chunk(team.columns, dim=1)
+        own, *others = grad.chunk(team.columns, dim=1)
         for column, other in enumerate(others, start=1):
             share = other.contiguous()
             team.count("to first, gradient", share)
             team.exchange(dist.send, share, group=team.group, group_dst=column)
-        return mine, None
+        return own, None
 
 
 class _Publish(Function):
-    """The first column's answer for all; the gradient is the first column's alone."""
+    """The first column's answer in all; the gradient is taken from the first column alone."""
 
     @staticmethod
     def forward(ctx: Any, answer: Tensor, team: Team, units: int) -> Tensor:

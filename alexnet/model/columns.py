@@ -1,28 +1,28 @@
-"""The network as separate columns that meet where the tables say so.
+"""The network as separate columns that exchange activations where the table of layers says so.
 
-Section 3.2 of the paper: half of the maps on each GPU, every layer of a column seeing its own
-column's maps alone, except where a row says it sees all. Everything about where columns live is
-in a `Seam`: both on one device, one on each of two devices, or one in each process
+Section 3.2 of the paper: half of the maps on each GPU, and every layer of a column sees only its
+own column's maps, except where a row says it sees all. Everything about where columns live is in a
+`Seam`: both on one device, one on each of two devices, or one in each process
 (alexnet.distributed.mesh).
 
 Letters: N images, C channels, H rows, W columns of pixels, K classes, F units. `parts` are the
 tensors of the columns of this process, in their order.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from alexnet.model.grouped import prepared, weight_layer
-from alexnet.model.spec import Layer, ModelConfig, sizes
-from alexnet.model.stages import Stages
+from alexnet.model.grouped import Stages, prepared, weight_layer
+from alexnet.model.spec import Conv, Layer, ModelConfig, sizes
 
 
 class Seam(Protocol):
-    """Which columns live in this process and on which devices, and how columns meet."""
+    """Which columns live in this process, on which devices, and how columns exchange."""
 
     @property
     def columns(self) -> Sequence[int]: ...
@@ -31,7 +31,7 @@ class Seam(Protocol):
     def devices(self) -> Sequence[torch.device]: ...
 
     def gather(self, parts: Sequence[Tensor]) -> list[Tensor]:
-        """Give every column here the channels of all columns, in order."""
+        """For every column of this process the channels of all columns, in order."""
         ...
 
     def to_first(self, parts: Sequence[Tensor]) -> Tensor:
@@ -60,10 +60,10 @@ class LocalSeam:
     def gather(self, parts: Sequence[Tensor]) -> list[Tensor]:
         if len(set(self.devices)) == 1:
             return [torch.cat(list(parts), dim=1)] * len(parts)
-        return [_together(parts, device) for device in self.devices]
+        return [_concatenate(parts, device) for device in self.devices]
 
     def to_first(self, parts: Sequence[Tensor]) -> Tensor:
-        return _together(parts, self.devices[0])
+        return _concatenate(parts, self.devices[0])
 
     def publish(self, answer: Tensor, units: int) -> Tensor:
         return answer
@@ -73,16 +73,16 @@ def local_seam(columns: int, devices: Sequence[str | torch.device]) -> LocalSeam
     """The seam of columns on these devices: one for all, or one each. ValueError otherwise."""
     if len(devices) not in (1, columns):
         raise ValueError(f"{columns} columns need 1 or {columns} devices, got {list(devices)}.")
-    places = tuple(torch.device(device) for device in devices)
-    return LocalSeam(devices=places * (columns // len(places)))
+    homes = tuple(torch.device(device) for device in devices)
+    return LocalSeam(devices=homes * (columns // len(homes)))
 
 
-def _together(parts: Sequence[Tensor], device: torch.device) -> Tensor:
+def _concatenate(parts: Sequence[Tensor], device: torch.device) -> Tensor:
     return torch.cat([part.to(device, non_blocking=True) for part in parts], dim=1)
 
 
 class Column(nn.Module):
-    """One column: its share of every weight layer, and what stands between the layers."""
+    """One column: its share of every weight layer, and the stages between them."""
 
     def __init__(self, config: ModelConfig, column: int, *, seed: int) -> None:
         super().__init__()
@@ -119,12 +119,12 @@ class Columns(nn.Module):
             )
         self.config = config
         self.layers = tuple(row.name for row in config.layers)
-        # Before which hidden layers columns meet; the images are everyone's.
-        self.meets = (False, *(row.sees == "all" for row in config.layers[1:-1]))
+        # Before which hidden layers columns exchange; all of them see the images.
+        self.gathers = (False, *(row.sees == "all" for row in config.layers[1:-1]))
         self.classes, self.units = config.classes, config.layers[-2].out
         self.seam = seam
-        self.here = [Column(config, column, seed=seed) for column in seam.columns]
-        for number, column in zip(seam.columns, self.here, strict=True):
+        self.local = [Column(config, column, seed=seed) for column in seam.columns]
+        for number, column in zip(seam.columns, self.local, strict=True):
             self.add_module(f"column{number}", column)
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
@@ -132,23 +132,23 @@ class Columns(nn.Module):
         parts = self._hidden(images_NCHW)
         answer = self.seam.to_first(parts)
         if 0 in self.seam.columns:
-            answer = self.here[0](answer, len(self.layers) - 1)
+            answer = self.local[0](answer, len(self.layers) - 1)
         return self.seam.publish(answer, self.classes)
 
     def features(self, images_NCHW: Tensor) -> Tensor:
         """The last hidden layer (N, F) of all columns, as the last weight layer sees it."""
-        whole = self.seam.to_first(self._hidden(images_NCHW))
-        return self.seam.publish(whole, self.units)
+        features = self.seam.to_first(self._hidden(images_NCHW))
+        return self.seam.publish(features, self.units)
 
     def set_dropout_position(self, position: int) -> None:
         """The number, in the whole run, of the first image of the next batch."""
-        for column in self.here:
+        for column in self.local:
             column.stages.dropout.set_position(position)
 
     def share_of(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Of a state of all columns, what the columns of this process hold."""
-        mine = tuple(f"column{number}." for number in self.seam.columns)
-        return {name: value for name, value in state.items() if name.startswith(mine)}
+        own = tuple(f"column{number}." for number in self.seam.columns)
+        return {name: value for name, value in state.items() if name.startswith(own)}
 
     def _hidden(self, images_NCHW: Tensor) -> list[Tensor]:
         images = {
@@ -156,8 +156,48 @@ class Columns(nn.Module):
             for device in set(self.seam.devices)
         }
         parts = [images[device] for device in self.seam.devices]
-        for number, meets in enumerate(self.meets):
-            if meets:
+        for number, gather in enumerate(self.gathers):
+            if gather:
                 parts = self.seam.gather(parts)
-            parts = [column(part, number) for column, part in zip(self.here, parts, strict=True)]
+            parts = [column(part, number) for column, part in zip(self.local, parts, strict=True)]
         return parts
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Exchange:
+    """What columns that live apart send each other before one layer, by the network's table.
+
+    Attributes:
+        before: the layer that needs it; "loss" for the logits.
+        what: its name in alexnet.distributed.mesh.Team.sent.
+        shape: of one image's part, as one process sends it to one other.
+        sent: how many times one image's part is sent, forward.
+        returns: whether as much comes back with the gradients.
+    """
+
+    before: str
+    what: str
+    shape: tuple[int, ...]
+    sent: int
+    returns: bool = True
+
+    @property
+    def values(self) -> int:
+        """Sent for one image of a training step, by all processes of a replica."""
+        return math.prod(self.shape) * self.sent * (1 + self.returns)
+
+
+def exchanges(config: ModelConfig) -> Iterator[Exchange]:
+    """In the order of a forward pass. The logits come last: 2012 left them on the first GPU."""
+    others = config.columns - 1
+    part: tuple[int, ...] = ()
+    for row, size in zip(config.layers, sizes(config), strict=True):
+        if row is config.layers[-1]:
+            yield Exchange(before=row.name, what="to first", shape=part, sent=others)
+        elif part and row.sees == "all":
+            sent = config.columns * others
+            yield Exchange(before=row.name, what="gather", shape=part, sent=sent)
+        side = (size.side, size.side) if isinstance(row, Conv) else ()
+        part = (row.out // config.columns, *side)
+    logits = (config.classes,)
+    yield Exchange(before="loss", what="publish", shape=logits, sent=others, returns=False)

@@ -27,7 +27,7 @@ def mix(x: Tensor) -> Tensor:
     return x ^ ((x >> 33) & _LOW)
 
 
-def kept(images: Tensor, units: Tensor, probability: float) -> Tensor:
+def keep_mask(images: Tensor, units: Tensor, probability: float) -> Tensor:
     """Bool (N, F): which unit of which image is kept, each with `probability`.
 
     Args:
@@ -39,32 +39,33 @@ def kept(images: Tensor, units: Tensor, probability: float) -> Tensor:
     return drawn < round(probability * 2**31)
 
 
-def unit_keys(seed: int, layer: int, columns: range, each: int, device: torch.device) -> Tensor:
-    """int64 (columns * each,): a key for every unit of a layer, a column after the other."""
-    place = torch.arange(each, device=device)
+def unit_keys(seed: int, layer: int, columns: range, units: int, device: torch.device) -> Tensor:
+    """int64 (columns * units,): a key for every unit of a layer, a column after the other."""
+    unit = torch.arange(units, device=device)
     column = torch.arange(columns.start, columns.stop, device=device)[:, None]
     # Filled, not copied from the host: a CUDA graph may not copy.
     start = mix(torch.full((1,), seed, device=device) * _SPREAD + layer)
-    return mix(mix(start + column * _SPREAD) + place * _SPREAD).flatten()
+    return mix(mix(start + column * _SPREAD) + unit * _SPREAD).flatten()
 
 
 # An operator of its own: what torch.compile of torch 2.13 makes of these shifts and products for a
 # CPU computes other bits.
 @torch.library.custom_op("alexnet::dropout_mask", mutates_args=())
-def _mask(position: Tensor, place: Sequence[int], size: Sequence[int], keep: float) -> Tensor:
-    seed, layer, first, stop, stride = place
+def _mask(position: Tensor, key: Sequence[int], size: Sequence[int], keep: float) -> Tensor:
+    seed, layer, first, stop, stride = key
     images = position + torch.arange(size[0], device=position.device) * stride
-    each = size[1] // (stop - first)
-    return kept(images, unit_keys(seed, layer, range(first, stop), each, position.device), keep)
+    units = size[1] // (stop - first)
+    keys = unit_keys(seed, layer, range(first, stop), units, position.device)
+    return keep_mask(images, keys, keep)
 
 
 @_mask.register_fake
-def _(position: Tensor, place: Sequence[int], size: Sequence[int], keep: float) -> Tensor:
+def _(position: Tensor, key: Sequence[int], size: Sequence[int], keep: float) -> Tensor:
     return position.new_empty((size[0], size[1]), dtype=torch.bool)
 
 
 class Dropout(nn.Module):
-    """Silences units with a probability; which ones is set by `set_position` before each step.
+    """Drops units with a probability; which ones depends on `set_position`, called each step.
 
     Kind "mask" leaves kept units as they are and scales by 1 - p in use (2012); "inverted" divides
     kept units by 1 - p in training (PyTorch).
@@ -98,7 +99,7 @@ class Dropout(nn.Module):
             return x
         if not self.training:
             return x if self.inverted else x * self.keep
-        place = (self.seed, layer, self.columns.start, self.columns.stop, self.stride)
-        drawn = _mask(self.position, place, (len(x), x[0].numel()), self.keep)
-        mask = drawn.view(x.shape).to(x.dtype)
+        key = (self.seed, layer, self.columns.start, self.columns.stop, self.stride)
+        keep_units = _mask(self.position, key, (len(x), x[0].numel()), self.keep)
+        mask = keep_units.view(x.shape).to(x.dtype)
         return x * (mask / self.keep if self.inverted else mask)

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alexnet.model.spec import Dense, Layer, ModelConfig, sizes
-from alexnet.model.stages import Stages
+from alexnet.model.dropout import Dropout
+from alexnet.model.norms import local_response_norm, spatial_norm
+from alexnet.model.spec import Dense, Layer, ModelConfig, Stage, sizes
 
 
 class Grouped(nn.Module):
@@ -38,6 +39,41 @@ class Grouped(nn.Module):
         self.stages.dropout.set_position(position)
 
 
+class Stages(nn.Module):
+    """What follows each weight layer (neuron, norms, pooling, dropout), in the order of its row.
+
+    A tensor holds the maps of `columns` side by side. Norms never look across from one column to
+    another, unless the config says so: this makes the one-device form equal to separate columns.
+    """
+
+    def __init__(self, config: ModelConfig, *, seed: int, columns: range) -> None:
+        super().__init__()
+        # Plain values: torch.compile cannot carry frozen dataclasses.
+        self.then = tuple(row.then for row in config.layers)
+        self.act = torch.relu if config.act == "relu" else torch.tanh
+        self.lrn, self.spatial = config.lrn, config.spatial
+        self.pool = (config.pool_size, config.pool_stride)
+        self.groups = len(columns) if config.lrn_across == "own" else 1
+        self.dropout = Dropout(config.dropout, config.dropout_kind, seed=seed, columns=columns)
+
+    def forward(self, x: Tensor, number: int) -> Tensor:
+        """The output x of layer `number` (0 is the first), as the next layer sees it."""
+        for stage in self.then[number]:
+            x = self._apply_stage(x, stage, number)
+        return x
+
+    def _apply_stage(self, x: Tensor, stage: Stage, number: int) -> Tensor:
+        if stage == "act":
+            return self.act(x)
+        if stage == "lrn":
+            return local_response_norm(x, self.lrn, groups=self.groups)
+        if stage == "spatial":
+            return spatial_norm(x, self.spatial)
+        if stage == "pool":
+            return F.max_pool2d(x, *self.pool, ceil_mode=True)
+        return self.dropout(x, number)
+
+
 class GroupedLinear(nn.Module):
     """Dense columns side by side: weight (out, inputs of one), as a grouped convolution's.
 
@@ -54,13 +90,13 @@ class GroupedLinear(nn.Module):
         x = x.flatten(1)
         if self.groups == 1:
             return F.linear(x, self.weight, self.bias)
-        parts = zip(
+        columns = zip(
             x.chunk(self.groups, 1),
             self.weight.chunk(self.groups),
             self.bias.chunk(self.groups),
             strict=True,
         )
-        return torch.cat([F.linear(*part) for part in parts], dim=1)
+        return torch.cat([F.linear(*column) for column in columns], dim=1)
 
 
 def weight_layer(row: Layer, weight: tuple[int, ...], groups: int) -> nn.Module:

@@ -231,6 +231,18 @@ def sizes(config: ModelConfig) -> Iterator[Size]:
         channels, split = row.out, config.columns
 
 
+Shapes = dict[str, tuple[int, ...]]
+
+
+def state_shapes(config: ModelConfig) -> Shapes:
+    """Shape of every parameter of the one-device form, in order."""
+    shapes: Shapes = {}
+    for size in sizes(config):
+        shapes[f"{size.name}.weight"] = size.weight
+        shapes[f"{size.name}.bias"] = (size.biases,)
+    return shapes
+
+
 def pooled(config: ModelConfig, side: int) -> int:
     """Side of a map after pooling; no window starts beyond the map."""
     steps = -(-(side - config.pool_size) // config.pool_stride)

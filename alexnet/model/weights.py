@@ -1,4 +1,4 @@
-"""Weights: how they start, and how they map from one form of the network to another."""
+"""Weights: their first values, and how they map from one form of the network to another."""
 
 import math
 
@@ -11,20 +11,20 @@ State = dict[str, Tensor]
 
 
 def initial_state(config: ModelConfig, *, seed: int) -> State:
-    """The start of the one-device form, float32: a function of config and seed alone.
+    """First weights of the one-device form, float32: a function of config and seed alone.
 
     Weights are normal with the row's sd, biases constant; None gives PyTorch's default, uniform
     within 1 / sqrt(terms of one output).
     """
     state: State = {}
     for index, (row, size) in enumerate(zip(config.layers, sizes(config), strict=True)):
-        # A generator a layer: a layer more or less leaves the start of the others as it was.
+        # A generator a layer: the first weights of a layer do not depend on the other layers.
         chance = torch.Generator().manual_seed(seed * 64 + index)
-        state[f"{row.name}.weight"], state[f"{row.name}.bias"] = _start(row, size, chance)
+        state[f"{row.name}.weight"], state[f"{row.name}.bias"] = _first_values(row, size, chance)
     return state
 
 
-def _start(row: Layer, size: Size, chance: torch.Generator) -> tuple[Tensor, Tensor]:
+def _first_values(row: Layer, size: Size, chance: torch.Generator) -> tuple[Tensor, Tensor]:
     weight, bias = torch.empty(size.weight), torch.empty(row.out)
     reach = 1 / math.sqrt(math.prod(size.weight[1:]))
     if row.sd is None:
@@ -47,19 +47,19 @@ def to_columns(state: State, config: ModelConfig) -> State:
     split: State = {}
     for row in config.layers:
         for kind in ("weight", "bias"):
-            whole = state[f"{row.name}.{kind}"]
-            parts = (whole,) if row is config.layers[-1] else whole.chunk(config.columns)
-            for column, part in enumerate(parts):
-                split[f"column{column}.{row.name}.{kind}"] = part.clone()
+            tensor = state[f"{row.name}.{kind}"]
+            shares = (tensor,) if row is config.layers[-1] else tensor.chunk(config.columns)
+            for column, share in enumerate(shares):
+                split[f"column{column}.{row.name}.{kind}"] = share.clone()
     return split
 
 
 def to_grouped(state: State, config: ModelConfig) -> State:
     """The inverse of `to_columns`; the state must hold all columns."""
-    whole: State = {}
+    grouped: State = {}
     for row in config.layers:
         columns = 1 if row is config.layers[-1] else config.columns
         for kind in ("weight", "bias"):
             names = [f"column{column}.{row.name}.{kind}" for column in range(columns)]
-            whole[f"{row.name}.{kind}"] = torch.cat([state[name].cpu() for name in names])
-    return whole
+            grouped[f"{row.name}.{kind}"] = torch.cat([state[name].cpu() for name in names])
+    return grouped

@@ -1,6 +1,6 @@
-"""Checkpoints: one safetensors file holds tensors and JSON, appears whole or not at all, no pickle.
+"""Checkpoints: a safetensors file of tensors and JSON, written atomically and without pickle.
 
-    RUN/checkpoints/step-00001234.safetensors    the latest few, for going on
+    RUN/checkpoints/step-00001234.safetensors    the latest few, to resume from
     RUN/checkpoints/best.safetensors             the one with the lowest validation error
 
 Tensors are named PART/NAME: model/conv1.weight, velocity/conv1.weight, stats/mean. The metadata
@@ -29,11 +29,12 @@ VERSION = 1
 FOLDER = "checkpoints"
 BEST = "best.safetensors"
 Tensors = Mapping[str, Tensor]
+Comparison = tuple[list[str], list[str]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Checkpoint:
-    """What a file held: JSON, and the tensors of the parts that were asked for, on the CPU."""
+    """The contents of a file: JSON, and the tensors of the requested parts, on the CPU."""
 
     path: Path
     meta: dict[str, Any]
@@ -41,17 +42,17 @@ class Checkpoint:
 
 
 def save(path: Path, meta: Mapping[str, Any], parts: Mapping[str, Tensors]) -> None:
-    """Write a checkpoint beside its place, flush it to the disk, and rename it.
+    """Write a checkpoint under another name, flush it to the disk, and rename it.
 
-    OSError, with nothing left behind, where the disk is full or the folder not writable.
+    OSError, with nothing left behind, if the disk is full or the folder is not writable.
     """
     tensors = {
         f"{part}/{name}": tensor.detach().cpu().contiguous()
         for part, named in parts.items()
         for name, tensor in named.items()
     }
-    about = {"version": VERSION, "crc32": {part: _crc(tensors, part) for part in parts}}
-    data = to_bytes(tensors, {"alexprep": json.dumps({**meta, **about})})
+    checks = {"version": VERSION, "crc32": {part: _crc(tensors, part) for part in parts}}
+    data = to_bytes(tensors, {"alexprep": json.dumps({**meta, **checks})})
     partial = path.with_name(f"{path.name}.partial")
     try:
         with partial.open("wb") as file:
@@ -67,22 +68,22 @@ def save(path: Path, meta: Mapping[str, Any], parts: Mapping[str, Tensors]) -> N
 
 
 def load(path: Path, parts: Iterable[str] = ("model",)) -> Checkpoint:
-    """Read the JSON and some parts; RunError where the file is missing, damaged or not ours."""
+    """Read the JSON and some parts; RunError if the file is missing, damaged or no checkpoint."""
     if not path.is_file():
         raise RunError(f"{path} is not a file. Name a checkpoint, or a run folder that has one.")
     path.open("rb").close()  # safetensors calls a file that may not be read missing
     try:
         opened: Any = safe_open(path, framework="pt")
         with opened as file:
-            about: dict[str, str] = file.metadata() or {}
+            metadata: dict[str, str] = file.metadata() or {}
             names: list[str] = list(file.keys())
-            wanted = tuple(f"{part}/" for part in parts)
+            prefixes = tuple(f"{part}/" for part in parts)
             tensors: dict[str, Tensor] = {
-                name: file.get_tensor(name) for name in names if name.startswith(wanted)
+                name: file.get_tensor(name) for name in names if name.startswith(prefixes)
             }
     except (SafetensorError, OSError) as error:
         raise RunError(f"{path} is damaged or no checkpoint ({error}). Use another one.") from error
-    text = about.get("alexprep")
+    text = metadata.get("alexprep")
     if text is None:
         raise RunError(f"{path} is a safetensors file, but no checkpoint of alexprep.")
     meta: dict[str, Any] = json.loads(text)
@@ -102,8 +103,8 @@ def load(path: Path, parts: Iterable[str] = ("model",)) -> Checkpoint:
 
 
 def _part(tensors: Tensors, part: str) -> dict[str, Tensor]:
-    start = f"{part}/"
-    return {name.removeprefix(start): t for name, t in tensors.items() if name.startswith(start)}
+    prefix = f"{part}/"
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
 
 
 def _crc(tensors: Tensors, part: str) -> int:
@@ -122,26 +123,26 @@ def _flush_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def matching(here: Tensors, there: Tensors) -> tuple[list[str], list[str]]:
-    """Names that fit by name and shape, and the differences in words."""
-    fits = [name for name in here if name in there and here[name].shape == there[name].shape]
-    differences = [
-        f"{name} is {tuple(there[name].shape)}, not {tuple(here[name].shape)}"
-        if name in there
+def compare_shapes(shapes: Mapping[str, tuple[int, ...]], saved: Tensors) -> Comparison:
+    """Names that fit by name and shape, and the other differences in words."""
+    fitting = [name for name in shapes if name in saved and saved[name].shape == shapes[name]]
+    missing = [
+        f"{name} is {tuple(saved[name].shape)}, not {shapes[name]}"
+        if name in saved
         else f"{name} is missing"
-        for name in here
-        if name not in fits
+        for name in shapes
+        if name not in fitting
     ]
-    return fits, differences + [f"{name} is not wanted" for name in there if name not in here]
+    return fitting, missing + [f"{name} is unknown" for name in saved if name not in shapes]
 
 
 def step_path(run: Path, step: int) -> Path:
-    """Where the checkpoint after `step` steps lies."""
+    """The path of the checkpoint after `step` steps."""
     return run / FOLDER / f"step-{step:08d}.safetensors"
 
 
 def steps(run: Path) -> list[Path]:
-    """The checkpoints to go on from, oldest first."""
+    """The checkpoints to resume from, oldest first."""
     return sorted((run / FOLDER).glob("step-*.safetensors"))
 
 
@@ -152,19 +153,19 @@ def best(run: Path) -> Path | None:
 
 
 def resolve(path: Path) -> Path:
-    """The file meant by a checkpoint or a run folder: its best, else its latest checkpoint."""
+    """The file of a checkpoint or of a run folder: its best, else its latest checkpoint."""
     if not path.exists():
         raise RunError(f"{path} does not exist. Name a checkpoint or the folder of a run.")
     if path.is_file():
         return path
-    found = best(path) or next(reversed(steps(path)), None)
-    if found is None:
+    newest = best(path) or next(reversed(steps(path)), None)
+    if newest is None:
         raise RunError(f"{path} is a folder without checkpoints. Name the folder of a run.")
-    return found
+    return newest
 
 
 def mark_best(run: Path, path: Path) -> None:
-    """Make `path` the best as well, without a second copy where the file system can."""
+    """Make `path` the best as well, by a hard link where the file system has them."""
     partial = run / FOLDER / f"{BEST}.partial"
     partial.unlink(missing_ok=True)
     try:

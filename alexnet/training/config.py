@@ -1,4 +1,4 @@
-"""TrainConfig: everything about a run of training that is not the network or its data. No torch."""
+"""TrainConfig: everything about training that is not the network or its data. No torch."""
 
 import math
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ class TrainConfig:
     """The released code's training of net 145 by default (layer-params-145.cfg).
 
     Attributes:
-        epochs: at most; a Plateau may end earlier.
+        epochs: at most; a PlateauSchedule may end the run earlier.
         seed: of the first weights and of dropout.
         lr: first learning rate of the weights.
         bias_lr: the biases' first rate as a multiple of the weights'.
@@ -21,8 +21,8 @@ class TrainConfig:
         momentum: of the velocity.
         weight_decay: times the rate, of the weights.
         bias_decay: the same of the biases.
-        velocity_has_lr: whether the velocity lives on unchanged when the rate changes (2012), or
-            shrinks with it (torch.optim.SGD as it is).
+        velocity_has_lr: whether the velocity stays as it is when the rate changes (2012), or
+            shrinks with it (plain torch.optim.SGD).
         schedule: when the rates change.
         precision: of the network's arithmetic. Weights and updates are float32 with "bfloat16";
             "float64" is for proofs: forms and devices agree to about 1e-12, so that rounding
@@ -31,9 +31,9 @@ class TrainConfig:
         compile: torch.compile; "graphs" adds CUDA graphs (its mode "reduce-overhead").
         log_steps: steps between two lines of the log.
         checkpoint_minutes: time between two checkpoints within an epoch; each epoch ends with one.
-        keep: how many of the latest checkpoints stay, beside the best.
-        explode: the run stops when the loss of some step exceeds this many times ln(classes), the
-            loss of guessing.
+        keep: how many of the latest checkpoints are kept, besides the best.
+        explode: training has diverged when the loss exceeds this many times ln(classes), the loss
+            at chance.
     """
 
     epochs: int = 91

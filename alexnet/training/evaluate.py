@@ -48,28 +48,28 @@ def predict_probabilities(
     return torch.cat(probabilities), torch.cat(labels)
 
 
-def places(scores_NK: Tensor, labels_N: Tensor) -> Tensor:
-    """Place of the right class among all, 0 is the first: int64 (N,).
+def rank_of_label(scores_NK: Tensor, labels_N: Tensor) -> Tensor:
+    """Rank of the right class by score, 0 is the first: int64 (N,).
 
-    Equal scores stand in the order of their classes, so that a network which says nothing is not
-    right about everything; where a score is not a number the place is the last.
+    Equal scores rank in the order of their classes, so that a network whose scores are all equal is
+    not right about everything; if a score of an image is NaN, its label ranks last.
     """
-    mine = scores_NK.gather(1, labels_N[:, None])
+    own = scores_NK.gather(1, labels_N[:, None])
     before = torch.arange(scores_NK.shape[1], device=scores_NK.device) < labels_N[:, None]
-    place = ((scores_NK > mine) | ((scores_NK == mine) & before)).sum(1)
-    return torch.where(scores_NK.isnan().any(1), scores_NK.shape[1] - 1, place)
+    rank = ((scores_NK > own) | ((scores_NK == own) & before)).sum(1)
+    return torch.where(scores_NK.isnan().any(1), scores_NK.shape[1] - 1, rank)
 
 
 def error_rates(probabilities_NK: Tensor, labels_N: Tensor) -> Errors:
-    """Share of images whose class is not the first, and not among the first five."""
-    place = places(probabilities_NK, labels_N)
-    return Errors(float((place >= 1).double().mean()), float((place >= TOP).double().mean()))
+    """Top-1 and top-5 error."""
+    rank = rank_of_label(probabilities_NK, labels_N)
+    return Errors(float((rank >= 1).double().mean()), float((rank >= TOP).double().mean()))
 
 
 def average(members: Sequence[Tensor], weights: Sequence[float] = ()) -> Tensor:
     """Weighted mean (N, K) of the predictions of several networks; equal weights by default.
 
-    ValueError for what `normalized` refuses.
+    Raises ValueError as `normalized` does.
     """
     total = torch.zeros_like(members[0])
     for member, share in zip(members, normalized(len(members), weights), strict=True):
@@ -78,13 +78,13 @@ def average(members: Sequence[Tensor], weights: Sequence[float] = ()) -> Tensor:
 
 
 def normalized(members: int, weights: Sequence[float] = ()) -> list[float]:
-    """Weights of so many networks that add up to 1; equal ones by default.
+    """Weights of that many networks, scaled to add up to 1; equal ones by default.
 
-    ValueError if the weights are not one a member, or do not add up to more than nothing.
+    ValueError unless there is one weight a member, none is below 0 and one is above.
     """
     weights = weights or [1.0] * members
     if len(weights) != members or min(weights) < 0 or sum(weights) <= 0:
         raise ValueError(
-            f"{members} predictions want as many weights, none below 0, got {list(weights)}."
+            f"Expected {members} weights, one a prediction and none below 0, got {list(weights)}."
         )
     return [weight / sum(weights) for weight in weights]

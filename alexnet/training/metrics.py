@@ -1,4 +1,4 @@
-"""metrics.jsonl: what a run reported, one JSON object a line.
+"""What the log of a run says: sums over a few steps, and metrics.jsonl, a JSON object a line.
 
     {"kind": "step", "step": 50, "epoch": 0, "at": 50, "of": 390, "loss": ..., "lr": ...,
      "images_per_second": ..., "waiting": 0.004}    every few steps, of the steps since the last one
@@ -9,20 +9,29 @@
 Epochs count from 0, losses are means in nats, waiting is a share of the time, top1 and top5 are
 errors in 0..1; docs/training.md has a table of the fields.
 
-A resumed run cuts off the lines that came after its checkpoint, since it goes through them again.
+A resumed run cuts off the lines that came after its checkpoint and writes those steps again.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from alexnet.distributed.feed import Batch
 
 NAME = "metrics.jsonl"
 Record = dict[str, Any]
 
 
 class Metrics:
-    """Appends records to RUN/metrics.jsonl, each flushed at once, so that others can follow it."""
+    """Appends records to RUN/metrics.jsonl, each flushed at once, so that others can follow it.
+
+    Lines after the first `keep_lines` are cut off.
+    """
 
     def __init__(self, run: Path, *, keep_lines: int) -> None:
         self.path = run / NAME
@@ -47,3 +56,105 @@ def read(run: Path) -> Iterator[Record]:
     for line in (run / NAME).read_bytes().splitlines(keepends=True):
         if line.endswith(b"\n"):
             yield json.loads(line)
+
+
+class Interval(NamedTuple):
+    """Sums over some steps; `loss` is the sum of the losses of the images.
+
+    `stalled` are the seconds that went by without data. Checkpoints store the fields in this order.
+    """
+
+    steps: int = 0
+    images: int = 0
+    loss: float = 0.0
+    seconds: float = 0.0
+    stalled: float = 0.0
+
+    def plus(self, more: "Interval") -> "Interval":
+        return Interval(
+            steps=self.steps + more.steps,
+            images=self.images + more.images,
+            loss=self.loss + more.loss,
+            seconds=self.seconds + more.seconds,
+            stalled=self.stalled + more.stalled,
+        )
+
+    @property
+    def mean_loss(self) -> float:
+        return self.loss / max(self.images, 1)
+
+    @property
+    def rate(self) -> float:
+        """Images a second."""
+        return self.images / max(self.seconds, 1e-9)
+
+    @property
+    def stall(self) -> float:
+        """Share of the time that went by without data."""
+        return self.stalled / max(self.seconds, 1e-9)
+
+
+class Meter:
+    """Adds up since the last `flush`, which alone reads tensors, so that a GPU never waits for it.
+
+    On a CPU a stall is the time spent on asking for a batch. On a GPU it is the gap between the end
+    of a step and the start of the next by the device's own events: the host runs ahead of the
+    device, and while it waits for a batch the device may still be computing.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.gpu = device.type == "cuda"
+        self.device = device
+        self.loss = torch.zeros((), device=device, dtype=torch.float32)
+        self.steps = self.images = 0
+        self.stalled = 0.0
+        self.began = time.perf_counter()
+        self._gaps: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self._ended: torch.cuda.Event | None = None
+
+    def batches(self, loader: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches of the loader; what happens between two of them counts as computing."""
+        self.began = time.perf_counter()
+        self._ended = None
+        iterator = iter(loader)
+        while True:
+            request = time.perf_counter()
+            batch = next(iterator, None)
+            if batch is None:
+                return
+            self._arrived(request)
+            yield batch
+            if self.gpu:
+                self._ended = _mark(self.device)
+
+    def add(self, loss: Tensor, images: int) -> None:
+        """One step: the mean loss of its images."""
+        self.loss += loss * images
+        self.images += images
+        self.steps += 1
+
+    def flush(self) -> Interval:
+        """The sums since the last call."""
+        loss = float(self.loss)  # waits for the device, so the seconds below are those of the steps
+        for ended, began in self._gaps:
+            self.stalled += ended.elapsed_time(began) / 1000
+        clock = time.perf_counter()
+        interval = Interval(self.steps, self.images, loss, clock - self.began, self.stalled)
+        self.loss.zero_()
+        self.steps = self.images = 0
+        self.stalled, self.began = 0.0, clock
+        self._gaps.clear()
+        return interval
+
+    def _arrived(self, request: float) -> None:
+        if not self.gpu:
+            self.stalled += time.perf_counter() - request
+        elif self._ended is not None:
+            self._gaps.append((self._ended, _mark(self.device)))
+
+
+def _mark(device: torch.device) -> torch.cuda.Event:
+    """An event in the queue of this device, which need not be torch's current one."""
+    event = torch.cuda.Event(enable_timing=True)
+    event.record(torch.cuda.current_stream(device))
+    return event

@@ -5,7 +5,7 @@ The released code (weights.cu) keeps the rate inside the velocity:
     v = momentum * v - rate * decay * w - rate * gradient;  w = w + v
 
 torch.optim.SGD keeps it outside: b = momentum * b + decay * w + gradient; w = w - rate * b. They
-agree as long as the rate does; where it changes, v stays and b must be multiplied by old / new.
+agree while the rate is constant; when it changes, v stays, so b must be multiplied by old / new.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ from alexnet.training.schedule import Kind
 
 
 class Group(TypedDict):
-    """A parameter group of torch.optim.SGD with the names it goes by here."""
+    """A parameter group of torch.optim.SGD, with the names of its layer and parameters."""
 
     layer: str
     kind: Kind
@@ -31,7 +31,7 @@ class Group(TypedDict):
 
 
 def sgd(model: nn.Module, config: TrainConfig) -> torch.optim.SGD:
-    """The optimizer of a config: one group for the weights and one for the biases of each layer."""
+    """The optimizer of a config, with a group for the weights and one for the biases of a layer."""
     return torch.optim.SGD(
         groups(model, config),
         lr=config.lr,
@@ -42,13 +42,16 @@ def sgd(model: nn.Module, config: TrainConfig) -> torch.optim.SGD:
 
 
 def groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
-    """Parameter groups in the order of the parameters. ValueError for a rate of no layer."""
-    found: dict[tuple[str, Kind], Group] = {}
+    """Parameter groups in the order of the parameters.
+
+    ValueError if `layer_lr` names a layer that the network does not have.
+    """
+    by_kind: dict[tuple[str, Kind], Group] = {}
     for name, parameter in model.named_parameters():
         layer, kind = layer_of(name), kind_of(name)
         rate = config.lr * config.layer_lr.get(layer, 1.0)
         rate *= config.bias_lr if kind == "bias" else 1.0
-        group = found.setdefault(
+        group = by_kind.setdefault(
             (layer, kind),
             Group(
                 layer=layer,
@@ -62,11 +65,11 @@ def groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
         )
         group["names"].append(name)
         group["params"].append(parameter)
-    layers = {layer for layer, _ in found}
+    layers = {layer for layer, _ in by_kind}
     for layer in config.layer_lr:
         if layer not in layers:
             raise ValueError(f"TrainConfig.layer_lr names {layer!r}; layers are {sorted(layers)}.")
-    return [dict(group) for group in found.values()]
+    return [dict(group) for group in by_kind.values()]
 
 
 def layer_of(name: str) -> str:

@@ -1,49 +1,38 @@
-"""What `fit` is given and what it gives back: the loaders, the folder of the run, the summary."""
+"""What `fit` takes, what it gives back, and the state of a run between two steps."""
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 
-from alexnet.distributed.replicas import ALONE, Replicas
-from alexnet.training.metrics import Record
-
-
-class Loader(Protocol):
-    """Batches of the rest of an epoch; the state says where the sequence stands."""
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
-    def __len__(self) -> int: ...
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+from alexnet.distributed.feed import Loader
+from alexnet.distributed.mesh import SINGLE_PROCESS, Replicas
+from alexnet.training.metrics import Interval, Record
+from alexnet.training.schedule import PlateauState
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Data:
-    """What the network learns from, and what its error is counted on after each epoch.
+    """What the network learns from, and what its error is measured on after each epoch.
 
-    None where another process has the loaders: the first column's feeds the others of its replica.
+    None in a process that another one feeds: the first column's feeds the others of its replica.
     """
 
     train: Loader | None
     validation: Loader | None
 
 
-def silent(_record: Record) -> None:
-    """Tell nobody."""
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Run:
-    """Where a run lives, what goes into its checkpoints beside the network, who is told.
+class RunContext:
+    """Where a run lives, what its checkpoints hold besides the network, and who follows it.
 
     Attributes:
-        folder: is made if it is not there.
+        folder: created if it does not exist.
         meta: JSON for every checkpoint: class names, augmentation, ...
         tensors: parts for every checkpoint: {"stats": {"mean": ...}}.
-        report: is given each record of metrics.jsonl, and {"kind": "note", "text": ...}.
+        emit: called with each record of metrics.jsonl, and with {"kind": "note", "text": ...}.
         replicas: this process among those that share the batches; the first one writes.
     """
 
@@ -52,13 +41,63 @@ class Run:
     tensors: Mapping[str, Mapping[str, Tensor]] = field(
         default_factory=dict[str, Mapping[str, Tensor]]
     )
-    report: Callable[[Record], None] = silent
-    replicas: Replicas = ALONE
+    emit: Callable[[Record], None] = lambda _record: None
+    replicas: Replicas = SINGLE_PROCESS
+
+
+_ON_DISK = {"plateau": "watched"}
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainState:
+    """All that a checkpoint holds besides tensors and the state of the loader.
+
+    `epoch` is that of the next step, `step` the steps done in it; `steps` and `images` count over
+    the whole run, `totals` over the present epoch.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    steps: int = 0
+    images: int = 0
+    lines: int = 0  # of metrics.jsonl
+    totals: Interval = field(default_factory=Interval)
+    rates: dict[str, float] = field(default_factory=dict[str, float])
+    plateau: PlateauState = field(default_factory=PlateauState)
+    best_error: float = 1.0
+    best_step: int = -1
+
+    def to_dict(self) -> dict[str, Any]:
+        """For a checkpoint, where the state of the plateau is called "watched"."""
+        return {_ON_DISK.get(name, name): value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> "TrainState":
+        """The state that `to_dict` wrote."""
+        names = {key: name for name, key in _ON_DISK.items()}
+        values: dict[str, Any] = {names.get(key, key): value for key, value in raw.items()}
+        values["totals"] = Interval(*raw["totals"])
+        values["plateau"] = PlateauState(**raw["watched"])
+        return cls(**values)
+
+    def count_step(self) -> None:
+        self.step += 1
+        self.steps += 1
+
+    def add(self, interval: Interval) -> None:
+        self.images += interval.images
+        self.totals = self.totals.plus(interval)
+
+    def end_epoch(self, error: float) -> None:
+        """Remember the error and begin the next epoch."""
+        if error < self.best_error or self.best_step < 0:
+            self.best_error, self.best_step = error, self.steps
+        self.epoch, self.step, self.totals = self.epoch + 1, 0, Interval()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Summary:
-    """What a call of `fit` came to.
+    """The result of one call of `fit`.
 
     `images` and `seconds` are of this call; `best_error` is top-1 on validation; `stopped` names
     the signal that ended it early, "" for none.
@@ -75,10 +114,10 @@ class Summary:
     exit_code: int = 0
 
     def text(self) -> str:
-        """One line for a person."""
-        done = f"{self.epochs} epochs, {self.steps:,} steps"
+        """One line of text."""
+        text = f"{self.epochs} epochs, {self.steps:,} steps"
         if self.epochs:
-            done += f"; best top-1 {1 - self.best_error:.2%} right: {self.best}"
+            text += f"; best top-1 acc {1 - self.best_error:.2%}: {self.best}"
         if self.stopped:
-            return f"{self.stopped}: saved {self.last}; the same command goes on. {done}"
-        return done
+            return f"{self.stopped}: saved {self.last}. Run it again to resume. {text}"
+        return text

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C ask a run to stop after the step at hand; a second one stops it at once."""
+"""SIGTERM and Ctrl-C stop a run after the current step; a second one stops it at once."""
 
 import signal
 import threading
@@ -9,8 +9,12 @@ from types import FrameType
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
+class Stopped(Exception):  # noqa: N818 - no error: how the loop is left between two steps
+    """A signal asked the run to stop."""
+
+
 class Stop:
-    """Which signal asked, if one did."""
+    """Holds the signal that asked the run to stop; true once one did."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
@@ -18,21 +22,21 @@ class Stop:
     def __bool__(self) -> bool:
         return self.signal is not None
 
-    def ask(self, number: int, _frame: FrameType | None) -> None:
+    def request(self, number: int, _frame: FrameType | None) -> None:
         self.signal = signal.Signals(number)
         signal.signal(number, signal.SIG_DFL)
 
 
 @contextmanager
 def stop_requests() -> Generator[Stop]:
-    """Catch the signals meanwhile. Only the main thread of a process can: elsewhere none comes."""
+    """Catch the signals within the block; outside the main thread, which alone can, catch none."""
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = {number: signal.signal(number, stop.ask) for number in SIGNALS}
+    handlers = {number: signal.signal(number, stop.request) for number in SIGNALS}
     try:
         yield stop
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)

@@ -1,21 +1,43 @@
 # pyright: reportUnknownMemberType=false
 # torch.compile, backward and step are typed only in part.
-"""One update of the weights, and the sums that count errors."""
+"""One update of the weights, the sums that count errors, and how the network is run for both."""
 
+import ctypes
+import sys
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alexnet.distributed.replicas import ALONE, Replicas
+from alexnet.distributed.feed import Batch
+from alexnet.distributed.mesh import SINGLE_PROCESS, Replicas
 from alexnet.training.config import TrainConfig
-from alexnet.training.evaluate import TOP, places
-from alexnet.training.meter import Batch
+from alexnet.training.evaluate import TOP, rank_of_label
+
+# Names of glibc's mallopt (malloc.h).
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
+
+
+def keep_freed_memory() -> bool:
+    """Let glibc keep large freed blocks instead of returning them to the kernel; True if it does.
+
+    Activations are tens of megabytes. By default each is mapped anew every step, and the kernel
+    clears its pages one by one: a third of the time of a step of the full network on two cores
+    (docs/network.md). The process stays at its largest size until it ends. Call it once, before
+    the network is built; without glibc it does nothing.
+    """
+    if sys.platform != "linux":
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    settings = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**31 - 1), (_TOP_PAD, 64 * 2**20))
+    return all(mallopt(name, value) for name, value in settings)
 
 
 def compiled(model: nn.Module, config: TrainConfig) -> Any:
-    """The network as it is called in training: itself, or what torch.compile makes of it."""
+    """The network as training calls it: itself, or its compiled form."""
     if config.compile == "off":
         return model
     mode = "reduce-overhead" if config.compile == "graphs" else None
@@ -46,9 +68,9 @@ def train_step(
     optimizer: torch.optim.SGD,
     batch: Batch,
     config: TrainConfig,
-    replicas: Replicas = ALONE,
+    replicas: Replicas = SINGLE_PROCESS,
 ) -> Tensor:
-    """One update; the mean loss of the batch, left on its device."""
+    """One update; returns the mean loss of the batch, left on its device."""
     images, labels = batch
     loss = F.cross_entropy(logits_of(model, images, config), labels)
     loss.backward()
@@ -59,10 +81,10 @@ def train_step(
 
 
 def count_errors(model: Any, batch: Batch, config: TrainConfig) -> Tensor:
-    """Images, sum of their losses, wrong in the first place, wrong in the first five: (4,)."""
+    """(4,): images, the sum of their losses, their top-1 and their top-5 errors."""
     images, labels = batch
     logits = logits_of(model, images, config)
     loss = F.cross_entropy(logits, labels, reduction="sum")
-    place = places(logits, labels)
+    rank = rank_of_label(logits, labels)
     count = loss.new_tensor(float(len(labels)))
-    return torch.stack([count, loss, (place >= 1).sum(), (place >= TOP).sum()])
+    return torch.stack([count, loss, (rank >= 1).sum(), (rank >= TOP).sum()])

@@ -1,285 +1,336 @@
-"""A run in memory: network, optimizer, position and log, and how it comes from a checkpoint."""
+# pyright: reportUnknownMemberType=false
+# torch types some of its functions only in part.
+"""fit: any network, any loader of (images, labels), one folder that holds the run.
+
+    RUN/checkpoints/    see alexnet.training.checkpoint
+    RUN/metrics.jsonl   see alexnet.training.metrics
+
+A run that was stopped anywhere, by a signal, a fault or a power cut, resumes from its last
+checkpoint and ends with the weights of one that was never stopped, bit for bit on a CPU: order,
+crops and dropout are functions of the position, and everything else is in the checkpoint.
+"""
 
 import math
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from alexnet.distributed.feed import in_lockstep
+from alexnet.distributed.feed import Loader, shared_loader
 from alexnet.errors import RunError
 from alexnet.model.dropout import Dropout
 from alexnet.training import checkpoint
 from alexnet.training.config import TrainConfig
 from alexnet.training.evaluate import Errors
-from alexnet.training.meter import Meter, Taken
-from alexnet.training.metrics import Metrics, Record
-from alexnet.training.one_device import from_whole, load_weights, to_whole, whole_like
+from alexnet.training.metrics import Interval, Meter, Metrics, Record
+from alexnet.training.one_device import (
+    from_one_device,
+    load_weights,
+    parameter_shapes,
+    to_one_device,
+)
 from alexnet.training.optim import load_velocities, set_rates, sgd, velocities
-from alexnet.training.progress import Progress
-from alexnet.training.run import Data, Run, Summary
-from alexnet.training.schedule import Kind, factor
-from alexnet.training.signals import Stop
+from alexnet.training.run import Data, RunContext, Summary, TrainState
+from alexnet.training.signals import Stop, Stopped, stop_requests
 from alexnet.training.step import compiled, count_errors, set_channels_last, train_step
 
-# Far more images than a batch has: positions of dropout never meet, whatever the batch size.
+__all__ = ["Data", "Loader", "RunContext", "Summary", "TrainConfig", "Trainer", "fit"]
+
+# Far more images than a batch has: positions of dropout never overlap, whatever the batch size.
 POSITIONS_A_STEP = 1 << 20
 # Share of an epoch's time without data from which the loader, not the network, sets the pace.
 DATA_BOUND = 0.05
 
 
-class Stopped(Exception):  # noqa: N818 - no error: how the loop is left between two steps
-    """A signal asked the run to stop."""
+def fit(model: nn.Module, config: TrainConfig, data: Data, run: RunContext) -> Summary:
+    """Train until the schedule or the epochs end, or a signal comes; resume what `run` holds.
+
+    Raises:
+        RunError: the loss is NaN or explodes, the disk is full, a checkpoint is damaged or of
+            another network. Names the last good checkpoint.
+    """
+    team = run.replicas.team
+    with (
+        naming_last_good(run.folder),
+        shared_loader(data.train, team) as train,
+        shared_loader(data.validation, team) as validation,
+        stop_requests() as stop,
+    ):
+        torch.manual_seed(config.seed)  # for networks that draw from torch's own generator
+        trainer = Trainer(model, config, train, run, stop)
+        trainer.resume()
+        try:
+            while not trainer.done:
+                trainer.train_epoch()
+                errors = trainer.validate(validation)
+                trainer.end_epoch(errors)
+        except Stopped:
+            trainer.save()
+        return trainer.summary()
 
 
 class Trainer:
-    """One run; `epoch` is called until `done`."""
+    """A run in memory: network, optimizer, position and log, and how it comes from a checkpoint."""
 
-    def __init__(self, model: nn.Module, config: TrainConfig, data: Data, run: Run) -> None:
-        self.config, self.run = config, run
-        self.train = in_lockstep(data.train, run.replicas.team)
-        self.validation = in_lockstep(data.validation, run.replicas.team)
-        self.model: nn.Module = model
+    def __init__(
+        self, model: nn.Module, config: TrainConfig, train: Loader, run: RunContext, stop: Stop
+    ) -> None:
+        self.config, self.train, self.run, self.stop = config, train, run, stop
+        self.model = model
         if config.precision == "float64":
             model.double()
         if config.channels_last:
             set_channels_last(model)
-        self.forward = compiled(self.model, config)
+        self.forward = compiled(model, config)
         self.optimizer = sgd(model, config)
         self.device = next(model.parameters()).device
-        self.progress = Progress()
-        self.first_images = 0
+        self.dropouts = [module for module in model.modules() if isinstance(module, Dropout)]
+        self.classes = list(parameter_shapes(model).values())[-1][0]
+        self.state = TrainState()
         self.meter = Meter(self.device)
-        self.outputs = len(list(whole_like(model).values())[-1])
-        self.metrics: Metrics | None = None
+        self.metrics: Metrics | None = None  # of the process that writes
+        self.began = time.perf_counter()
         self.saved_at = time.monotonic()
+        self.first_images = 0
 
     @property
     def done(self) -> bool:
-        """Whether the schedule or the epochs have come to their end."""
-        ended = self.progress.watched.ended(self.config.schedule)
-        return ended or self.progress.epoch >= self.config.epochs
+        """Whether the schedule or the epochs have ended."""
+        ended = self.config.schedule.ended(self.state.plateau)
+        return ended or self.state.epoch >= self.config.epochs
 
     def resume(self) -> None:
-        """Go on from the latest checkpoint, if there is one."""
+        """Continue from the latest checkpoint, if there is one."""
         folder = self.run.folder
         (folder / checkpoint.FOLDER).mkdir(parents=True, exist_ok=True)
-        found = checkpoint.steps(folder)
-        if found:
-            self._restore(found[-1])
+        paths = checkpoint.steps(folder)
+        if paths:
+            self._restore(paths[-1])
         if self.run.replicas.writes:
-            self.metrics = Metrics(folder, keep_lines=self.progress.lines)
+            self.metrics = Metrics(folder, keep_lines=self.state.lines)
 
     def _restore(self, path: Path) -> None:
         saved = checkpoint.load(path, ("model", "velocity", "chance"))
         load_weights(self.model, saved.parts["model"], path)
-        load_velocities(self.optimizer, from_whole(self.model, saved.parts["velocity"]))
-        self.progress = Progress.from_dict(saved.meta["progress"])
-        self.first_images = self.progress.images
+        load_velocities(self.optimizer, from_one_device(self.model, saved.parts["velocity"]))
+        self.state = TrainState.from_dict(saved.meta["progress"])
+        self.first_images = self.state.images
+        # The rates at which the velocities were made: `set_rates` rescales them from these.
         for group in self.optimizer.param_groups:
-            group["lr"] = self.progress.rates[f"{group['layer']}.{group['kind']}"]
+            group["lr"] = self.state.rates[f"{group['layer']}.{group['kind']}"]
         torch.set_rng_state(saved.parts["chance"]["cpu"])
         if self.device.type == "cuda" and "cuda" in saved.parts["chance"]:
             torch.cuda.set_rng_state(saved.parts["chance"]["cuda"], self.device)
         self.train.load_state_dict(saved.meta["loader"])
         self._mark_best()
-        place = f"epoch {self.progress.epoch}, step {self.progress.step}"
-        self.note(f"goes on from {path}: {place}")
+        self._log(f"resuming from {path}: epoch {self.state.epoch}, step {self.state.step}")
 
-    def epoch(self, stop: Stop) -> None:
-        """Train on the rest of the epoch, count the errors, let the schedule look, save.
+    def train_epoch(self) -> None:
+        """Train on the rest of the epoch at its rates, log and save in between.
 
         Raises:
             Stopped: a signal came; the caller saves.
         """
         self._set_rates()
-        if self.progress.step < len(self.train):
-            self._train(stop)
-        errors = self._validate(stop)
-        watched = self.progress.watched.after(errors.top1, self.config.schedule)
-        if watched.drops != self.progress.watched.drops:
-            self.note(f"the validation error has not improved: drop {watched.drops} of the rates")
-        self.progress.watched = watched
-        self.progress.end_epoch(errors.top1)
-        self.save()
-        self._mark_best()
-
-    def _set_rates(self) -> None:
-        progress, config = self.progress, self.config
-        part = progress.epoch / config.epochs
-
-        def now(layer: str, kind: Kind) -> float:
-            return factor(config.schedule, progress.watched, part, layer, kind)
-
-        set_rates(self.optimizer, now, velocity_has_lr=config.velocity_has_lr)
-        progress.rates = {f"{g['layer']}.{g['kind']}": g["lr"] for g in self.optimizer.param_groups}
-
-    def _train(self, stop: Stop) -> None:
-        progress, replicas = self.progress, self.run.replicas
+        state, replicas, steps = self.state, self.run.replicas, len(self.train)
+        if state.step >= steps:  # stopped between the last step and the validation
+            return
         self.model.train()
-        dropouts = [part for part in self.model.modules() if isinstance(part, Dropout)]
         for batch in self.meter.batches(self.train):
-            for dropout in dropouts:
-                first = progress.steps * POSITIONS_A_STEP + replicas.rank
+            for dropout in self.dropouts:
+                first = state.steps * POSITIONS_A_STEP + replicas.rank
                 dropout.set_position(first, stride=replicas.world)
             loss = train_step(self.forward, self.optimizer, batch, self.config, replicas)
             self.meter.add(loss, len(batch[1]))
-            progress.count()
-            last = progress.step == len(self.train)
-            if last or progress.steps % self.config.log_steps == 0:
-                self._log()
+            state.count_step()
+            last = state.step == steps
+            if last or state.steps % self.config.log_steps == 0:
+                self._log_steps()
             if not last:
-                self._between_steps(stop)
+                self._between_steps()
 
-    def _between_steps(self, stop: Stop) -> None:
-        """Save when it is time; leave when a signal came: all processes after the same step."""
+    def _set_rates(self) -> None:
+        state, config = self.state, self.config
+        set_rates(
+            self.optimizer,
+            lambda layer, kind: config.schedule.lr_factor(
+                layer, kind, progress=state.epoch / config.epochs, state=state.plateau
+            ),
+            velocity_has_lr=config.velocity_has_lr,
+        )
+        state.rates = {f"{g['layer']}.{g['kind']}": g["lr"] for g in self.optimizer.param_groups}
+
+    def _between_steps(self) -> None:
+        """Save when it is time; stop on a signal, in all processes after the same step."""
         due = time.monotonic() - self.saved_at > 60 * self.config.checkpoint_minutes
-        asked, due = self.run.replicas.any((bool(stop), due))
-        if asked:
+        stop, due = self.run.replicas.any((bool(self.stop), due))
+        if stop:
             raise Stopped
         if due:
             self.save()
 
-    def _log(self) -> None:
-        """One line of the log; the loss is looked at here and before saving, nowhere between."""
-        taken = self._take()
-        self.tell(
+    def _log_steps(self) -> None:
+        """One record of the last steps; the loss is read here and before saving, nowhere else."""
+        interval = self._flush()
+        self._emit(
             {
                 "kind": "step",
-                "step": self.progress.steps,
-                "epoch": self.progress.epoch,
-                "at": self.progress.step,
+                "step": self.state.steps,
+                "epoch": self.state.epoch,
+                "at": self.state.step,
                 "of": len(self.train),
-                "loss": taken.mean_loss,
+                "loss": interval.mean_loss,
                 "lr": max(g["lr"] for g in self.optimizer.param_groups if g["kind"] == "weight"),
-                "images_per_second": taken.rate,
-                "waiting": taken.waiting,
+                "images_per_second": interval.rate,
+                "waiting": interval.stall,
             }
         )
 
-    def _take(self) -> Taken:
-        """What all replicas did since the last call; RunError if it led nowhere."""
-        taken = self.meter.take()
+    def _flush(self) -> Interval:
+        """What all replicas did since the last call; RunError if the loss has diverged."""
+        interval = self.meter.flush()
         if self.run.replicas.world > 1:
-            own = torch.tensor([taken.images, taken.loss], device=self.device, dtype=torch.float64)
-            images, loss = (float(part) for part in self.run.replicas.total(own))
-            taken = taken._replace(images=round(images), loss=loss)
-        self._check(taken.mean_loss)
-        self.progress.add(taken)
-        return taken
-
-    def _check(self, loss: float) -> None:
-        guess = math.log(max(self.outputs, 2))
+            sums = [interval.images, interval.loss]
+            own = torch.tensor(sums, device=self.device, dtype=torch.float64)
+            images, loss = (float(value) for value in self.run.replicas.total(own))
+            interval = interval._replace(images=round(images), loss=loss)
+        loss, chance = interval.mean_loss, math.log(max(self.classes, 2))
         if not math.isfinite(loss):
-            raise RunError(self._gone(f"the loss is {loss}"))
-        if loss > self.config.explode * guess:
-            raise RunError(self._gone(f"the loss is {loss:.1f}, guessing has {guess:.1f}"))
+            raise RunError(self._diverged(f"the loss is {loss}"))
+        if loss > self.config.explode * chance:
+            raise RunError(self._diverged(f"the loss is {loss:.1f}, at chance it is {chance:.1f}"))
+        self.state.add(interval)
+        return interval
 
-    def _gone(self, what: str) -> str:
+    def _diverged(self, reason: str) -> str:
         return (
-            f"Training went astray at step {self.progress.steps} of epoch {self.progress.epoch}: "
-            f"{what}. Lower the rate (--set train.lr=...) in a new run. "
+            f"Training diverged at step {self.state.steps} of epoch {self.state.epoch}: {reason}. "
+            "Lower the learning rate (--set train.lr=...) in a new run. "
             f"{last_good(self.run.folder)}"
         )
 
-    def _validate(self, stop: Stop) -> Errors:
-        """Errors on validation, every image once over all replicas."""
+    def validate(self, validation: Loader) -> Errors:
+        """Errors on validation, every image once over all replicas; logs the epoch.
+
+        Raises:
+            Stopped: a signal came; the caller saves.
+        """
         sums = torch.zeros(4, device=self.device, dtype=torch.float64)
         began = time.perf_counter()
         self.model.eval()
         with torch.inference_mode():
-            for batch in self.validation:
+            for batch in validation:
                 sums += count_errors(self.model, batch, self.config)
-                # Replicas may have batches of different number here: they leave a step later.
-                if stop and self.run.replicas.team is None:
+                # Replicas may differ in their number of batches here: they stop a step later.
+                if self.stop and self.run.replicas.team is None:
                     raise Stopped
-        count, loss, first, five = (float(part) for part in self.run.replicas.total(sums))
-        errors = Errors(first / count, five / count)
-        totals = self.progress.totals
-        self.tell(
+        images, loss, top1, top5 = (float(value) for value in self.run.replicas.total(sums))
+        errors = Errors(top1 / images, top5 / images)
+        totals = self.state.totals
+        self._emit(
             {
                 "kind": "epoch",
-                "step": self.progress.steps,
-                "epoch": self.progress.epoch,
+                "step": self.state.steps,
+                "epoch": self.state.epoch,
                 "epochs": self.config.epochs,
                 "loss": totals.mean_loss,
-                "validation_loss": loss / count,
+                "validation_loss": loss / images,
                 "top1": errors.top1,
                 "top5": errors.top5,
                 "images_per_second": totals.rate,
-                "waiting": totals.waiting,
-                "bound": "data" if totals.waiting > DATA_BOUND else "compute",
+                "waiting": totals.stall,
+                "bound": "data" if totals.stall > DATA_BOUND else "compute",
                 "seconds": totals.seconds,
                 "validation_seconds": time.perf_counter() - began,
             }
         )
         return errors
 
+    def end_epoch(self, errors: Errors) -> None:
+        """Show the error to the schedule, save, and keep the checkpoint if it is the best."""
+        state = self.state
+        plateau = self.config.schedule.after(errors.top1, state.plateau)
+        if plateau.drops != state.plateau.drops:
+            self._log(f"validation error stopped improving: drop {plateau.drops} of the rates")
+        state.plateau = plateau
+        state.end_epoch(errors.top1)
+        self.save()
+        self._mark_best()
+
     def save(self) -> None:
-        """Write a checkpoint of this moment; RunError instead, if the network is past saving."""
+        """Write a checkpoint of this moment; RunError instead if weights are not finite."""
         if self.meter.steps:
-            self._take()
+            self._flush()
         if not all(bool(p.isfinite().all()) for p in self.model.parameters()):
-            raise RunError(self._gone("weights are not finite"))
-        weights = to_whole(self.model, dict(self.model.named_parameters()))
-        momenta = to_whole(self.model, dict(velocities(self.optimizer)))
+            raise RunError(self._diverged("weights are not finite"))
+        # All columns send theirs, in every process; one of them writes.
+        weights = to_one_device(self.model, dict(self.model.named_parameters()))
+        momenta = to_one_device(self.model, dict(velocities(self.optimizer)))
         self.saved_at = time.monotonic()
         if self.metrics is None:
             return
-        self.progress.lines = self.metrics.lines
+        self.state.lines = self.metrics.lines
         chance = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             chance["cuda"] = torch.cuda.get_rng_state(self.device)
         checkpoint.save(
-            checkpoint.step_path(self.run.folder, self.progress.steps),
+            checkpoint.step_path(self.run.folder, self.state.steps),
             {
                 **self.run.meta,
-                "progress": self.progress.to_dict(),
+                "progress": self.state.to_dict(),
                 "loader": self.train.state_dict(),
             },
-            {
-                **self.run.tensors,
-                "model": weights,
-                "velocity": momenta,
-                "chance": chance,
-            },
+            {**self.run.tensors, "model": weights, "velocity": momenta, "chance": chance},
         )
         checkpoint.prune(self.run.folder, self.config.keep)
 
     def _mark_best(self) -> None:
-        if self.metrics is not None and self.progress.best_step == self.progress.steps:
-            path = checkpoint.step_path(self.run.folder, self.progress.steps)
+        if self.metrics is not None and self.state.best_step == self.state.steps:
+            path = checkpoint.step_path(self.run.folder, self.state.steps)
             checkpoint.mark_best(self.run.folder, path)
 
-    def summary(self, seconds: float, stop: Stop) -> Summary:
-        """What this call came to."""
+    def summary(self) -> Summary:
+        """The result of this call."""
+        signal = self.stop.signal
         return Summary(
-            epochs=self.progress.epoch,
-            steps=self.progress.steps,
-            images=self.progress.images - self.first_images,
-            seconds=seconds,
-            best_error=self.progress.best_error,
+            epochs=self.state.epoch,
+            steps=self.state.steps,
+            images=self.state.images - self.first_images,
+            seconds=time.perf_counter() - self.began,
+            best_error=self.state.best_error,
             best=checkpoint.best(self.run.folder),
             last=next(reversed(checkpoint.steps(self.run.folder)), None),
-            stopped=stop.signal.name if stop.signal else "",
-            exit_code=128 + stop.signal if stop.signal else 0,
+            stopped=signal.name if signal else "",
+            exit_code=128 + signal if signal else 0,
         )
 
-    def tell(self, record: Record) -> None:
-        """Write a record to metrics.jsonl and report it."""
+    def _emit(self, record: Record) -> None:
+        """Write a record to metrics.jsonl and pass it on."""
         if self.metrics is not None:
             self.metrics.write(record)
-            self.run.report(record)
+            self.run.emit(record)
 
-    def note(self, text: str) -> None:
+    def _log(self, text: str) -> None:
         if self.run.replicas.writes:
-            self.run.report({"kind": "note", "text": text})
+            self.run.emit({"kind": "note", "text": text})
+
+
+@contextmanager
+def naming_last_good(run: Path) -> Generator[None]:
+    """Turn a fault of storage into a RunError that names the checkpoint to resume from."""
+    try:
+        yield
+    except OSError as error:
+        path = error.filename or run
+        raise RunError(f"{path}: {error.strerror or error}. {last_good(run)}") from error
 
 
 def last_good(run: Path) -> str:
-    """A sentence that names the checkpoint a run would go on from."""
-    found = checkpoint.steps(run)
-    if not found:
+    """A sentence that names the checkpoint from which a run would resume."""
+    paths = checkpoint.steps(run)
+    if not paths:
         return "No checkpoint had been written."
-    return f"Last good checkpoint: {found[-1]}"
+    return f"Last good checkpoint: {paths[-1]}"

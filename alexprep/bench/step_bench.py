@@ -25,9 +25,8 @@ from alexnet.model.dropout import Dropout
 from alexnet.model.networks import code2012, smoke
 from alexnet.model.spec import Dense, ModelConfig, sizes
 from alexnet.training.config import TrainConfig
-from alexnet.training.memory import keep_freed_memory
 from alexnet.training.optim import sgd
-from alexnet.training.step import compiled, set_channels_last, train_step
+from alexnet.training.step import compiled, keep_freed_memory, set_channels_last, train_step
 from alexnet.training.trainer import POSITIONS_A_STEP
 from alexprep.bench.measurement import Row, compared, interleaved
 from alexprep.bench.suite import BenchConfig

@@ -25,8 +25,8 @@ from alexnet.training.evaluate import (
     average,
     error_rates,
     normalized,
-    places,
     predict_probabilities,
+    rank_of_label,
 )
 from alexprep import schema
 from alexprep.model.predictions import SUFFIX, Predictions, check_output
@@ -267,7 +267,7 @@ def _count_errors(
 ) -> Evaluation:
     labels = mean.labels
     if allowed is None:
-        ranks = places(mean.probabilities, labels)
+        ranks = rank_of_label(mean.probabilities, labels)
         errors = [error_rates(member.probabilities, member.labels) for member in members]
     else:
         labels = labels[torch.tensor([bool(entry) for entry in allowed])]

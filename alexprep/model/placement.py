@@ -16,11 +16,9 @@ import torch
 from torch import nn
 
 import alexnet
-from alexnet.distributed.mesh import join
-from alexnet.distributed.replicas import ALONE, Replicas
+from alexnet.distributed.mesh import SINGLE_PROCESS, Replicas, join
 from alexnet.errors import RunError
 from alexnet.model.spec import ModelConfig
-from pipelines.errors import DataError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,7 +26,7 @@ class Placement:
     """The devices of this process, and its rank among the processes of the run."""
 
     devices: tuple[str, ...]
-    replicas: Replicas = ALONE
+    replicas: Replicas = SINGLE_PROCESS
 
     @property
     def reads(self) -> bool:
@@ -59,7 +57,7 @@ class Placement:
 def init_devices(columns: int, devices: Sequence[str]) -> Generator[Placement]:
     """Check the devices; with torchrun's variables set, join the other processes.
 
-    An error that ends this process is sent to the others, which end with it.
+    If an error ends this process, the others end at their next exchange with it.
 
     RunError for a device that is not available, ValueError for a word that names none.
     """
@@ -72,12 +70,7 @@ def init_devices(columns: int, devices: Sequence[str]) -> Generator[Placement]:
             "Under torchrun use --devices cpu or cuda: each process has its own device."
         )
     team = join(torch.device(devices[0]).type, columns=columns)
-    try:
-        yield Placement(devices=(str(team.device),), replicas=Replicas(team=team))
-    except BaseException as error:
-        expected = isinstance(error, (RunError, DataError))
-        team.watch.tell(str(error) if expected else repr(error))
-        raise
+    yield Placement(devices=(str(team.device),), replicas=Replicas(team=team))
     team.close()
 
 

@@ -18,7 +18,7 @@ from alexnet.training.schedule import (
     NET_145_NOISE,
     NET_170,
     SHORT,
-    Plateau,
+    PlateauSchedule,
     Schedule,
 )
 from alexprep.schema import check_name
@@ -77,7 +77,7 @@ def paper(inputs: RecipeInputs) -> Recipe:
     Its lighting is scaled by the standard deviation: with the eigenvalue of the text's formula the
     shift would be over 1,000 grey levels.
     """
-    recipe = _recipe("paper", networks.paper, inputs, epochs=90, schedule=Plateau())
+    recipe = _recipe("paper", networks.paper, inputs, epochs=90, schedule=PlateauSchedule())
     return replace(
         recipe,
         augment=replace(recipe.augment, divide=1.0, lighting_epochs=None),
@@ -202,7 +202,7 @@ def _recipe(
     epochs = inputs.epochs or (SMOKE_EPOCHS if inputs.smoke else epochs)
     model = network(inputs.classes)
     if inputs.smoke:
-        schedule = replace(schedule, patience=1) if isinstance(schedule, Plateau) else SHORT
+        schedule = replace(schedule, patience=1) if isinstance(schedule, PlateauSchedule) else SHORT
         model = networks.smoke(model, inputs.source * 7 // 8, inputs.classes)
     elif model.crop > inputs.source:
         raise ValueError(

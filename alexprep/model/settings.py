@@ -14,13 +14,21 @@ from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 import msgspec
 
 from alexnet.model.spec import ModelConfig
-from alexnet.training.schedule import CAFFE, CONSTANT, NET_145, NET_170, SHORT, Plateau, Schedule
+from alexnet.training.schedule import (
+    CAFFE,
+    CONSTANT,
+    NET_145,
+    NET_170,
+    SHORT,
+    PlateauSchedule,
+    Schedule,
+)
 from alexprep.model.recipes import Recipe
 from alexprep.schema import check_name, choose, convert, is_mapping, members
 
 PARTS = ("model", "augment", "train", "loader")
 SCHEDULES = {
-    "plateau": Plateau(),
+    "plateau": PlateauSchedule(),
     "net_145": NET_145,
     "net_170": NET_170,
     "caffe": CAFFE,

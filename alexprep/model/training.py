@@ -12,11 +12,10 @@ from torch import nn
 from alexnet.errors import RunError
 from alexnet.model.spec import parameter_count
 from alexnet.training import checkpoint
-from alexnet.training.memory import keep_freed_memory
 from alexnet.training.one_device import copy_fitting
-from alexnet.training.run import Data, Run, Summary
-from alexnet.training.train import fit
-from alexnet.training.trainer import last_good
+from alexnet.training.run import Data, RunContext, Summary
+from alexnet.training.step import keep_freed_memory
+from alexnet.training.trainer import fit, last_good
 from alexprep.machine import machine
 from alexprep.model.display import RunDisplay
 from alexprep.model.placement import Placement, init_devices
@@ -95,11 +94,11 @@ def train(dataset: Path, run: Path, options: TrainOptions) -> Summary:
                 model,
                 recipe.train,
                 data,
-                Run(
+                RunContext(
                     folder=run,
                     meta=checkpoint_meta(asdict(recipe), manifest.classes, stats),
                     tensors={"stats": checkpoint_stats(stats)},
-                    report=display.emit,
+                    emit=display.emit,
                     replicas=placement.replicas,
                 ),
             )

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from alexnet.model.networks import code2012, torchvision
-from alexnet.model.norms import formula, local_response_norm
+from alexnet.model.norms import local_response_norm, lrn_formula
 from alexnet.model.spec import Lrn, ModelConfig, parameter_count, sizes
 from alexprep.bench.measurement import Row, compared, interleaved
 from alexprep.bench.step_bench import Case, training_step
@@ -129,7 +129,7 @@ def norms(name: str, dtype: torch.dtype, device: torch.device, rounds: int) -> l
     x = x.to(memory_format=torch.channels_last)
     baseline = f"LRN of conv1, {name}, nn.LocalResponseNorm"
     cases = {
-        baseline: partial(_norm, formula, x.contiguous()),
+        baseline: partial(_norm, lrn_formula, x.contiguous()),
         f"LRN of conv1, {name}": partial(_norm, local_response_norm, x),
         f"LRN of conv1, {name}, NCHW": partial(_norm, local_response_norm, x.contiguous()),
         f"LRN of conv1, {name}, as a copy of its 5 tensors": partial(_copies, x),
