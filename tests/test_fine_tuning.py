@@ -15,6 +15,8 @@ OPTIONS = TrainOptions(
     smoke=True, epochs=1, settings=("loader.batch=8", "train.lr=.001", "train.schedule=constant")
 )
 
+ALL = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
+
 
 def data_set(folder, classes):
     rng = np.random.default_rng(classes)
@@ -68,6 +70,35 @@ def test_the_weights_to_start_from_are_read_once(pretrained, tmp_path, capfd):
     said = capfd.readouterr().err
     assert "copied from" not in said
     assert "resuming from" in said
+
+
+def test_a_run_starts_from_the_file_of_torchvisions_alexnet(tmp_path, capfd):
+    root = data_set(tmp_path / "data", 5)
+    options = replace(OPTIONS, recipe="torchvision")
+    train(root, tmp_path / "ours", options)
+    theirs = {
+        f"{module}.{kind}": last(tmp_path / "ours")[f"{layer}.{kind}"]
+        for module, layer in TORCHVISION.items()
+        for kind in ("weight", "bias")
+    }
+    torch.save(theirs, tmp_path / "alexnet.pth")
+    still = tuple(f"train.layer_lr.{layer}=1e-9" for layer in TORCHVISION.values())
+    options = replace(
+        options, init_from=tmp_path / "alexnet.pth", settings=(*OPTIONS.settings, *still)
+    )
+    capfd.readouterr()
+    train(root, tmp_path / "run", options)
+    assert "newly initialized: nothing" in capfd.readouterr().err
+    after = last(tmp_path / "run")
+    assert torch.equal(after["conv1.weight"], theirs["features.0.weight"])
+    assert torch.equal(after["fc8.weight"], theirs["classifier.6.weight"])
+
+
+# torchvision.models.alexnet: the indices of its layers with weights.
+TORCHVISION = {
+    **dict(zip([f"features.{n}" for n in (0, 3, 6, 8, 10)], ALL[:5], strict=True)),
+    **dict(zip([f"classifier.{n}" for n in (1, 4, 6)], ALL[5:], strict=True)),
+}
 
 
 def test_a_source_that_is_not_there_is_named(pretrained, tmp_path):

@@ -10,7 +10,9 @@ from alexnet import build
 from alexnet.errors import RunError
 from alexnet.model.networks import caffe, code2012, paper, six_conv, smoke, torchvision
 from alexnet.model.weights import initial_state, to_columns, to_grouped
-from alexnet.training.pretrained import carried_over, checked, from_torchvision, read_weights
+from alexnet.training import checkpoint
+from alexnet.training.one_device import copy_fitting, load_weights
+from alexnet.training.pretrained import first_weights, from_torchvision, read_weights
 
 SMALL = smoke(code2012(), crop=48, classes=5)
 
@@ -98,7 +100,7 @@ def test_torchvisions_weights_compute_what_torchvisions_alexnet_computes():
     torch.manual_seed(0)
     theirs = TorchvisionsAlexNet().double().eval()
     ours = build(torchvision()).double().eval()
-    ours.load_state_dict(checked(from_torchvision(theirs.state_dict()), torchvision()))
+    ours.load_state_dict(from_torchvision(theirs.state_dict()))
     pixels = torch.rand(2, 3, 224, 224, dtype=torch.float64)
     mean = torch.tensor([0.485, 0.456, 0.406], dtype=torch.float64)[:, None, None]
     sd = torch.tensor([0.229, 0.224, 0.225], dtype=torch.float64)[:, None, None]
@@ -109,40 +111,51 @@ def test_torchvisions_weights_compute_what_torchvisions_alexnet_computes():
 
 def test_fine_tuning_copies_all_but_the_last_layer():
     source = initial_state(SMALL, seed=1)
-    target = smoke(code2012(), crop=48, classes=7)
-    state = carried_over(source, target, seed=2)
-    assert state["fc8.weight"].shape[0] == 7
-    for name, tensor in source.items():
-        if not name.startswith("fc8"):
-            assert torch.equal(state[name], tensor), name
-    build(target).load_state_dict(checked(state, target))
+    target = build(smoke(code2012(), crop=48, classes=7), seed=2)
+    copied, fresh = copy_fitting(target, source)
+    assert fresh == ["fc8.weight", "fc8.bias"]
+    assert [*copied, *fresh] == list(source)
+    for name in copied:
+        assert torch.equal(target.state_dict()[name], source[name]), name
 
 
 def test_six_convolutions_start_from_five():
     source = initial_state(SMALL, seed=1)
-    target = smoke(six_conv(), crop=48, classes=5)
-    fresh = ("fc6", "fc7", "fc8")
-    state = carried_over(source, target, seed=2, fresh=fresh)
-    expected = initial_state(target, seed=2)
-    for name, tensor in state.items():
-        copied = name.startswith("conv") and not name.startswith("conv6")
-        assert torch.equal(tensor, source[name] if copied else expected[name]), name
+    config = smoke(six_conv(), crop=48, classes=5)
+    target, expected = build(config, seed=2), initial_state(config, seed=2)
+    # fc6 sees conv6's maps, which are as many as conv5's.
+    _, fresh = copy_fitting(target, {n: t for n, t in source.items() if n.startswith("conv")})
+    for name, tensor in target.state_dict().items():
+        assert torch.equal(tensor, expected[name] if name in fresh else source[name]), name
+    assert {name.partition(".")[0] for name in fresh} == {"conv6", "fc6", "fc7", "fc8"}
 
 
-def test_layers_that_cannot_be_copied_are_listed():
-    source = initial_state(smoke(code2012(), crop=112, classes=5), seed=1)
-    with pytest.raises(RunError, match=r"fc6\.weight .*Start them fresh"):
-        carried_over(source, SMALL, seed=0)
-
-
-def test_weights_of_another_network_are_listed_by_name_and_shape():
+def test_weights_of_another_network_are_listed_by_name_and_shape(tmp_path):
     state = initial_state(SMALL, seed=0)
     state["conv2.bias"] = state["conv2.bias"][:3]
     state["conv9.bias"] = state.pop("fc7.bias")
     with pytest.raises(RunError) as error:
-        checked(state, SMALL)
-    for part in ("conv2.bias (3,), not (", "fc7.bias missing", "conv9.bias unknown"):
-        assert part in str(error.value)
+        load_weights(build(SMALL), state, tmp_path / "a.safetensors")
+    for difference in ("conv2.bias is (3,), not (", "fc7.bias is missing", "conv9.bias is unknown"):
+        assert difference in str(error.value)
+
+
+def test_first_weights_are_those_of_a_checkpoint_or_of_torchvisions_file(tmp_path):
+    state = initial_state(smoke(torchvision(), crop=48, classes=10), seed=4)
+    numbers = dict(zip(("0", "3", "6", "8", "10"), range(1, 6), strict=True))
+    theirs = {f"features.{n}": f"conv{layer}" for n, layer in numbers.items()}
+    theirs |= {"classifier.1": "fc6", "classifier.4": "fc7", "classifier.6": "fc8"}
+    renamed = {
+        f"{name}.{kind}": state[f"{layer}.{kind}"]
+        for name, layer in theirs.items()
+        for kind in ("weight", "bias")
+    }
+    torch.save(renamed, tmp_path / "alexnet.pth")
+    save_file(renamed, tmp_path / "theirs.safetensors")
+    save_file(state, tmp_path / "plain.safetensors")
+    checkpoint.save(tmp_path / "ours.safetensors", {}, {"model": state})
+    for path in tmp_path.iterdir():
+        assert_equal_states(first_weights(path), state)
 
 
 def test_both_kinds_of_files_are_read(tmp_path):

@@ -1,21 +1,21 @@
 # pyright: reportUnknownVariableType=false
 # safetensors types its functions only in part.
-"""Weights that this project did not write: files of strangers, other layouts, other networks."""
+"""Weights to start from: a checkpoint's, or a file that another program wrote."""
 
 import pickle
 import zipfile
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from alexnet.errors import RunError
-from alexnet.model.spec import ModelConfig, sizes
-from alexnet.model.weights import State, initial_state
+from alexnet.model.weights import State
+from alexnet.training import checkpoint
 
 # torchvision.models.alexnet numbers its modules with the neurons and pools between them.
 TORCHVISION = {
@@ -30,11 +30,34 @@ TORCHVISION = {
 }
 
 
+def first_weights(path: Path) -> State:
+    """Weights by this project's names: of a checkpoint, or of a file of named tensors.
+
+    The latter is a safetensors file or a PyTorch file (.pth, of which no code is run); the names of
+    torchvision's alexnet are translated, other names stay. RunError as `read_weights`.
+    """
+    if path.suffix == ".safetensors" and _is_checkpoint(path):
+        return checkpoint.load(path).parts["model"]
+    state = read_weights(path)
+    if any(name.rpartition(".")[0] in TORCHVISION for name in state):
+        return from_torchvision(state)
+    return state
+
+
+def _is_checkpoint(path: Path) -> bool:
+    try:
+        opened: Any = safe_open(path, framework="pt")
+        with opened as file:
+            return "alexprep" in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return True  # which `checkpoint.load` refuses with its reasons
+
+
 def read_weights(path: Path) -> State:
     """The named tensors of a safetensors file, or of a PyTorch file without running any of it.
 
-    RunError where the file is missing, damaged, or holds anything but named tensors: a pickle
-    that would run code is refused, not executed.
+    RunError if the file is missing, damaged, or holds anything but named tensors: a pickle that
+    would run code is refused, not executed.
     """
     if not path.is_file():
         raise RunError(f"{path} is not a file. Name a .safetensors or .pth file of weights.")
@@ -44,15 +67,11 @@ def read_weights(path: Path) -> State:
         raw: Any = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, zipfile.BadZipFile, EOFError) as error:
         raise RunError(
-            f"{path} holds no weights that can be read without running code. Have it saved as "
-            "safetensors by whom you have it from."
+            f"{path} holds no weights that can be read without running code. Ask its author for a "
+            ".safetensors file."
         ) from error
     except RuntimeError as error:
-        raise RunError(f"{path} is damaged. Get it again.") from error
-    return _named_tensors(raw, path)
-
-
-def _named_tensors(raw: Any, path: Path) -> State:
+        raise RunError(f"{path} is damaged. Download it again.") from error
     if isinstance(raw, Mapping):
         named = cast("Mapping[Any, Any]", raw)
         if all(isinstance(tensor, Tensor) for tensor in named.values()):
@@ -68,75 +87,12 @@ def from_torchvision(state: Mapping[str, Tensor]) -> State:
     Its weights expect inputs divided by the sd of 0.229, 0.224, 0.225 of 255, which that
     network's `input_sd` does. RunError lists the names that are not torchvision's.
     """
-    odd = sorted(name for name in state if name.rpartition(".")[0] not in TORCHVISION)
-    if odd or not state:
-        raise RunError(f"Not the layout of torchvision's alexnet: it has no {_some(odd)}.")
+    unknown = sorted(name for name in state if name.rpartition(".")[0] not in TORCHVISION)
+    if unknown or not state:
+        names = "; ".join(unknown[:8])
+        more = f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
+        raise RunError(f"Not the layout of torchvision's alexnet: it has no {names}{more}.")
     return {
         f"{TORCHVISION[name.rpartition('.')[0]]}.{name.rpartition('.')[2]}": tensor
         for name, tensor in state.items()
     }
-
-
-def checked(state: State, config: ModelConfig) -> State:
-    """The state itself where it is that of the config's network; RunError lists what is not."""
-    expected = _shapes(config)
-    wrong = [
-        f"{name} missing"
-        if name not in state
-        else f"{name} {tuple(state[name].shape)}, not {shape}"
-        for name, shape in expected.items()
-        if name not in state or tuple(state[name].shape) != shape
-    ]
-    wrong += [f"{name} unknown" for name in state if name not in expected]
-    if wrong:
-        raise RunError(f"The weights are of another network: {_some(wrong)}.")
-    return state
-
-
-def carried_over(
-    state: State, config: ModelConfig, *, seed: int, fresh: Collection[str] = ("fc8",)
-) -> State:
-    """A start for another network: every layer it shares with `state` copied, the rest fresh.
-
-    The starred rows of the paper: the six-convolution network, trained on a larger set of
-    classes, goes on with layers fc8 fresh; it began itself from the five convolutions, with
-    conv6, fc6, fc7 and fc8 fresh.
-
-    Args:
-        state: of the one-device form (`to_grouped` makes it of columns).
-        config: the network to start.
-        seed: of the layers that start fresh.
-        fresh: layers that are not copied; those that `state` does not have need not be named.
-
-    Raises:
-        RunError: lists the layers whose shapes differ and that are not in `fresh`.
-    """
-    start = initial_state(config, seed=seed)
-    copied = {
-        name: state[name]
-        for name in start
-        if name in state and name.rpartition(".")[0] not in fresh
-    }
-    wrong = [
-        f"{name} {tuple(tensor.shape)}, not {tuple(start[name].shape)}"
-        for name, tensor in copied.items()
-        if tensor.shape != start[name].shape
-    ]
-    if wrong:
-        raise RunError(
-            f"These layers differ and cannot be copied: {_some(wrong)}. Start them fresh."
-        )
-    return {**start, **copied}
-
-
-def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {}
-    for size in sizes(config):
-        shapes[f"{size.name}.weight"] = size.weight
-        shapes[f"{size.name}.bias"] = (size.biases,)
-    return shapes
-
-
-def _some(names: list[str], most: int = 8) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return "; ".join(names[:most]) + more

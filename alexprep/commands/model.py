@@ -58,7 +58,11 @@ def parse_weights(text: str) -> tuple[float, ...]:
     metavar="PART.FIELD=VALUE",
     help="Override one field of the recipe, for example train.lr=0.02. Can be repeated.",
 )
-@click.option("--init-from", type=PATH, help="Initialize the weights from this checkpoint.")
+@click.option(
+    "--init-from",
+    type=PATH,
+    help="Initialize the weights from a checkpoint, .pth or .safetensors file.",
+)
 def train(
     dataset: Path,
     run: Path,

@@ -13,6 +13,7 @@ from alexnet.errors import RunError
 from alexnet.model.spec import parameter_count
 from alexnet.training import checkpoint
 from alexnet.training.one_device import copy_fitting
+from alexnet.training.pretrained import first_weights
 from alexnet.training.run import Data, RunContext, Summary
 from alexnet.training.step import keep_freed_memory
 from alexnet.training.trainer import fit, last_good
@@ -44,7 +45,8 @@ class TrainOptions:
         epochs: None: the recipe's.
         seed: of weights, dropout, order and augmentation.
         settings: changes of single fields, see alexprep.model.settings.
-        init_from: a checkpoint or run whose weights are copied where name and shape fit.
+        init_from: a checkpoint, run, or file of weights (alexnet.training.pretrained), to be copied
+            where name and shape fit.
     """
 
     recipe: str = "code2012"
@@ -181,7 +183,7 @@ def _describe_call(dataset: Path, options: TrainOptions) -> dict[str, Any]:
 def _copy_weights(model: nn.Module, source: Path) -> list[str]:
     """Copy the weights that fit by name and shape; two lines that list what was copied and not."""
     path = checkpoint.resolve(source)
-    copied, fresh = copy_fitting(model, checkpoint.load(path).parts["model"])
+    copied, fresh = copy_fitting(model, first_weights(path))
     if not copied:
         raise RunError(f"Nothing of {path} fits this network by name and shape.")
     return [
