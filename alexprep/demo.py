@@ -18,7 +18,7 @@ from alexprep.dataset.stats import compute_stats
 from alexprep.errors import PrepareError
 from alexprep.model.evaluation import EvalOptions, evaluate
 from alexprep.model.training import TrainOptions, train
-from alexprep.progress import Progress
+from alexprep.progress import ProgressBar
 from alexprep.synthetic import SHAPES, DrawConfig, draw_source
 from pipelines.files import write_whole
 
@@ -125,7 +125,7 @@ def table(demo: Demo) -> str:
 
 def _draw(demo: Demo) -> tuple[int, str]:
     total = len(SHAPES) * (demo.config.draw.train + demo.config.draw.validation)
-    with Progress("draw", total) as progress:
+    with ProgressBar("draw", total) as progress:
         for _ in draw_source(demo.source, demo.config.draw):
             progress.advance(1)
     return total, f"{len(SHAPES)} classes"

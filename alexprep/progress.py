@@ -6,15 +6,14 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, TaskID, TextColumn
-from rich.progress import Progress as RichProgress
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Column
 
 SECONDS_BETWEEN_LINES = 5.0
 WIDE = 100  # columns that the whole text fits beside a bar
 
 
-class Progress:
+class ProgressBar:
     """Counts what is done against a total, on stderr; enter it to start the clock.
 
     `advance` may be called at any pace. `seconds` and `rate` (units a second) hold after the end.
@@ -25,7 +24,7 @@ class Progress:
         self.done = self.bytes = self.errors = 0
         self._started = self._ended = 0.0
         self._last_line = 0.0
-        self._bar: RichProgress | None = None
+        self._bar: Progress | None = None
         self._task = TaskID(0)
 
     @property
@@ -41,7 +40,7 @@ class Progress:
         self._started = self._last_line = time.perf_counter()
         if sys.stderr.isatty():
             # What is narrow shortens the bar, never what stands beside it.
-            self._bar = RichProgress(
+            self._bar = Progress(
                 TextColumn("{task.description}", table_column=Column(min_width=len(self.label))),
                 BarColumn(),
                 TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True)),
@@ -90,7 +89,7 @@ class Progress:
         else:
             self._line()
 
-    def _draw(self, bar: RichProgress) -> None:
+    def _draw(self, bar: Progress) -> None:
         text = self._beside_the_bar()
         bar.update(self._task, total=self.total, completed=self.done, text=text)
 

@@ -24,8 +24,8 @@ from PIL import Image
 from rounds import Rounds, add_round_options, finish
 
 from alexprep.bench.measurement import Row, row
-from alexprep.dataset.plan import make_plan
 from alexprep.dataset.shard import RunOptions, ShardConfig, shard
+from alexprep.dataset.shard_plan import make_plan
 from alexprep.machine import peak_megabytes
 from alexprep.sources.ilsvrc import TRAIN_TAR
 from alexprep.sources.synsets import ilsvrc2012

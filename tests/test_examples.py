@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from alexnet.training import checkpoint
-from alexprep.dataset.finish import sidecars
+from alexprep.dataset.manifest import sidecars
 from pipelines.format import Manifest
 from tests.drawing import jpeg, photograph
 from tests.reports import make_dataset, make_run

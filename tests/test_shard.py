@@ -14,8 +14,8 @@ from shard_sets import HERE, SMALL, all_samples, samples_of
 
 from alexprep.dataset.codec import encode
 from alexprep.dataset.forecast import forecast
-from alexprep.dataset.plan import default_shards, permutation
 from alexprep.dataset.shard import RunOptions, ShardConfig, shard
+from alexprep.dataset.shard_plan import default_shards, permutation
 from alexprep.errors import PrepareError
 from alexprep.sources.ilsvrc import TRAIN_TAR
 from alexprep.synthetic import DrawConfig, draw_source
@@ -256,7 +256,7 @@ def test_a_dry_run_foretells_the_bytes_and_writes_nothing(source, tmp_path):
 
 def test_a_worker_imports_neither_torch_nor_what_draws_progress():
     code = (
-        "import sys, alexprep.dataset.write; "
+        "import sys, alexprep.dataset.shard_writer; "
         "print([name for name in ('torch', 'nvidia.dali', 'rich', 'dask', 'pyarrow', 'webdataset')"
         " if name in sys.modules])"
     )

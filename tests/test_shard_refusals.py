@@ -76,10 +76,10 @@ def test_a_file_in_the_way_of_the_target_is_named(source, tmp_path):
 
 
 def test_two_runs_at_once_into_one_folder_are_refused(source, tmp_path):
-    from alexprep.dataset.target import open_target  # noqa: PLC0415
+    from alexprep.dataset.store import open_store  # noqa: PLC0415
 
     with (
-        open_target(str(tmp_path / "made")).locked(),
+        open_store(str(tmp_path / "made")).locked(),
         pytest.raises(PrepareError, match="Another run is writing"),
     ):
         shard(source, tmp_path / "made", SMALL, HERE)
@@ -139,9 +139,7 @@ def test_shards_of_a_run_that_failed_are_kept_for_one_that_skips(source, tmp_pat
 def test_a_class_that_loses_all_its_images_is_an_error_after_the_rest_is_written(source, tmp_path):
     for path in (source / "val/bee").iterdir():
         path.write_bytes(b"no image")
-    with pytest.raises(
-        PrepareError, match=r"is written, but validation has no image left of 1.*bee"
-    ):
+    with pytest.raises(PrepareError, match=r"is written, but validation has no image of 1.*bee"):
         shard(source, tmp_path / "made", SMALL, RunOptions(workers=1, on_error="skip"))
     assert Manifest.load(tmp_path / "made").splits["validation"].counts == (8, 0, 8)
 
@@ -149,7 +147,7 @@ def test_a_class_that_loses_all_its_images_is_an_error_after_the_rest_is_written
 def test_a_split_that_loses_all_its_images_is_an_error_and_leaves_no_empty_tar(source, tmp_path):
     for path in (source / "val").rglob("*.JPEG"):
         path.write_bytes(b"no image")
-    with pytest.raises(PrepareError, match="validation has no image left of 3"):
+    with pytest.raises(PrepareError, match="validation has no image of 3"):
         shard(source, tmp_path / "made", SMALL, RunOptions(workers=1, on_error="skip"))
     assert not list((tmp_path / "made").glob("validation/*"))
 

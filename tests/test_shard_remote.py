@@ -13,7 +13,7 @@ from archives import contents
 from drawing import draw_classes
 
 from alexprep.dataset.shard import RunOptions, ShardConfig, shard
-from alexprep.dataset.target import open_target
+from alexprep.dataset.store import open_store
 from alexprep.errors import PrepareError
 from pipelines.format import MANIFEST, Manifest
 
@@ -148,7 +148,7 @@ def test_another_config_into_the_same_bucket_is_refused(zoo, bucket):
 def test_an_upload_that_breaks_off_shows_nothing(bucket):
     files, url = bucket
     with pytest.raises(PrepareError, match="Input/output error"):
-        open_target(url).publish(Path("/proc/self/mem"), "train/a.tar")  # its first bytes are none
+        open_store(url).publish(Path("/proc/self/mem"), "train/a.tar")  # its first bytes are none
     assert not files.find(url)
 
 

@@ -3,7 +3,7 @@
 import pytest
 from archives import write_archives, write_extracted, write_kaggle, write_parquet, write_sorted
 
-from alexprep.dataset.plan import ShardConfig, make_plan
+from alexprep.dataset.shard_plan import ShardConfig, make_plan
 from alexprep.sources.find import find_source
 
 # Source.identity()["sha256"], and the sum of place times number over the order of train, of commit

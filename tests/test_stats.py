@@ -14,7 +14,7 @@ from PIL import Image
 
 from alexprep.cli import cli
 from alexprep.dataset.moments import Moments
-from alexprep.dataset.stats import Kept, compute_stats
+from alexprep.dataset.stats import PartialSums, compute_stats
 from alexprep.dataset.stats_report import format_report
 from pipelines.errors import DataError
 from pipelines.format import Manifest
@@ -109,8 +109,8 @@ def test_a_run_goes_on_from_the_shards_that_an_interrupted_one_finished(root):
     manifest = Manifest.load(root)
     shards = manifest.split("train", root).shards
     # Sums that cannot be of the first two shards show that these are not read again.
-    kept = Kept(root / ".stats-train.sums", Moments.none(SIZE, SIZE))
-    kept.recall({})
+    kept = PartialSums(root / ".stats-train.sums", Moments.none(SIZE, SIZE))
+    kept.restore({})
     claimed = 10
     planted = Moments(claimed, np.full((SIZE, SIZE, 3), 7 * claimed, np.uint64), ((0,) * 3,) * 3)
     for shard in shards[:2]:
@@ -128,7 +128,7 @@ def test_sums_kept_of_something_else_are_not_used(root, damage):
     whole = written(root)
     shard = Manifest.load(root).split("train", root).shards[0]
     size = SIZE + (damage == "other size")
-    kept = Kept(root / ".stats-train.sums", Moments.none(size, size))
+    kept = PartialSums(root / ".stats-train.sums", Moments.none(size, size))
     kept.add(shard, Moments.none(size, size))
     if damage == "other shards":
         kept.shards = {"train/gone.tar": "ff"}

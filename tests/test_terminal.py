@@ -20,8 +20,8 @@ ESCAPE = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]")
 COLOUR = re.compile(rb"\x1b\[(?:[0-9;]*;)?(?:3[0-8]|4[0-8]|9[0-7]|10[0-7])(?:;[0-9;]*)?m")
 
 BAR = """
-from alexprep.progress import Progress
-with Progress("shard", 1_281_167) as progress:
+from alexprep.progress import ProgressBar
+with ProgressBar("shard", 1_281_167) as progress:
     for _ in range(3):
         progress.advance(300_000, bytes=30_000_000_000, errors=1)
 """

@@ -12,7 +12,7 @@ import pytest
 
 from alexprep.errors import PrepareError
 from alexprep.machine import cores
-from alexprep.progress import Progress, clock
+from alexprep.progress import ProgressBar, clock
 from alexprep.workers import run_tasks
 
 
@@ -165,7 +165,7 @@ def test_there_is_a_core_to_work_on():
 
 
 def test_progress_says_rates_time_left_and_errors_in_plain_lines(capsys):
-    with Progress("shard", 200) as progress:
+    with ProgressBar("shard", 200) as progress:
         progress.advance(50, bytes=5_000_000, errors=1)
         time.sleep(0.01)
         said = progress.text()

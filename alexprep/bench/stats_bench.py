@@ -14,7 +14,7 @@ from PIL import Image
 
 from alexprep.bench.measurement import Row, compared, interleaved, row
 from alexprep.bench.suite import BenchConfig, drawn_data_set
-from alexprep.dataset.stats import ShardTask, shard_moments
+from alexprep.dataset.stats import StatsTask, shard_moments
 from alexprep.machine import peak_megabytes
 from alexprep.workers import run_tasks
 from pipelines.format import Manifest, parse_index
@@ -31,7 +31,7 @@ def run(config: BenchConfig, folder: Path) -> list[Row]:
     root = config.data or drawn_data_set(folder, config.images)
     tasks = _tasks(root, config.images)
     processes = min(config.processes, len(tasks))
-    functions: dict[str, Callable[[ShardTask], int]] = {BASELINE: decode, "stats": measure_shard}
+    functions: dict[str, Callable[[StatsTask], int]] = {BASELINE: decode, "stats": measure_shard}
     cases = {
         name: partial(_run_all, function, tasks, processes) for name, function in functions.items()
     }
@@ -46,7 +46,7 @@ def run(config: BenchConfig, folder: Path) -> list[Row]:
     ]
 
 
-def decode(task: ShardTask) -> int:
+def decode(task: StatsTask) -> int:
     """Decode every image of a shard with Pillow; how many there are."""
     images = 0
     for jpg in _jpgs(task):
@@ -55,22 +55,22 @@ def decode(task: ShardTask) -> int:
     return images
 
 
-def measure_shard(task: ShardTask) -> int:
+def measure_shard(task: StatsTask) -> int:
     """Images of a shard after all that `alexprep stats` does with it."""
     return shard_moments(task).images
 
 
-def _peak(task: ShardTask) -> float:
+def _peak(task: StatsTask) -> float:
     """The most memory that this process ever held, after measuring one more shard."""
     shard_moments(task)
     return peak_megabytes()
 
 
-def _run_all(function: Callable[[ShardTask], int], tasks: list[ShardTask], processes: int) -> int:
+def _run_all(function: Callable[[StatsTask], int], tasks: list[StatsTask], processes: int) -> int:
     return sum(images for _, images in run_tasks(function, tasks, workers=processes))
 
 
-def _jpgs(task: ShardTask) -> Iterator[bytes]:
+def _jpgs(task: StatsTask) -> Iterator[bytes]:
     path = task.root / task.shard.name
     samples = parse_index((task.root / task.shard.index).read_text(), path)
     with path.open("rb") as file:
@@ -79,12 +79,12 @@ def _jpgs(task: ShardTask) -> Iterator[bytes]:
             yield file.read(sample.jpg.size)
 
 
-def _tasks(root: Path, images: int) -> list[ShardTask]:
+def _tasks(root: Path, images: int) -> list[StatsTask]:
     """Shards of the train split with about `images` images together, at least two."""
     manifest = Manifest.load(root)
-    tasks: list[ShardTask] = []
+    tasks: list[StatsTask] = []
     for shard in manifest.split("train", root).shards:
         if len(tasks) >= 2 and sum(task.shard.samples for task in tasks) >= images:
             break
-        tasks.append(ShardTask(root=root, shard=shard, size=manifest.size))
+        tasks.append(StatsTask(root=root, shard=shard, size=manifest.size))
     return tasks

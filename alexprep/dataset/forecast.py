@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from alexprep.dataset.plan import Plan, ShardConfig, permutation
 from alexprep.dataset.shard import RunOptions
+from alexprep.dataset.shard_plan import ShardConfig, ShardPlan, permutation
+from alexprep.dataset.shard_writer import Outcome, outcomes
 from alexprep.dataset.splits import plan_source
-from alexprep.dataset.write import Outcome, outcomes
 from alexprep.machine import cores
 from alexprep.progress import clock
 from alexprep.sources.check import check_target
@@ -88,7 +88,7 @@ def forecast(
     config: ShardConfig = ShardConfig(),  # noqa: B008 - frozen
     options: RunOptions = RunOptions(),  # noqa: B008 - frozen
 ) -> Forecast:
-    """Plan as `shard` would, encode 200 images in memory, and extrapolate."""
+    """ShardPlan as `shard` would, encode 200 images in memory, and extrapolate."""
     skip = options.on_error == "skip"
     plan = plan_source(Path(source), config, splits=options.splits, skip=skip)
     check_target(plan.source, str(out))
@@ -118,7 +118,7 @@ def forecast(
     )
 
 
-def _probe(plan: Plan) -> tuple[list[Outcome], float]:
+def _probe(plan: ShardPlan) -> tuple[list[Outcome], float]:
     """Encode images from all over the largest split."""
     samples = max(plan.source.splits.values(), key=lambda there: len(there.key))
     places = permutation(len(samples.key), 0, "probe")[:PROBES]

@@ -25,20 +25,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alexprep.dataset.codec import Encoded
-from alexprep.dataset.finish import faults_message
-from alexprep.dataset.plan import Plan, ShardConfig, ShardTask, permutation
-from alexprep.dataset.target import STATE, LocalTarget, Target, open_target
-from alexprep.dataset.write import (
+from alexprep.dataset.manifest import faults_message
+from alexprep.dataset.shard_plan import ShardConfig, ShardPlan, ShardTask, permutation
+from alexprep.dataset.shard_writer import (
     RECORDS,
     Fault,
     Outcome,
-    Record,
+    ShardRecord,
     find_shard,
     outcomes,
     publish_shard,
 )
+from alexprep.dataset.store import STATE, LocalStore, Store, open_store
 from alexprep.errors import PrepareError
-from alexprep.progress import Progress
+from alexprep.progress import ProgressBar
 from alexprep.sources.items import Items
 from alexprep.sources.listing import Source
 from alexprep.workers import run_tasks
@@ -63,12 +63,12 @@ class Chunk(NamedTuple):
     place: NDArray[np.int32]
 
 
-def spool_folder(target: Target) -> Path:
+def spool_folder(store: Store) -> Path:
     """Beside the shards where these are in a folder, so that an interrupted run finds it."""
-    if isinstance(target, LocalTarget):
-        return target.root / STATE / "spool"
+    if isinstance(store, LocalStore):
+        return store.root / STATE / "spool"
     raise PrepareError(
-        f"A sequential run keeps its spool beside the shards, and {target.url} is no local folder. "
+        f"A sequential run keeps its spool beside the shards, and {store.url} is no local folder. "
         "Write to a folder and copy that."
     )
 
@@ -101,8 +101,8 @@ def scattered_read_seconds(items: Items) -> float:
 
 
 def write_sequentially(
-    plan: Plan, tasks: list[ShardTask], folder: Path, workers: int
-) -> Generator[tuple[int, Record], None, None]:
+    plan: ShardPlan, tasks: list[ShardTask], folder: Path, workers: int
+) -> Generator[tuple[int, ShardRecord], None, None]:
     """Encode all that is missing; then yield (index of the task, record) of every task.
 
     PrepareError lists the files that are no images, where tasks do not skip them, after the first.
@@ -117,11 +117,11 @@ def write_sequentially(
 
 def _assemble(
     tasks: list[ShardTask],
-    found: dict[int, Record],
+    found: dict[int, ShardRecord],
     missing: list[int],
     folder: Path,
     workers: int,
-) -> Generator[tuple[int, Record], None, None]:
+) -> Generator[tuple[int, ShardRecord], None, None]:
     yield from found.items()
     assemble = partial(write_from_spool, folder=folder)
     jobs = ((number, tasks[number]) for number in missing)
@@ -130,9 +130,9 @@ def _assemble(
             yield missing[index], record
 
 
-def _find_all(tasks: list[ShardTask], workers: int) -> dict[int, Record]:
+def _find_all(tasks: list[ShardTask], workers: int) -> dict[int, ShardRecord]:
     """The records of shards that earlier runs have published, hashed to make sure."""
-    begun = open_target(tasks[0].out).listing(RECORDS)
+    begun = open_store(tasks[0].out).listing(RECORDS)
     if not begun and tasks[0].known is None:
         return {}
     jobs = ((task.out, task.name, task.known) for task in tasks)
@@ -140,20 +140,20 @@ def _find_all(tasks: list[ShardTask], workers: int) -> dict[int, Record]:
         return {number: record for number, record in results if record is not None}
 
 
-def _find(job: tuple[str, str, Shard | None]) -> Record | None:
+def _find(job: tuple[str, str, Shard | None]) -> ShardRecord | None:
     out, name, known = job
-    return find_shard(open_target(out), name, known)
+    return find_shard(open_store(out), name, known)
 
 
 def _encode_all(
-    plan: Plan, missing: NDArray[np.intp], folder: Path, workers: int, *, skip: bool
+    plan: ShardPlan, missing: NDArray[np.intp], folder: Path, workers: int, *, skip: bool
 ) -> None:
     chunks = [
         chunk for chunk in source_chunks(plan, missing) if not _done(folder, chunk.number).exists()
     ]
     encode_chunk = partial(spool_chunk, folder=folder, config=plan.config)
     with (
-        Progress("encode", sum(len(chunk.shard) for chunk in chunks)) as progress,
+        ProgressBar("encode", sum(len(chunk.shard) for chunk in chunks)) as progress,
         closing(run_tasks(encode_chunk, chunks, workers=workers)) as results,
     ):
         for number, (source_bytes, faults) in results:
@@ -162,7 +162,7 @@ def _encode_all(
                 raise PrepareError(faults_message(faults, plan.source.name))
 
 
-def source_chunks(plan: Plan, missing: NDArray[np.intp]) -> Iterator[Chunk]:
+def source_chunks(plan: ShardPlan, missing: NDArray[np.intp]) -> Iterator[Chunk]:
     """All samples in the order of the source, in pieces, without those of finished shards.
 
     Pieces and their numbers do not depend on what is missing.
@@ -253,7 +253,7 @@ def _with_jpg(jpg: bytes, width: int, height: int, fixes: list[str]) -> Encoded:
     return Encoded(jpg, width, height, tuple(fixes))
 
 
-def write_from_spool(job: tuple[int, ShardTask], *, folder: Path) -> Record:
+def write_from_spool(job: tuple[int, ShardTask], *, folder: Path) -> ShardRecord:
     """Publish a shard from its spool file; what is not in it is read from the source."""
     number, task = job
     path = _spool(folder, number)
@@ -263,6 +263,6 @@ def write_from_spool(job: tuple[int, ShardTask], *, folder: Path) -> Record:
         again = outcomes(task.samples.items.select(np.array(absent)), task.config)
         spooled |= dict(zip(absent, again, strict=True))
     results = (spooled[place] for place in range(len(task.samples.key)))
-    record = publish_shard(open_target(task.out), task, results)
+    record = publish_shard(open_store(task.out), task, results)
     path.unlink(missing_ok=True)
     return record

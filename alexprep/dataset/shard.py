@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from alexprep.dataset.finish import begin, faults_message, finish, refuse_empty
-from alexprep.dataset.plan import Plan, ShardConfig
+from alexprep.dataset.manifest import begin, faults_message, finish, refuse_empty
 from alexprep.dataset.sequential import recommend_sequential, spool_folder, write_sequentially
+from alexprep.dataset.shard_plan import ShardConfig, ShardPlan
+from alexprep.dataset.shard_writer import Fault, ShardRecord, write_shard
 from alexprep.dataset.splits import plan_source
-from alexprep.dataset.target import STATE, Target, open_target
-from alexprep.dataset.write import Fault, Record, write_shard
+from alexprep.dataset.store import STATE, Store, open_store
 from alexprep.errors import PrepareError
 from alexprep.machine import cores
-from alexprep.progress import Progress
+from alexprep.progress import ProgressBar
 from alexprep.sources.check import check_beginnings, check_target, refuse_strays
 from alexprep.sources.ilsvrc import check_archives
 from alexprep.workers import run_tasks
@@ -63,7 +63,7 @@ def shard(
     """Write the data set of SOURCE to OUT, or finish one that was begun; its manifest.
 
     PrepareError: the source is not understood or cannot be read, holds files that are no images
-    (with on_error="fail"), the target holds something else or cannot be written, or a worker died.
+    (with on_error="fail"), the store holds something else or cannot be written, or a worker died.
     Whatever ends it, finished shards stay, and the same call goes on from there.
     """
     if options.check_archives:
@@ -71,36 +71,36 @@ def shard(
     skip = options.on_error == "skip"
     plan = plan_source(Path(source), config, splits=options.splits, skip=skip)
     check_target(plan.source, str(out))
-    target = open_target(str(out))
-    with target.locked():
-        finished = begin(target, plan)
+    store = open_store(str(out))
+    with store.locked():
+        finished = begin(store, plan)
         for warning in plan.source.warnings if finished is None else ():
             sys.stderr.write(f"Warning: {warning}\n")
         if finished is None and not skip:
             _refuse_beginnings(plan)
-        records = _write_all(plan, target, options, finished)
-        manifest = finished or finish(target, plan, records)
+        records = _write_all(plan, store, options, finished)
+        manifest = finished or finish(store, plan, records)
         _refuse_change(finished, records)
-        target.remove(STATE)
-    refuse_empty(plan, manifest, target)
+        store.remove(STATE)
+    refuse_empty(plan, manifest, store)
     return manifest
 
 
-def _refuse_beginnings(plan: Plan) -> None:
+def _refuse_beginnings(plan: ShardPlan) -> None:
     """PrepareError for files that plainly are no images, before hours of encoding."""
     refuse_strays(check_beginnings(plan.source), plan.source.name)
 
 
 def _write_all(
-    plan: Plan, target: Target, options: RunOptions, finished: Manifest | None
-) -> dict[str, Record]:
+    plan: ShardPlan, store: Store, options: RunOptions, finished: Manifest | None
+) -> dict[str, ShardRecord]:
     """Do every task; the records by shard name, in the plan's order."""
     names = [name for split in plan.order for name in plan.names(split)]
-    records: dict[str, Record] = {}
+    records: dict[str, ShardRecord] = {}
     faults: list[Fault] = []
     with (
-        closing(_results(plan, target, options, finished)) as results,
-        Progress("shard", plan.source.images) as progress,
+        closing(_results(plan, store, options, finished)) as results,
+        ProgressBar("shard", plan.source.images) as progress,
     ):
         for number, record in results:
             records[names[number]] = record
@@ -114,27 +114,27 @@ def _write_all(
 
 
 def _results(
-    plan: Plan, target: Target, options: RunOptions, finished: Manifest | None
-) -> Generator[tuple[int, Record], None, None]:
-    """Start the work in the way that source, target and options ask for."""
+    plan: ShardPlan, store: Store, options: RunOptions, finished: Manifest | None
+) -> Generator[tuple[int, ShardRecord], None, None]:
+    """Start the work in the way that source, store and options ask for."""
     known = _shards(finished) if finished else {}
-    tasks = plan.tasks(target.url, known, skip=options.on_error == "skip")
+    tasks = plan.tasks(store.url, known, skip=options.on_error == "skip")
     sequential = {samples.items.sequential for samples in plan.source.splits.values()}
     # What is written to memory:// in another process is lost with it.
-    in_memory = target.url.startswith("memory://")
+    in_memory = store.url.startswith("memory://")
     workers = 1 if in_memory else options.workers or cores()
     if options.sequential or "always" in sequential:
         if options.scheduler is not None:
             raise PrepareError(
                 "Parquet files and --sequential are read on one machine: leave out --scheduler."
             )
-        return write_sequentially(plan, list(tasks), spool_folder(target), workers)
+        return write_sequentially(plan, list(tasks), spool_folder(store), workers)
     if "probe" in sequential:
         recommend_sequential(plan.source)
     return run_tasks(write_shard, tasks, workers=workers, scheduler=options.scheduler)
 
 
-def _refuse_change(finished: Manifest | None, records: dict[str, Record]) -> None:
+def _refuse_change(finished: Manifest | None, records: dict[str, ShardRecord]) -> None:
     """A shard written again must be the one that the manifest names."""
     if finished is None:
         return

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from alexprep.dataset.plan import Plan, ShardConfig, held_out_share, make_plan
+from alexprep.dataset.shard_plan import ShardConfig, ShardPlan, held_out_share, make_plan
 from alexprep.errors import PrepareError
 from alexprep.sources.find import find_source
 from alexprep.sources.listing import TRAIN, VALIDATION, Source, SourceOptions
@@ -16,7 +16,7 @@ from alexprep.sources.listing import TRAIN, VALIDATION, Source, SourceOptions
 
 def plan_source(
     path: Path, config: ShardConfig, *, splits: Sequence[str] = (), skip: bool = False
-) -> Plan:
+) -> ShardPlan:
     """List the source at `path` and plan its shards; PrepareError where it is not understood.
 
     `splits` takes these alone; `skip` leaves out what is no image.

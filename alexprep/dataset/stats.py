@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from alexprep.dataset.moments import Moments, colour, mean_image
 from alexprep.machine import cores
-from alexprep.progress import Progress
+from alexprep.progress import ProgressBar
 from alexprep.tar import TarMember, TarStream
 from alexprep.workers import run_tasks
 from pipelines.errors import DataError
@@ -29,7 +29,7 @@ from pipelines.imagestats import ImageStats
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ShardTask:
+class StatsTask:
     """One shard for a worker: where it is and what its images should measure."""
 
     root: Path
@@ -42,7 +42,7 @@ def compute_stats(
 ) -> ImageStats:
     """Measure a split and write stats.json, stats.npz and mean.png beside the manifest.
 
-    The sums of finished shards are kept in ROOT/.stats-<split>.sums until all are done: an
+    The sums of finished shards are partial in ROOT/.stats-<split>.sums until all are done: an
     interrupted run goes on from there. DataError, with nothing written, for a shard that is
     missing, cut off or altered, an empty split, or an image of another size.
     """
@@ -52,28 +52,28 @@ def compute_stats(
     if not sum(shard.samples for shard in shards):
         raise DataError(f"Split {split!r} of {root} has no images. Shard a source that has some.")
     _check_files(root, shards)
-    kept = Kept(root / f".stats-{split}.sums", Moments.none(manifest.size, manifest.size))
-    kept.recall({shard.name: shard.sha256 for shard in shards})
-    left = [shard for shard in shards if shard.name not in kept.shards]
+    partial = PartialSums(root / f".stats-{split}.sums", Moments.none(manifest.size, manifest.size))
+    partial.restore({shard.name: shard.sha256 for shard in shards})
+    left = [shard for shard in shards if shard.name not in partial.shards]
     try:
-        with Progress(f"stats {split}", sum(shard.samples for shard in left)) as progress:
-            tasks = [ShardTask(root=root, shard=shard, size=manifest.size) for shard in left]
+        with ProgressBar(f"stats {split}", sum(shard.samples for shard in left)) as progress:
+            tasks = [StatsTask(root=root, shard=shard, size=manifest.size) for shard in left]
             count = workers or cores()
             sums = run_tasks(shard_moments, tasks, workers=count, scheduler=scheduler)
             with closing(sums):
                 for index, moments in sums:
-                    kept.add(left[index], moments)
+                    partial.add(left[index], moments)
                     progress.advance(left[index].samples, bytes=left[index].bytes)
     except DataError:
-        kept.path.unlink(missing_ok=True)
+        partial.path.unlink(missing_ok=True)
         raise
-    stats = _image_stats(split, kept.moments, shards)
+    stats = _image_stats(split, partial.moments, shards)
     stats.save(root)
-    kept.path.unlink(missing_ok=True)
+    partial.path.unlink(missing_ok=True)
     return stats
 
 
-def shard_moments(task: ShardTask) -> Moments:
+def shard_moments(task: StatsTask) -> Moments:
     """Exact sums over the images of one shard; DataError if it is not the one in the manifest."""
     # Compiles when it is imported: in the workers, which need it.
     from alexprep.dataset.pixelsums import Accumulator  # noqa: PLC0415
@@ -119,7 +119,7 @@ def decode(member: TarMember, path: Path, out_HWC: NDArray[np.uint8]) -> None:
         raise DataError(f"{path}: {member.name} does not decode ({str(error).strip()}).") from error
 
 
-class Kept:
+class PartialSums:
     """The sums of the shards finished so far, on disk after each of them."""
 
     def __init__(self, path: Path, nothing: Moments) -> None:
@@ -127,7 +127,7 @@ class Kept:
         self.moments = nothing
         self.shards: dict[str, str] = {}
 
-    def recall(self, present: Mapping[str, str]) -> None:
+    def restore(self, present: Mapping[str, str]) -> None:
         """Take up what an interrupted run left, if all of it is of shards in `present`.
 
         Writes the file again, so that a folder that cannot be written to is found out at once.

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alexprep.dataset.codec import CODEC
-from alexprep.dataset.finish import sidecars
-from alexprep.dataset.plan import Plan, ShardConfig
+from alexprep.dataset.manifest import sidecars
+from alexprep.dataset.shard_plan import ShardConfig, ShardPlan
+from alexprep.dataset.shard_writer import write_shard
 from alexprep.dataset.splits import plan_source
 from alexprep.dataset.verify_shard import CheckTask, Findings, check_shard
-from alexprep.dataset.write import write_shard
 from alexprep.errors import PrepareError
 from alexprep.machine import cores
-from alexprep.progress import Progress
+from alexprep.progress import ProgressBar
 from alexprep.workers import run_tasks
 from pipelines.format import Manifest, Shard, Split
 
@@ -88,7 +88,7 @@ def _check_all(root: Path, manifest: Manifest, workers: int) -> dict[str, Findin
     ]
     found: dict[str, Findings] = {}
     with (
-        Progress("verify", sum(task.shard.samples for task in tasks)) as progress,
+        ProgressBar("verify", sum(task.shard.samples for task in tasks)) as progress,
         closing(run_tasks(check_shard, tasks, workers=workers)) as results,
     ):
         for index, one in results:
@@ -137,7 +137,7 @@ def _data_set_faults(manifest: Manifest, found: Sequence[Findings]) -> Iterator[
         yield f"the largest jpg has {largest} bytes, the manifest says {manifest.largest_jpg}"
 
 
-def _plan(manifest: Manifest, source: Path, root: Path) -> Plan:
+def _plan(manifest: Manifest, source: Path, root: Path) -> ShardPlan:
     """The plan that made the data set, if `source` and this codec are those it was made with."""
     if dict(manifest.codec) != dict(CODEC):
         raise PrepareError(
@@ -154,7 +154,7 @@ def _plan(manifest: Manifest, source: Path, root: Path) -> Plan:
 
 
 def _rebuild(
-    plan: Plan, manifest: Manifest, count: int, workers: int
+    plan: ShardPlan, manifest: Manifest, count: int, workers: int
 ) -> tuple[tuple[str, ...], list[str]]:
     """Write some of the shards again in a temporary folder: their names, and the differences."""
     there = {shard.name: shard for split in manifest.splits.values() for shard in split.shards}
@@ -163,7 +163,7 @@ def _rebuild(
         tasks = [task for task in plan.tasks(folder, {}, skip=True) if task.name in names]
         made: dict[str, Shard | None] = {}
         with (
-            Progress("make again", len(tasks), unit="shards") as progress,
+            ProgressBar("make again", len(tasks), unit="shards") as progress,
             closing(run_tasks(write_shard, tasks, workers=workers)) as results,
         ):
             for index, record in results:

@@ -18,7 +18,7 @@ from alexnet.errors import RunError
 from alexnet.model.grouped import Grouped
 from alexnet.training.evaluate import error_rates, predict_probabilities
 from alexprep.model.trained import Trained
-from alexprep.progress import Progress
+from alexprep.progress import ProgressBar
 from alexprep.report.run_summary import ErrorRow
 from pipelines.config import LoaderConfig
 from pipelines.format import Manifest
@@ -84,7 +84,7 @@ def predict_split(root: Path, trained: Trained, *, images: int, device: str) -> 
     if [wnid for wnid, _ in manifest.classes] != [wnid for wnid, _ in trained.classes]:
         raise RunError(f"{root} has other classes than the network was trained on.")
     count = min(images, split_images)
-    with Progress("report", 2 * count) as progress, torch.inference_mode():
+    with ProgressBar("report", 2 * count) as progress, torch.inference_mode():
 
         def batches(views: Literal[1, 10]) -> Iterator[tuple[Tensor, Tensor]]:
             config = LoaderConfig(batch=CROPS // views, device=device, views=views)

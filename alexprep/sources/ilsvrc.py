@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 import numpy as np
 
 from alexprep.errors import PrepareError
-from alexprep.progress import Progress
+from alexprep.progress import ProgressBar
 from alexprep.sources.content import stem
 from alexprep.sources.items import text
 from alexprep.sources.synsets import names_by_wnid, wnid_by_id
@@ -44,7 +44,7 @@ def check_archives(folder: Path, expected: Mapping[str, str] = MD5) -> None:
     """Compare the MD5 of the official archives in `folder`; PrepareError names the wrong ones."""
     there = {name: folder / name for name in expected if (folder / name).is_file()}
     wrong: list[str] = []
-    with Progress("check", sum(path.stat().st_size for path in there.values()), "bytes") as bar:
+    with ProgressBar("check", sum(path.stat().st_size for path in there.values()), "bytes") as bar:
         for name, path in there.items():
             digest = hashlib.md5(usedforsecurity=False)
             with path.open("rb") as file:

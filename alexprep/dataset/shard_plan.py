@@ -86,7 +86,7 @@ class ShardTask:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Plan:
+class ShardPlan:
     """The shards of every split, as the order of samples and the places where it is cut."""
 
     source: Source
@@ -148,7 +148,7 @@ def held_out_share(validation: str | int) -> tuple[float, int]:
     return share, number
 
 
-def make_plan(source: Source, config: ShardConfig) -> Plan:
+def make_plan(source: Source, config: ShardConfig) -> ShardPlan:
     """Permute each split and cut it into shards that differ by one sample at most."""
     order: dict[str, NDArray[np.intp]] = {}
     cuts: dict[str, NDArray[np.int64]] = {}
@@ -162,7 +162,7 @@ def make_plan(source: Source, config: ShardConfig) -> Plan:
             )
         order[split] = permutation(count, config.seed, split)
         cuts[split] = np.arange(shards + 1, dtype=np.int64) * count // shards
-    return Plan(source=source, config=config, order=order, cuts=cuts)
+    return ShardPlan(source=source, config=config, order=order, cuts=cuts)
 
 
 def _asked_for(config: ShardConfig, split: str, source: Source) -> int | None:

@@ -1,10 +1,10 @@
-"""Where a data set is written: a folder, or an fsspec URL. Nothing is seen there until it is whole.
+"""Where a data set is written: a folder, or an fsspec URL. Only complete files are visible there.
 
 In a folder a file is written under STATE, synced, and renamed to its name; the folders are synced
-before the manifest is written, and after. A sync takes as long as encoding several images, so that
-there is one a file: a name that a power cut takes back is seen by the next run, like any other. For
-other storage it is written to a temporary file here; an object store shows an object when its
-upload is complete, on anything else it is uploaded beside its name and renamed.
+before the manifest is written, and after. A sync takes as long as encoding several images, so there
+is only one per file: a name lost in a power cut is missed and rebuilt by the next run. For other
+storage a file is first written to a local temporary folder; an object store shows an object when
+its upload is complete, on anything else it is uploaded under another name and renamed.
 """
 
 import fcntl
@@ -13,30 +13,31 @@ import os
 import shutil
 import tempfile
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import fsspec  # pyright: ignore[reportMissingTypeStubs]
 
 from alexprep.errors import PrepareError
 
 STATE = ".alexprep"
+RECORDS = f"{STATE}/records"
 # An object is seen when its upload is complete; asked for a folder, some would make the bucket.
 OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "adl", "oss", "oci", "hf"})
 
 
-class Target(Protocol):
-    """What the writers ask of a place; names are paths under its root."""
+class Store(Protocol):
+    """What the writers need of storage; names are paths under its root."""
 
     url: str
 
     def locked(self) -> Any:
-        """Hold the target for one run at a time."""
+        """Hold the store for one run at a time."""
         ...
 
     def staging(self) -> Any:
-        """Enter a local folder for files that are not whole; it is emptied on leaving."""
+        """Enter a local folder for incomplete files; it is emptied on leaving."""
         ...
 
     def publish(self, staged: Path, name: str) -> None:
@@ -66,28 +67,28 @@ class Target(Protocol):
         ...
 
 
-def open_target(url: str) -> Target:
+def open_store(url: str) -> Store:
     """A folder for a path or file:// URL, else what fsspec has for the URL."""
     if "://" not in url or url.startswith("file://"):
-        return LocalTarget(Path(url.removeprefix("file://")))
-    return RemoteTarget(url)
+        return LocalStore(Path(url.removeprefix("file://")))
+    return RemoteStore(url)
 
 
-def write_bytes(target: Target, name: str, data: bytes) -> None:
+def write_bytes(store: Store, name: str, data: bytes) -> None:
     """Publish a small file."""
     try:
-        with target.staging() as folder:
+        with store.staging() as folder:
             staged = folder / Path(name).name
             staged.write_bytes(data)
-            target.publish(staged, name)
+            store.publish(staged, name)
     except OSError as error:
         raise PrepareError(
-            f"Cannot write {name} to {target.url}: {error.strerror or error}. Finished shards are "
+            f"Cannot write {name} to {store.url}: {error.strerror or error}. Finished shards are "
             "kept: make room there and run the same command again."
         ) from error
 
 
-class LocalTarget:
+class LocalStore:
     """A folder of this machine, or one that all machines of a cluster mount."""
 
     def __init__(self, root: Path) -> None:
@@ -101,10 +102,15 @@ class LocalTarget:
         """
         path = self.root / STATE / "lock"
         self._make(path.parent)
-        with path.open("w") as lock:
+        with ExitStack() as stack:
             try:
+                lock = stack.enter_context(path.open("w"))
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+                # The last holder removes the file. A run that opened it before that holds the lock
+                # of a file that the next run will not find.
+                if not _is_open_file(lock, path):
+                    raise BlockingIOError
+            except (BlockingIOError, FileNotFoundError):
                 raise PrepareError(
                     f"Another run is writing to {self.root}. Wait for it or stop it."
                 ) from None
@@ -112,13 +118,14 @@ class LocalTarget:
             try:
                 yield
             finally:
-                self._sweep()
-                path.unlink(missing_ok=True)
-                if not self.listing(STATE):
-                    self.remove(STATE)
+                if _is_open_file(lock, path):  # else the run removed STATE, its last step
+                    self._sweep()
+                    path.unlink()
+                with suppress(OSError):  # not empty, or the next run is there
+                    path.parent.rmdir()
 
     def _sweep(self) -> None:
-        """Remove what processes that were stopped had under way."""
+        """Remove the incomplete files of processes that were killed."""
         for leftover in (self.root / STATE).glob("partial-*"):
             shutil.rmtree(leftover, ignore_errors=True)
 
@@ -135,7 +142,7 @@ class LocalTarget:
     def publish(self, staged: Path, name: str) -> None:
         path = self.root / name
         self._make(path.parent)
-        if not name.startswith(STATE):  # what a power cut takes of the state is done again
+        if not name.startswith(RECORDS):  # a record lost in a power cut costs one shard
             with staged.open("rb") as file:
                 os.fsync(file.fileno())
         staged.replace(path)
@@ -174,12 +181,19 @@ class LocalTarget:
         except (FileExistsError, NotADirectoryError):
             raise PrepareError(
                 f"Cannot make the folder {folder}: a file of that name is in the way. "
-                "Remove it or give another target."
+                "Remove it or give another output folder."
             ) from None
         except OSError as error:
             raise PrepareError(
-                f"Cannot make the folder {folder}: {error.strerror}. Give a target you may write."
+                f"Cannot make the folder {folder}: {error.strerror}. Give another output folder."
             ) from None
+
+
+def _is_open_file(file: IO[str], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _sync_folder(folder: Path) -> None:
@@ -190,14 +204,14 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-class RemoteTarget:
+class RemoteStore:
     """An fsspec URL, such as s3://bucket/folder or memory://folder."""
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
         try:
-            found: Any = fsspec.core.url_to_fs(self.url)  # pyright: ignore
-            self.fs, self.root = found[0], str(found[1])
+            opened: Any = fsspec.core.url_to_fs(self.url)  # pyright: ignore
+            self.fs, self.root = opened[0], str(opened[1])
         except (ImportError, ValueError) as error:
             raise PrepareError(f"Cannot write to {url}: {error}") from None
 
@@ -212,7 +226,7 @@ class RemoteTarget:
             self.fs.exists(self.root)
         except Exception as error:  # every storage has its own exceptions for no access
             raise PrepareError(
-                f"Cannot reach {self.url}: {error}. See to its address and credentials."
+                f"Cannot reach {self.url}: {error}. Check its address and credentials."
             ) from error
         yield
 
@@ -237,7 +251,7 @@ class RemoteTarget:
             ) from error
 
     def settle(self) -> None:
-        """Nothing to do: storage that is not ours is durable on its own."""
+        """Nothing to do: remote storage is durable on its own."""
 
     def read(self, name: str) -> bytes | None:
         try:
@@ -258,10 +272,10 @@ class RemoteTarget:
     def listing(self, folder: str = "") -> list[str]:
         self.fs.invalidate_cache()
         try:
-            found = self.fs.ls(self._path(folder), detail=False)
+            paths = self.fs.ls(self._path(folder), detail=False)
         except FileNotFoundError:
             return []
-        return sorted(str(path).rstrip("/").rpartition("/")[2] for path in found)
+        return sorted(str(path).rstrip("/").rpartition("/")[2] for path in paths)
 
     def remove(self, name: str) -> None:
         if self.fs.exists(self._path(name)):

@@ -1,11 +1,12 @@
-"""Write one shard: read, encode, append, index, publish, and report.
+"""Write one shard: read, encode, append, index, publish, and record it.
 
-A shard is a function of its task alone. Its record, published after it, is what an interrupted run
-knows it by.
+A shard is a function of its task alone. Its record, published after it, tells the run that resumes
+an interrupted one that the shard is finished, and what the manifest has to say about it.
 """
 
 import hashlib
 import json
+import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -13,19 +14,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+import msgspec
+
 from alexprep.dataset.codec import Encoded, ImageError, encode
-from alexprep.dataset.plan import ShardConfig, ShardTask
-from alexprep.dataset.target import STATE, LocalTarget, Target, open_target, write_bytes
+from alexprep.dataset.shard_plan import ShardConfig, ShardTask
+from alexprep.dataset.store import RECORDS, LocalStore, Store, open_store, write_bytes
 from alexprep.errors import PrepareError
+from alexprep.schema import convert
 from alexprep.sources.items import Items, Unreadable, text
 from alexprep.tar import TarWriter, scan_tar
 from pipelines.format import Member, Sample, Shard, format_index
-
-RECORDS = f"{STATE}/records"
+from pipelines.prefetch import prefetch
 
 
 class Fault(NamedTuple):
-    """A file that is no whole image: where, its hash, why, and the label it would have had."""
+    """A file that cannot be encoded: where, its hash, why, and the label it would have had."""
 
     path: str
     sha256: str
@@ -34,7 +37,7 @@ class Fault(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What became of one source file: its square, or None and the reason."""
+    """The encoded image of one source file, or None and the reason."""
 
     encoded: Encoded | None
     sha256: str
@@ -43,10 +46,10 @@ class Outcome(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Record:
-    """What became of one task. `shard` is None if faults kept it from being published.
+class ShardRecord:
+    """What came of one task. `shard` is None if faults kept it from being published.
 
-    `mended` holds the keys of samples by what was mended; `found`: an earlier run had written it.
+    `mended` holds the keys of samples by what was fixed in them.
     """
 
     shard: Shard | None
@@ -54,57 +57,49 @@ class Record:
     source_bytes: int
     mended: dict[str, list[str]]
     faults: list[Fault]
-    found: bool = False
 
-    def to_json(self) -> bytes:
-        return json.dumps(asdict(self)).encode()
+    def to_bytes(self) -> bytes:
+        """A line of JSON and its CRC-32: a damaged record must not reach the manifest."""
+        body = json.dumps(asdict(self)).encode()
+        return b"%b\n%08x" % (body, zlib.crc32(body))
 
     @classmethod
-    def from_json(cls, raw: bytes) -> "Record | None":
+    def from_bytes(cls, raw: bytes) -> "ShardRecord | None":
         """A record read back; None if it is damaged, so that its shard is written again."""
+        body, separator, crc = raw.partition(b"\n")
+        if separator and crc != b"%08x" % zlib.crc32(body):  # the first release wrote no CRC
+            return None
         try:
-            fields: dict[str, Any] = json.loads(raw) | {"found": True}
-            fields["shard"] = Shard(**fields["shard"])
-            fields["faults"] = [Fault(*fault) for fault in fields["faults"]]
-            return cls(**fields)
-        except (ValueError, TypeError, KeyError):
+            fields = msgspec.json.decode(body, type=dict[str, Any])
+            fields.pop("found", None)  # which the first release wrote, too
+            return convert(fields, cls)
+        except (ValueError, RecursionError):
             return None
 
 
 def record_name(shard: str) -> str:
-    """Path of a shard's record under the target's root."""
+    """Path of a shard's record under the store's root."""
     return f"{RECORDS}/{Path(shard).stem}.json"
 
 
-def write_shard(task: ShardTask) -> Record:
-    """Do one task, or find that it has been done. Runs in a worker, on any machine."""
-    target = open_target(task.out)
-    found = find_shard(target, task.name, task.known)
-    return found or publish_shard(target, task, outcomes(task.samples.items, task.config))
+def write_shard(task: ShardTask) -> ShardRecord:
+    """Write a shard, unless an earlier run has. Runs in a worker, on any machine."""
+    store = open_store(task.out)
+    record = find_shard(store, task.name, task.known)
+    return record or publish_shard(store, task, outcomes(task.samples.items, task.config))
 
 
 def outcomes(items: Items, config: ShardConfig) -> Iterator[Outcome]:
-    """Read and encode items in order."""
+    """Read and encode items in order; a thread reads and hashes the next one meanwhile."""
     with closing(items.read()) as files:
-        for data, sha256 in hashed(files):
-            yield outcome(data, sha256, config)
 
+        def read_next(_: int) -> tuple[bytes | Unreadable, str]:
+            data = next(files)
+            return data, "" if isinstance(data, Unreadable) else hashlib.sha256(data).hexdigest()
 
-def hashed(files: Iterable[bytes | Unreadable]) -> Iterator[tuple[bytes | Unreadable, str]]:
-    """Each file with its sha256: a thread reads and hashes the next while one is worked on."""
-    rest = iter(files)
-
-    def following() -> tuple[bytes | Unreadable, str] | None:
-        data = next(rest, None)
-        if data is None:
-            return None
-        return data, "" if isinstance(data, Unreadable) else hashlib.sha256(data).hexdigest()
-
-    with ThreadPoolExecutor(1) as aside:
-        coming = aside.submit(following)
-        while (file := coming.result()) is not None:
-            coming = aside.submit(following)
-            yield file
+        with closing(prefetch(range(len(items)), read_next, workers=1, depth=1)) as contents:
+            for data, sha256 in contents:
+                yield outcome(data, sha256, config)
 
 
 def outcome(data: bytes | Unreadable, sha256: str, config: ShardConfig) -> Outcome:
@@ -123,9 +118,9 @@ def outcome(data: bytes | Unreadable, sha256: str, config: ShardConfig) -> Outco
     return Outcome(encoded, sha256, len(data), "")
 
 
-def publish_shard(target: Target, task: ShardTask, results: Iterable[Outcome]) -> Record:
+def publish_shard(store: Store, task: ShardTask, results: Iterable[Outcome]) -> ShardRecord:
     """Write a shard from the outcomes of its samples and make it visible, if it may be."""
-    with target.staging() as folder:
+    with store.staging() as folder:
         staged, index = folder / Path(task.name).name, folder / "index"
         try:
             with staged.open("wb", buffering=0) as file:
@@ -133,9 +128,9 @@ def publish_shard(target: Target, task: ShardTask, results: Iterable[Outcome]) -
             index.write_text(format_index(samples))
             if record.shard is None:
                 return record
-            target.publish(index, record.shard.index)
-            target.publish(staged, task.name)
-            write_bytes(target, record_name(task.name), record.to_json())
+            store.publish(index, record.shard.index)
+            store.publish(staged, task.name)
+            write_bytes(store, record_name(task.name), record.to_bytes())
         except OSError as error:
             raise PrepareError(
                 f"Cannot write {task.name} to {task.out}: {error.strerror or error}. Finished "
@@ -146,27 +141,27 @@ def publish_shard(target: Target, task: ShardTask, results: Iterable[Outcome]) -
 
 def _write(
     file: IO[bytes], task: ShardTask, results: Iterable[Outcome]
-) -> tuple[Record, list[Sample]]:
+) -> tuple[ShardRecord, list[Sample]]:
     index = list[Sample]()
     largest = source_bytes = 0
     mended: dict[str, list[str]] = {}
     faults: list[Fault] = []
-    with ThreadPoolExecutor(1) as aside:
-        tar = TarWriter(file, aside)
-        for place, result in enumerate(results):
-            label = int(task.samples.label[place])
+    with ThreadPoolExecutor(1) as hash_pool:
+        tar = TarWriter(file, hash_pool)
+        for number, result in enumerate(results):
+            label = int(task.samples.label[number])
             source_bytes += result.source_bytes
             if result.encoded is None:
-                path = task.samples.items.path(place)
+                path = task.samples.items.path(number)
                 faults.append(Fault(path, result.sha256, result.reason, label))
                 continue
-            key = text(task.samples.key[place])
+            key = text(task.samples.key[number])
             for fix in result.encoded.fixes:
                 mended.setdefault(fix, []).append(key)
             largest = max(largest, len(result.encoded.jpg))
             index.append(tar.add(key, _members(result.encoded, label, result.sha256, task)))
         shard = tar.close(task.name) if index and (task.skip or not faults) else None
-    record = Record(
+    record = ShardRecord(
         shard=shard,
         largest_jpg=largest,
         source_bytes=source_bytes,
@@ -177,41 +172,39 @@ def _write(
 
 
 def _members(encoded: Encoded, label: int, sha256: str, task: ShardTask) -> tuple[bytes, ...]:
-    about = {
+    metadata = {
         "wnid": task.wnids[label],
         "width": encoded.width,
         "height": encoded.height,
         "sha256": sha256,
         "fixes": " ".join(encoded.fixes),
     }
-    return encoded.jpg, b"%0*d" % (task.cls_width, label), json.dumps(about).encode()
+    return encoded.jpg, b"%0*d" % (task.cls_width, label), json.dumps(metadata).encode()
 
 
-def find_shard(target: Target, name: str, known: Shard | None) -> Record | None:
-    """The record of a shard that an earlier run published, if the shard is as it was then.
+def find_shard(store: Store, name: str, known: Shard | None) -> ShardRecord | None:
+    """The record of a shard that an earlier run published, if the shard is unchanged.
 
-    Without a record, `known` (from the manifest of a finished data set) says how it was.
+    Without a record, `known` (from the manifest of a finished data set) says what it was.
     """
-    raw = target.read(record_name(name))
-    record = Record.from_json(raw) if raw is not None else None
+    raw = store.read(record_name(name))
+    record = ShardRecord.from_bytes(raw) if raw is not None else None
     if record is None and known is not None:
-        record = Record(
-            shard=known, largest_jpg=0, source_bytes=0, mended={}, faults=[], found=True
-        )
-    if record is None or record.shard is None or not _is_whole(target, record.shard):
+        record = ShardRecord(shard=known, largest_jpg=0, source_bytes=0, mended={}, faults=[])
+    if record is None or record.shard is None or not _is_unchanged(store, record.shard):
         return None
     return record
 
 
-def _is_whole(target: Target, shard: Shard) -> bool:
-    """Whether tar and index are what was published; by size where hashing means a download."""
-    if target.size(shard.name) != shard.bytes or target.size(shard.index) is None:
+def _is_unchanged(store: Store, shard: Shard) -> bool:
+    """Whether tar and index are as published; by size where hashing them means a download."""
+    if store.size(shard.name) != shard.bytes or store.size(shard.index) is None:
         return False
-    if not isinstance(target, LocalTarget):
+    if not isinstance(store, LocalStore):
         return True
-    if target.sha256(shard.name) != shard.sha256:
+    if store.sha256(shard.name) != shard.sha256:
         return False
-    return target.read(shard.index) == tar_index(target.root / shard.name).encode()
+    return store.read(shard.index) == tar_index(store.root / shard.name).encode()
 
 
 def tar_index(path: Path) -> str:
@@ -221,5 +214,5 @@ def tar_index(path: Path) -> str:
     members = [Member(entry.offset, entry.size) for entry in entries]
     keys = [entry.name.decode().removesuffix(".jpg") for entry in entries[::3]]
     return format_index(
-        Sample(key, *members[3 * place : 3 * place + 3]) for place, key in enumerate(keys)
+        Sample(key, *members[3 * row : 3 * row + 3]) for row, key in enumerate(keys)
     )
