@@ -18,9 +18,7 @@ HEAVY = ("torch", "nvidia.dali", "webdataset", "numpy", "PIL", "rich", "dask")
 POOR_NAMES = 0.0521
 NAMED_TWICE = {
     "files",
-    "finish",
     "jpeg",
-    "plan",
     "progress",
 }
 SHORT = {
