@@ -13,7 +13,7 @@ import time
 import numpy as np
 import pytest
 
-from alexnet.training import checkpoint
+from alexnet.training import checkpoint, metrics
 from tests.tarsets import drawn_items, measured, write_dataset
 
 BATCH = 4
@@ -113,6 +113,23 @@ def test_a_run_goes_on_when_its_data_set_is_back(dataset, tmp_path):
     assert process.returncode == 0, said
     assert "resuming from" in said
     assert "2 epochs, 60 steps" in out
+
+
+def test_a_second_start_of_a_run_is_refused_while_the_first_trains(dataset, tmp_path):
+    run = tmp_path / "run"
+    refusals = []
+    process = start(dataset, run, *EVERY_STEP)
+
+    def start_again():
+        refusals.append(last_words(start(dataset, run, *EVERY_STEP)))
+
+    amid_the_first_epoch(process, checkpoint.step_path(run, 1), start_again)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    assert refusals[0][0] == 1
+    assert f"{run} is in use by process {process.pid} on" in refusals[0][1]
+    steps = [record["step"] for record in metrics.read(run) if record["kind"] == "step"]
+    assert steps == list(range(1, 61))
 
 
 def limit_files(process, size):

@@ -1,7 +1,7 @@
 """train: a data set, a recipe and devices become a run in a folder (alexprep.model.run_folder)."""
 
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,7 +21,7 @@ from alexprep.machine import machine
 from alexprep.model.display import RunDisplay
 from alexprep.model.placement import Placement, init_devices
 from alexprep.model.recipes import Recipe, RecipeInputs, make_recipe
-from alexprep.model.run_folder import create_or_check_config, run_identity
+from alexprep.model.run_folder import open_run, run_identity
 from alexprep.model.settings import apply_settings
 from alexprep.model.trained import checkpoint_meta, checkpoint_stats
 from pipelines.config import BackendName
@@ -66,7 +66,7 @@ def train(dataset: Path, run: Path, options: TrainOptions) -> Summary:
 
     Raises:
         DataError: the data set is missing, unfinished, damaged or without statistics.
-        RunError: the folder is a run of another recipe or data set, or training diverged.
+        RunError: the folder is a run of another recipe or data set or in use, or training diverged.
         ValueError: options that no recipe can follow.
     """
     manifest = Manifest.load(dataset)
@@ -76,6 +76,7 @@ def train(dataset: Path, run: Path, options: TrainOptions) -> Summary:
         init_devices(recipe.model.columns, options.devices) as placement,
         _open_loaders(dataset, recipe, stats, placement) as data,
         RunDisplay(run, recipe.train.epochs, silent=not placement.replicas.writes) as display,
+        ExitStack() as held,
     ):
         keep_freed_memory()
         model = placement.build(recipe.model, recipe.train.seed)
@@ -85,7 +86,7 @@ def train(dataset: Path, run: Path, options: TrainOptions) -> Summary:
             messages += _copy_weights(model, options.init_from)
         if placement.replicas.writes:
             identity = run_identity(asdict(recipe), _describe_data(dataset, manifest))
-            create_or_check_config(run, identity, _describe_call(dataset, options))
+            held.enter_context(open_run(run, identity, _describe_call(dataset, options)))
         # The other processes must not touch the folder before the first one has made it.
         placement.barrier()
         display.open_events()

@@ -1,0 +1,117 @@
+"""One process trains in the folder of a run at a time, and a killed one does not keep it."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from alexnet.errors import RunError
+from alexprep.model.run_folder import (
+    ABANDONED_SECONDS,
+    LEASE,
+    LOCK,
+    create_or_check_config,
+    hold_lease,
+    open_run,
+    run_identity,
+)
+
+IDENTITY = run_identity({"train": {"epochs": 2, "lr": 0.1}}, {"images": 3})
+HOLD = """
+import sys
+from pathlib import Path
+from alexprep.model.run_folder import open_run
+from tests.test_run_folder import IDENTITY
+with open_run(Path(sys.argv[1]), IDENTITY, {"call": 1}):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def holder(run):
+    """A process that holds the run until its standard input ends."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(run)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def calls(run):
+    return json.loads((run / "config.json").read_text())["calls"]
+
+
+def test_a_second_start_is_told_who_holds_the_run_and_changes_nothing(tmp_path):
+    run = tmp_path / "run"
+    process = holder(run)
+    expected = rf"run is in use by process {process.pid} on .*, since 20.*\. Wait for it"
+    with pytest.raises(RunError, match=expected), open_run(run, IDENTITY, {"call": 2}):
+        pass
+    assert calls(run) == [{"call": 1}]
+    process.communicate()
+    with open_run(run, IDENTITY, {"call": 2}):
+        assert calls(run) == [{"call": 1}, {"call": 2}]
+
+
+def test_a_killed_process_does_not_keep_the_run(tmp_path):
+    process = holder(tmp_path)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    with open_run(tmp_path, IDENTITY, {"call": 2}):
+        assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
+
+
+def test_a_folder_that_is_no_run_gets_no_lock(tmp_path):
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(RunError, match="holds no run"), open_run(tmp_path, IDENTITY, {}):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def lease(run, pid, host):
+    owner = {"host": host, "pid": pid, "since": "2026-11-01T00:00:00+00:00"}
+    (run / LEASE).write_text(json.dumps(owner))
+
+
+def test_a_lease_is_held_by_one_and_removed_at_the_end(tmp_path):
+    with hold_lease(tmp_path):
+        expected = f"in use by process {os.getpid()} on {socket.gethostname()}, since"
+        with pytest.raises(RunError, match=expected), hold_lease(tmp_path):
+            pass
+        assert (tmp_path / LEASE).exists()
+    assert not (tmp_path / LEASE).exists()
+
+
+def test_a_lease_is_taken_over_when_its_owner_has_ended(tmp_path):
+    process = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], stdout=-1)
+    lease(tmp_path, int(process.stdout), socket.gethostname())
+    with hold_lease(tmp_path):
+        assert json.loads((tmp_path / LEASE).read_text())["pid"] == os.getpid()
+
+
+def test_a_lease_of_another_host_lasts_while_it_is_renewed(tmp_path):
+    lease(tmp_path, 1, "elsewhere")
+    with pytest.raises(RunError, match="process 1 on elsewhere"), hold_lease(tmp_path):
+        pass
+    old = (tmp_path / LEASE).stat().st_mtime - ABANDONED_SECONDS - 1
+    os.utime(tmp_path / LEASE, (old, old))
+    with hold_lease(tmp_path):
+        assert json.loads((tmp_path / LEASE).read_text())["pid"] == os.getpid()
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[]", '{"recipe": 1, "data": {}, "calls": []}', "[" * 100_000]
+)
+def test_a_damaged_config_is_one_line_that_names_it(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(RunError, match=r"config.json is damaged .* Name another folder") as caught:
+        create_or_check_config(tmp_path, IDENTITY, {})
+    assert "\n" not in str(caught.value)
+    assert (tmp_path / "config.json").read_text() == text
