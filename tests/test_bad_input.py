@@ -214,3 +214,26 @@ def test_an_image_that_may_not_be_read_does_not_end_the_others(made, tmp_path):
         "cannot be read (Permission denied)",
         "cannot be read (No such file or directory)",
     ]
+
+
+@pytest.mark.parametrize(
+    ("setting", "answer"),
+    [
+        ("train.precision=foo", "expected float32 or bfloat16 or float64, got 'foo'"),
+        ("train.lrr=1", "did you mean 'lr'"),
+        ("model.lrn_size=-1", "lrn_size must be at least 1"),
+        ("model.layers=[{}]", "which is missing"),
+        ("loader.timeout=nan", "expected a number, got nan"),
+        ("augment.mean=" + "[" * 5000, "maximum recursion depth"),
+    ],
+)
+def test_a_wrong_setting_is_wrong_usage_before_the_folder_of_the_run_is_made(
+    made, tmp_path, setting, answer
+):
+    result = run(
+        *("train", made / "set", "--run", tmp_path / "run", "--smoke", "--set", setting),
+    )
+    assert result.exit_code == 2
+    assert answer in result.output
+    assert sum(line.startswith("Error: ") for line in result.output.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
