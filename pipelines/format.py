@@ -17,16 +17,22 @@ list). KEY has no dot and is unique in the data set.
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple, Self, cast
+from typing import Annotated, Any, NamedTuple, Self, cast
+
+import msgspec
 
 from pipelines.errors import DataError
 
 VERSION = 1
 MANIFEST = "manifest.json"
 BLOCK = 512
+MAX_JSON = 256 << 20  # bytes; the manifest of a data set that lists a million files is below
+# Names go into paths and commands. SPLIT/NAME-SPLIT-dddddd.tar is what `alexprep shard` writes.
+SHARD_NAME = re.compile(r"([A-Za-z0-9_][\w.-]*)/[A-Za-z0-9_][\w.-]*-\1-\d{6,}\.tar", re.ASCII)
 MTIME = (
     1_349_049_600  # 2012-10-01, the month the ILSVRC2012 results came out; any constant would do
 )
@@ -35,6 +41,9 @@ FIXES = (
     *("cmyk", "gray", "exif", "progressive", "16bit", "palette", "alpha", "damaged"),
     *("png", "gif", "bmp", "tiff", "webp", "ppm"),
 )
+
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
 class Member(NamedTuple):
@@ -58,8 +67,8 @@ class Shard:
     """One tar: its path under ROOT, and what `alexprep verify` compares."""
 
     name: str
-    samples: int
-    bytes: int
+    samples: Count
+    bytes: Count
     sha256: str
     md5: str
 
@@ -74,7 +83,7 @@ class Split:
     """The shards of a split in order, and how many samples each label has."""
 
     shards: tuple[Shard, ...]
-    counts: tuple[int, ...]
+    counts: tuple[Count, ...]
 
     @property
     def samples(self) -> int:
@@ -124,29 +133,26 @@ class Manifest:
                 f"{root / MANIFEST} has format version {raw.get('version')}; this alexprep reads "
                 f"{VERSION}. Make the data set again with `alexprep shard`."
             )
-        fields: dict[str, Any] = dict(raw)
         try:
-            fields["splits"] = {
-                name: Split(
-                    shards=tuple(Shard(**shard) for shard in split["shards"]),
-                    counts=tuple(split["counts"]),
-                )
-                for name, split in fields["splits"].items()
-            }
-            fields["classes"] = tuple((wnid, names) for wnid, names in fields["classes"])
-            fields["mended"] = {fix: tuple(keys) for fix, keys in fields["mended"].items()}
-            fields["left_out"] = tuple(Left(**entry) for entry in fields["left_out"])
-            return cls(**fields)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            manifest = msgspec.convert(raw, cls)
+            manifest._check_names()
+        except ValueError as error:  # msgspec's own is one; it names the field
             raise DataError(
                 f"{root / MANIFEST} is not a manifest of alexprep ({error}). "
                 "Make the data set again with `alexprep shard`."
             ) from error
+        return manifest
 
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """What is probably wrong with the source; in `source`, where old readers take any field."""
-        return tuple(self.source.get("warnings", ()))
+    def _check_names(self) -> None:
+        """ValueError for a shard that lies elsewhere than in its split's folder."""
+        for split, contents in self.splits.items():
+            for shard in contents.shards:
+                match = SHARD_NAME.fullmatch(shard.name)
+                if match is None or match[1] != split:
+                    raise ValueError(
+                        f"a shard of {split!r} is called {shard.name!r}, not "
+                        "SPLIT/NAME-SPLIT-dddddd.tar in letters, digits, '_', '.' and '-'"
+                    )
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
@@ -171,12 +177,19 @@ def _read_json(root: Path) -> dict[str, Any]:
             f"{root} has no {MANIFEST}, so it is not a finished data set. "
             f"Make or finish it with `alexprep shard SOURCE {root}`."
         )
+    return decode_object(path.read_bytes(), str(path), "Run `alexprep shard` again.")
+
+
+def decode_object(data: bytes, where: str, remedy: str) -> dict[str, Any]:
+    """A JSON object from anywhere; DataError that names it if it is none, or much too large."""
+    if len(data) > MAX_JSON:
+        raise DataError(f"{where} has {len(data)} bytes, at most {MAX_JSON} are read. {remedy}")
     try:
-        raw: Any = json.loads(path.read_text())
-    except (ValueError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is not JSON ({error}). Run `alexprep shard` again.") from error
+        raw = msgspec.json.decode(data)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where} is not JSON ({error}). {remedy}") from error
     if not isinstance(raw, dict):
-        raise DataError(f"{path} is not a manifest of alexprep. Run `alexprep shard` again.")
+        raise DataError(f"{where} holds no JSON object. {remedy}")
     return cast(dict[str, Any], raw)
 
 

@@ -17,16 +17,17 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self
 from zipfile import BadZipFile
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from pipelines.errors import DataError
 from pipelines.files import write_whole
-from pipelines.format import Manifest
+from pipelines.format import Count, Manifest, decode_object
 
 Floats = NDArray[np.float64]
 
@@ -88,13 +89,14 @@ class ImageStats:
                 f"{path} was taken from other shards than those in {root}. {_renew(root, split)}"
             )
         try:
-            arrays = _read_arrays(root, split, raw)
+            head = msgspec.convert(raw, _Head)
+            arrays = _read_arrays(root, split, head)
             return cls(
                 split=split,
-                images=raw["images"],
-                height=raw["height"],
-                width=raw["width"],
-                shards=raw["shards"],
+                images=head.images,
+                height=head.height,
+                width=head.width,
+                shards=head.shards,
                 **arrays,
             )
         except (KeyError, TypeError, ValueError, BadZipFile, EOFError) as error:
@@ -151,11 +153,7 @@ def _renew(root: Path, split: str) -> str:
 def _read_json(path: Path, root: Path, split: str) -> dict[str, Any]:
     if not path.is_file():
         raise DataError(f"{root} has no {path.name}. {_renew(root, split)}")
-    try:
-        raw: Any = json.loads(path.read_text())
-    except ValueError as error:
-        raise DataError(f"{path} is not JSON ({error}). {_renew(root, split)}") from error
-    fields = cast(dict[str, Any], raw) if isinstance(raw, dict) else {}
+    fields = decode_object(path.read_bytes(), str(path), _renew(root, split))
     if fields.get("version") != VERSION:
         raise DataError(
             f"{path} has version {fields.get('version')}; this alexprep reads {VERSION}. "
@@ -164,18 +162,28 @@ def _read_json(path: Path, root: Path, split: str) -> dict[str, Any]:
     return fields
 
 
-def _read_arrays(root: Path, split: str, raw: Mapping[str, Any]) -> dict[str, Floats]:
+class _Head(msgspec.Struct):
+    """What is read of stats.json; the numbers come from stats.npz."""
+
+    images: Count
+    height: Count
+    width: Count
+    shards: dict[str, str]
+    npz_sha256: str
+
+
+def _read_arrays(root: Path, split: str, head: _Head) -> dict[str, Floats]:
     path = stats_paths(root, split).npz
     if not path.is_file():
         raise DataError(f"{root} has no {path.name}. {_renew(root, split)}")
     data = path.read_bytes()
-    if hashlib.sha256(data).hexdigest() != raw["npz_sha256"]:
+    if hashlib.sha256(data).hexdigest() != head.npz_sha256:
         raise ValueError(f"{path.name} is not the file it was written with")
     arrays: dict[str, Floats] = {}
     with np.load(io.BytesIO(data), allow_pickle=False) as file:
         for name, shape in SHAPES.items():
             array: Floats = file[name]
-            wanted = shape or (raw["height"], raw["width"], 3)
+            wanted = shape or (head.height, head.width, 3)
             if array.shape != wanted or array.dtype != np.float64:
                 raise ValueError(
                     f"{name} in {path.name} is {array.dtype} {array.shape}, not float64 {wanted}"

@@ -33,16 +33,21 @@ def parse_arrays(data: bytes, shard: Shard, where: str) -> ShardIndex:
             f"lines, the manifest gives {shard.name} {shard.samples} samples. {remedy}"
         )
     try:
-        offsets = np.array(words[1::WORDS]).astype(np.int64)
-        sizes = np.array(words[2::WORDS]).astype(np.int64)
-    except ValueError as error:
+        columns = [words[i::WORDS] for i in (1, 2, 5, 6, 9, 10)]
+        numbers = np.array(columns).astype(np.int64).reshape(3, 2, -1)
+    except (ValueError, OverflowError) as error:
         raise DataError(f"{where}: {error}. {remedy}") from error
-    wrong = (sizes <= 0) | (offsets < BLOCK) | (offsets + sizes > shard.bytes)
+    offsets, sizes = numbers[0]
+    # Every member of a tar follows from the one before: a line that stands twice, or in another
+    # place, would give one image twice and another never, and no hash of a shard finds that.
+    ends = (numbers[:, 0] + -(-numbers[:, 1] // BLOCK) * BLOCK).T.ravel()
+    starts = np.concatenate([[BLOCK], ends[:-1] + BLOCK]).reshape(-1, 3)
+    wrong = (sizes <= 0) | (offsets + sizes > shard.bytes) | (starts != numbers[:, 0].T).any(axis=1)
     if set(words[0::WORDS]) != {b"jpg"} or wrong.any():
         line = int(np.argmax(wrong))
         raise DataError(
-            f"{where}, line {line + 2}: {lines[line][:80].decode('ascii', 'replace')!r} is no "
-            f"sample of {shard.name} ({shard.bytes} bytes). {remedy}"
+            f"{where}, line {line + 2}: {lines[line][:80].decode('ascii', 'replace')!r} is not the "
+            f"next sample of {shard.name} ({shard.bytes} bytes). {remedy}"
         )
     names = [name.split(b".", 1)[0] for name in words[3::WORDS]]
     return ShardIndex(np.array(names), offsets, sizes)

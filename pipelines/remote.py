@@ -10,19 +10,18 @@ hashed as it passes; one that is not the manifest's is an error at its end. A co
 is tried again from the sample it broke at; a server that stays silent is an error.
 """
 
-import json
+import shlex
 import threading
 from collections import deque
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 
 from pipelines.errors import DataError
-from pipelines.format import MANIFEST, Manifest
+from pipelines.format import MANIFEST, Manifest, decode_object
 from pipelines.imagestats import ImageStats, stats_paths
 from pipelines.index import ShardIndex, parse_arrays
 from pipelines.plan import Plan, Run, Task
@@ -31,17 +30,15 @@ from pipelines.streams import ShardStream, fetch
 
 
 def url_of(root: str, name: str) -> str:
-    """The URL of a file under the root."""
+    """The URL of a file under the root; in a command the name is quoted for the shell."""
+    name = shlex.quote(name) if root.startswith("pipe:") else name
     return root.replace("{}", name) if "{}" in root else f"{root.rstrip('/')}/{name}"
 
 
 def manifest_of(root: str, timeout: float) -> Manifest:
     """The manifest behind a URL; DataError if there is none or it cannot be read."""
     url = url_of(root, MANIFEST)
-    try:
-        raw: dict[str, Any] = json.loads(fetch(url, timeout))
-    except ValueError as error:
-        raise DataError(f"{url} is not JSON ({error}); is it the root of a data set?") from error
+    raw = decode_object(fetch(url, timeout), url, "Is it the root of a data set?")
     return Manifest.from_json(raw, Path(root))
 
 

@@ -29,7 +29,8 @@ class Source(NamedTuple):
 def open_source(root: Path | str, config: LoaderConfig) -> Source:
     """Find out what `root` is and read its manifest; DataError if it is no data set."""
     name = str(root)
-    if "://" in name or name.startswith("pipe:"):
+    # A Path is a folder whatever it is called: one called "pipe:..." must not become a command.
+    if isinstance(root, str) and ("://" in root or root.startswith("pipe:")):
         return _streamed(name, config, None)
     manifest = Manifest.load(Path(root))
     if config.backend == "webdataset":

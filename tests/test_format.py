@@ -126,3 +126,49 @@ def test_an_index_lies_beside_no_tar():
     assert name == "validation/imagenet1k-validation-000079.tar"
     shard = dataclasses.replace(SHARD, name=name)
     assert shard.index == "index/imagenet1k-validation-000079.idx"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../payload",
+        "train/../ants-train-000000.tar",
+        "/etc/ants-train-000000.tar",
+        "validation/ants-validation-000000.tar",
+        "train/ants-validation-000000.tar",
+        "train/x; touch PWNED; echo -train-000000.tar",
+        "train/$(touch PWNED)-train-000000.tar",
+        "train/ants-train-0.tar",
+        "train/ants-train-000000.tar\n",
+        "",
+    ],
+)
+def test_a_shard_that_is_called_anything_else_is_refused(tmp_path, name):
+    raw = json.loads(MANY.to_json())
+    raw["splits"]["train"]["shards"][0]["name"] = name
+    (tmp_path / MANIFEST).write_text(json.dumps(raw))
+    with pytest.raises(DataError, match=r"manifest\.json is not a manifest.*a shard of 'train'"):
+        Manifest.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"size": "256"}, "size"),
+        ({"cls_width": None}, "cls_width"),
+        ({"classes": [["n1"]]}, "classes"),
+        ({"splits": []}, "splits"),
+        ({"splits": {"train": {"shards": [{}], "counts": []}}}, "shards"),
+        ({"left_out": [{"path": 1, "sha256": "", "reason": ""}]}, "left_out"),
+    ],
+)
+def test_a_field_of_another_type_is_named(tmp_path, change, field):
+    (tmp_path / MANIFEST).write_text(json.dumps(json.loads(MANY.to_json()) | change))
+    with pytest.raises(DataError, match=rf"manifest\.json is not a manifest.*{field}"):
+        Manifest.load(tmp_path)
+
+
+def test_json_that_is_nested_without_end_is_refused(tmp_path):
+    (tmp_path / MANIFEST).write_text("[" * 200_000)
+    with pytest.raises(DataError, match=r"manifest\.json is not JSON"):
+        Manifest.load(tmp_path)

@@ -8,6 +8,7 @@ import shutil
 import socket
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -299,3 +300,24 @@ def test_a_bad_jpeg_in_a_stream_is_named(root, tmp_path):
     (copy / SHARD).write_bytes(data)
     message, _ = fails(f"pipe:cat {copy}/{{}}")
     assert f"{SHARD}, key item_00020, offset {at}: no JPEG" in message
+
+
+def test_a_name_in_a_manifest_runs_no_command(root, tmp_path, monkeypatch):
+    copy = shutil.copytree(root, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["splits"]["train"]["shards"][0]["name"] = "x; touch PWNED; echo "
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    message, _ = fails(f"pipe:cat {copy}/{{}}")
+    assert "manifest.json is not a manifest of alexprep (a shard of 'train' is called" in message
+    assert not (tmp_path / "PWNED").exists()
+
+
+def test_a_folder_that_is_called_like_a_command_is_a_folder(root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = Path("pipe:touch PWNED #")
+    shutil.copytree(root, folder)
+    with open_loader(folder, "train", config(), RAW) as loader:
+        assert loader.backend.startswith("dali")
+        assert len(next(iter(loader))[1]) == 8
+    assert not Path("PWNED").exists()
