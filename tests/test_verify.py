@@ -6,6 +6,7 @@ import pytest
 
 from alexprep.dataset.shard import RunOptions, ShardConfig, shard
 from alexprep.dataset.verify import format_verified, verify
+from alexprep.dataset.verify_shard import CheckTask, check_shard
 from alexprep.errors import PrepareError
 from pipelines.errors import DataError
 from pipelines.format import Manifest
@@ -176,3 +177,41 @@ def test_another_source_or_none_is_refused(made, tmp_path, rng):
     other = draw_classes(tmp_path / "zoo", rng, each=2)
     with pytest.raises(PrepareError, match=r"is not what .* was made from"):
         verify(made[1], workers=1, rebuild=1, source=other)
+
+
+def test_every_changed_byte_of_an_index_is_a_fault(root):
+    path = min((root / "index").glob("*.idx"))
+    good = path.read_bytes()
+    for position in range(0, len(good), 7):
+        changed = bytearray(good)
+        changed[position] ^= 2
+        path.write_bytes(changed)
+        check = check_shard_of(root, path)
+        assert check, (position, bytes(changed[position - 20 : position + 20]))
+    path.write_bytes(good)
+    assert not check_shard_of(root, path)
+
+
+def check_shard_of(root, index):
+    manifest = Manifest.load(root)
+    (shard,) = (
+        s
+        for split in manifest.splits.values()
+        for s in split.shards
+        if s.index.endswith(index.name)
+    )
+    wnids = tuple(wnid for wnid, _ in manifest.classes)
+    task = CheckTask(
+        root=root, shard=shard, size=manifest.size, wnids=wnids, cls_width=manifest.cls_width
+    )
+    return check_shard(task).faults
+
+
+def test_a_manifest_that_counts_too_few_classes_is_a_fault(root):
+    path = root / "manifest.json"
+    manifest = json.loads(path.read_text())
+    split = next(iter(manifest["splits"].values()))
+    classes = len(split["counts"])
+    del split["counts"][-1]
+    path.write_text(json.dumps(manifest))
+    assert any(f"counts {classes - 1} classes, it has {classes}" in fault for fault in faults(root))

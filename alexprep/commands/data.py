@@ -206,12 +206,13 @@ def cat(dataset: Path, key: str, as_json: bool, out: Path | None) -> None:
         alexprep cat ~/imagenet256 n01440764_10026 > tench.jpg
     """
     from alexprep.dataset.lookup import read_sample
+    from pipelines.files import write_whole
 
     sample = read_sample(dataset, key)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         for kind, data in (("jpg", sample.jpg), ("cls", sample.cls), ("json", sample.json)):
-            (out / f"{key}.{kind}").write_bytes(data)
+            write_whole(out / f"{key}.{kind}", data)
             click.echo(out / f"{key}.{kind}")
     elif as_json:
         click.echo(sample.json)

@@ -68,13 +68,13 @@ def export(kind: Literal["energon", "openclip"], root: Path, out: Path) -> list[
             _link(root / shard.name, out / shard.name)
             if kind == "energon":
                 written.append(out / f"{shard.name}.idx")
-                written[-1].write_bytes(energon_index(root, shard))
+                write_whole(written[-1], energon_index(root, shard))
     if kind == "energon":
         return written + _energon_files(manifest, out)
     for name, split in manifest.splits.items():
         sizes = {PurePosixPath(shard.name).name: shard.samples for shard in split.shards}
         written.append(out / name / "sizes.json")
-        written[-1].write_text(json.dumps(sizes, indent=1) + "\n")
+        write_whole(written[-1], (json.dumps(sizes, indent=1) + "\n").encode())
     return written
 
 
@@ -103,7 +103,7 @@ def _energon_files(manifest: Manifest, out: Path) -> list[Path]:
     folder = out / ".nv-meta"
     folder.mkdir()
     for name, text in files.items():
-        (folder / name).write_text(text)
+        write_whole(folder / name, text.encode())
     return [folder / name for name in files]
 
 

@@ -51,7 +51,7 @@ def verify(
     for split, there in manifest.splits.items():
         found = [everything[shard.name] for shard in there.shards]
         faults += [fault for one in found for fault in one.faults]
-        faults += _split_faults(split, there, found)
+        faults += _split_faults(split, there, len(manifest.classes), found)
     faults += _data_set_faults(manifest, list(everything.values()))
     rebuilt: tuple[str, ...] = ()
     if plan is not None:
@@ -113,10 +113,14 @@ def _stray_files(root: Path, manifest: Manifest) -> Iterator[str]:
             yield f"{path} does not say what the manifest says"
 
 
-def _split_faults(name: str, split: Split, found: Sequence[Findings]) -> Iterator[str]:
+def _split_faults(
+    name: str, split: Split, classes: int, found: Sequence[Findings]
+) -> Iterator[str]:
     labels = Counter[int]()
     for one in found:
         labels.update(one.labels)
+    if len(split.counts) != classes:
+        yield f"{name}: the manifest counts {len(split.counts)} classes, it has {classes}"
     for label, count in enumerate(split.counts):
         if labels[label] != count:
             yield f"{name}: label {label} has {labels[label]} images, the manifest says {count}"

@@ -11,7 +11,7 @@ import simplejpeg  # pyright: ignore[reportMissingTypeStubs]
 
 from alexprep.tar import TarMember, TarStream
 from pipelines.errors import DataError
-from pipelines.format import FIXES, MEMBERS, Member, Sample, Shard, parse_index
+from pipelines.format import FIXES, MEMBERS, Member, Sample, Shard, format_index, parse_index
 
 MOST_NAMED = 20
 BASELINE, SCAN, APP1, APP2 = 0xC0, 0xDA, 0xE1, 0xE2
@@ -172,18 +172,23 @@ def _markers(jpg: bytes) -> Iterator[int]:
 
 
 def _index_faults(task: CheckTask, samples: list[Sample]) -> Iterator[str]:
-    """Each entry of the index beside where the tar's headers say its member lies."""
+    """The index must be, byte for byte, what the tar's headers give; else say where it differs."""
     path = task.root / task.shard.index
     if not path.is_file():
         yield f"{path} is missing"
         return
+    data = path.read_bytes()
+    if data == format_index(samples).encode():
+        return
     try:
-        listed = parse_index(path.read_text(errors="replace"), path)
+        listed = parse_index(data.decode(errors="replace"), path)
     except DataError as error:
         yield str(error)
         return
+    if listed == samples:
+        yield f"{path} names members otherwise than the tar does"
     if len(listed) != len(samples):
         yield f"{path} lists {len(listed)} samples, the tar has {len(samples)}"
-    for line, (entry, there) in enumerate(zip(listed, samples, strict=False), start=2):
-        if entry != there:
-            yield f"{path}, line {line}: lists {entry}, the tar has {there}"
+    for line, (entry, sample) in enumerate(zip(listed, samples, strict=False), start=2):
+        if entry != sample:
+            yield f"{path}, line {line}: lists {entry}, the tar has {sample}"
