@@ -44,9 +44,7 @@ from alexprep.sources.listing import Source
 from alexprep.workers import run_tasks
 from pipelines.format import Shard
 
-HEAD = struct.Struct(
-    "<4sIIII"
-)  # mark, place in the shard, bytes of jpg and of notes, CRC-32 of all
+HEAD = struct.Struct("<4sIIII")  # mark, slot in the shard, bytes of jpg and of notes, CRC-32 of all
 MARK = b"spl1"
 UNKNOWN = -1
 # A worker encodes an image in 2 ms and has AHEAD reads under way.
@@ -55,12 +53,12 @@ PROBES = 32
 
 
 class Chunk(NamedTuple):
-    """Neighbours in the source: for each, the shard it goes to and its place there."""
+    """Neighbours in the source: for each, the shard it goes to and its slot there."""
 
     number: int
     items: Items
     shard: NDArray[np.int32]
-    place: NDArray[np.int32]
+    slot: NDArray[np.int32]
 
 
 def spool_folder(store: Store) -> Path:
@@ -88,7 +86,7 @@ def recommend_sequential(source: Source) -> None:
 
 
 def scattered_read_seconds(items: Items) -> float:
-    """Median time of reading one image at a random place of a tar."""
+    """Median time of reading one image at a random position of a tar."""
     count = len(items.name)
     places = permutation(count, 0, "probe")[:PROBES]
     seconds: list[float] = []
@@ -172,10 +170,12 @@ def source_chunks(plan: ShardPlan, missing: NDArray[np.intp]) -> Iterator[Chunk]
     for split, samples in plan.source.splits.items():
         cuts, order = plan.cuts[split], plan.order[split]
         shard_of = np.empty(len(order), np.int32)
-        place_of = np.empty(len(order), np.int32)
+        slot_of = np.empty(len(order), np.int32)
         lengths = np.diff(cuts)
         shard_of[order] = np.repeat(np.arange(len(lengths)), lengths)
-        place_of[order] = np.arange(len(order)) - np.repeat(cuts[:-1], lengths)
+        # Where each sample of the source goes: the inverse of the plan, which lists for each slot
+        # of each shard its sample.
+        slot_of[order] = np.arange(len(order)) - np.repeat(cuts[:-1], lengths)
         shard_of += first_shard
         first_shard += len(lengths)
         items = samples.items
@@ -183,7 +183,7 @@ def source_chunks(plan: ShardPlan, missing: NDArray[np.intp]) -> Iterator[Chunk]
             number = next(numbers)
             kept = piece[np.isin(shard_of[piece], missing)]
             if len(kept):
-                yield Chunk(number, items.select(kept), shard_of[kept], place_of[kept])
+                yield Chunk(number, items.select(kept), shard_of[kept], slot_of[kept])
 
 
 def _done(folder: Path, chunk: int) -> Path:
@@ -203,7 +203,7 @@ def spool_chunk(chunk: Chunk, *, folder: Path, config: ShardConfig) -> tuple[int
             faults.append(Fault(chunk.items.path(number), result.sha256, result.reason, UNKNOWN))
         path = _spool(folder, int(chunk.shard[number]))
         try:
-            _append(path, _pack(int(chunk.place[number]), result))
+            _append(path, _pack(int(chunk.slot[number]), result))
         except OSError as error:
             raise PrepareError(
                 f"Cannot write {path}: {error.strerror}. A sequential run needs room for the data "
@@ -224,27 +224,27 @@ def _append(path: Path, data: bytes) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
-def _pack(place: int, result: Outcome) -> bytes:
+def _pack(slot: int, result: Outcome) -> bytes:
     jpg = result.encoded.jpg if result.encoded else b""
-    about = result.encoded[1:] if result.encoded else None
-    notes = json.dumps([about, *result[1:]]).encode()
-    return HEAD.pack(MARK, place, len(jpg), len(notes), zlib.crc32(jpg + notes)) + jpg + notes
+    metadata = result.encoded[1:] if result.encoded else None
+    notes = json.dumps([metadata, *result[1:]]).encode()
+    return HEAD.pack(MARK, slot, len(jpg), len(notes), zlib.crc32(jpg + notes)) + jpg + notes
 
 
 def _unpack(data: bytes) -> dict[int, Outcome]:
-    """Outcomes by place. What a kill or a full disk left unfinished is passed over."""
+    """Outcomes by slot. What a kill or a full disk left incomplete is skipped."""
     results: dict[int, Outcome] = {}
     at = 0
     while (at := data.find(MARK, at)) >= 0 and at + HEAD.size <= len(data):
-        _, place, jpg_bytes, notes_bytes, crc = HEAD.unpack_from(data, at)
+        _, slot, jpg_bytes, notes_bytes, crc = HEAD.unpack_from(data, at)
         begin = at + HEAD.size
         body = data[begin : begin + jpg_bytes + notes_bytes]
         if len(body) != jpg_bytes + notes_bytes or zlib.crc32(body) != crc:
             at += 1
             continue
-        about, sha256, source_bytes, reason = json.loads(body[jpg_bytes:])
-        encoded = _with_jpg(body[:jpg_bytes], *about) if about else None
-        results[place] = Outcome(encoded, sha256, source_bytes, reason)
+        metadata, sha256, source_bytes, reason = json.loads(body[jpg_bytes:])
+        encoded = _with_jpg(body[:jpg_bytes], *metadata) if metadata else None
+        results[slot] = Outcome(encoded, sha256, source_bytes, reason)
         at = begin + len(body)
     return results
 
@@ -258,11 +258,11 @@ def write_from_spool(job: tuple[int, ShardTask], *, folder: Path) -> ShardRecord
     number, task = job
     path = _spool(folder, number)
     spooled = _unpack(path.read_bytes()) if path.exists() else {}
-    absent = [place for place in range(len(task.samples.key)) if place not in spooled]
+    absent = [slot for slot in range(len(task.samples.key)) if slot not in spooled]
     if absent:
         again = outcomes(task.samples.items.select(np.array(absent)), task.config)
         spooled |= dict(zip(absent, again, strict=True))
-    results = (spooled[place] for place in range(len(task.samples.key)))
+    results = (spooled[slot] for slot in range(len(task.samples.key)))
     record = publish_shard(open_store(task.out), task, results)
     path.unlink(missing_ok=True)
     return record
