@@ -1,0 +1,138 @@
+"""The norms for channels_last: values by Triton's interpreter against float64, their code compiled
+ahead of time for GPUs that are not here."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+triton = pytest.importorskip("triton", reason="Triton comes for Linux alone")
+
+INTERPRETED = """
+import torch
+import torch.nn.functional as F
+from alexnet.model import norms_channels_last as kernels
+from alexnet.model.spec import Lrn
+
+def response(x, norm, groups):
+    return torch.cat([F.local_response_norm(part, norm.size, norm.alpha, norm.beta, norm.k)
+                      for part in x.chunk(groups, dim=1)], dim=1)
+
+def spatial(x, norm):
+    window = torch.ones(x.shape[1], 1, 5, 5, dtype=x.dtype)
+    mean = F.conv2d(x * x, window, padding=2, groups=x.shape[1]) / 25
+    return x / (norm.k + norm.alpha * mean) ** norm.beta
+
+def check(name, kernel, expected, dtype):
+    # float32: sums of 25 products, a reciprocal root and a root: 32 roundings of 2**-24 at most;
+    # relative to the largest value, for the difference in the backward pass may cancel. bfloat16:
+    # one rounding of 2**-8 (the interpreter cuts off), of the terms and of the result.
+    bound = {torch.float32: 32 * 2**-24, torch.bfloat16: 2 * 2**-8}[dtype]
+    error = (kernel.double() - expected).abs().max() / expected.abs().max()
+    assert error <= bound, (name, dtype, float(error), bound)
+
+torch.manual_seed(0)
+for norm in (Lrn(size=5, alpha=1e-4, beta=0.75, k=2.0), Lrn(size=5, alpha=0.5, beta=0.75, k=1.0)):
+    for dtype in (torch.float32, torch.bfloat16):
+        # 53 rows of pixels, 9 x 37 pixels and 70 channels end within a tile; groups of 48 and 128.
+        for groups, shape in ((2, (1, 96, 5, 53)), (1, (2, 128, 3, 25))):
+            x = (torch.randn(shape) * 20).to(dtype).to(memory_format=torch.channels_last)
+            g = torch.randn(shape).to(dtype).to(memory_format=torch.channels_last)
+            wide = x.double().requires_grad_()
+            y = response(wide, norm, groups)
+            (dx,) = torch.autograd.grad(y, wide, g.double())
+            assert kernels.serves_response(x, groups, norm)
+            check("response", kernels.response_forward(x, groups, norm), y, dtype)
+            check("response gradient", kernels.response_backward(x, g, groups, norm), dx, dtype)
+        x = (torch.randn(2, 70, 9, 37) * 20).to(dtype).to(memory_format=torch.channels_last)
+        g = torch.randn(x.shape).to(dtype).to(memory_format=torch.channels_last)
+        wide = x.double().requires_grad_()
+        y = spatial(wide, norm)
+        (dx,) = torch.autograd.grad(y, wide, g.double())
+        assert kernels.serves_spatial(x, norm)
+        check("spatial", kernels.spatial_forward(x, norm), y, dtype)
+        check("spatial gradient", kernels.spatial_backward(x, g, norm), dx, dtype)
+"""
+
+
+def test_values_and_gradients_are_those_of_float64():
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", INTERPRETED], env=environment, check=True)
+
+
+# What a kernel is given in layers 1 and 2 of code2012, in bfloat16; the values of a tile; and the
+# most instructions a value for compute capability 8.0 and for later ones. Compiled code had 44 and
+# 40 at most in layer 1, 81 and 59 in layer 2, 172 and 168 in the spatial norm's backward pass (with
+# the code before its loop): loads of 2 bytes, or of a value five times, would double them.
+RESPONSE = {"GROUPS": 2, "SHARE": 2e-5, "K": 2.0, "HALF": 2, "PRECISION": "tf32"}
+FIRST = {**RESPONSE, "CHANNELS": 48, "ROWS": 128, "BLOCK": 64}
+SECOND = {**RESPONSE, "CHANNELS": 128, "ROWS": 64, "BLOCK": 128}
+SPATIAL = {"SHARE": 4e-6, "K": 2.0, "COLUMNS": 32, "CHANNELS": 64}
+CASES = {
+    "response forward, layer 1": ("_response_forward", FIRST, 128 * 48, (40, 32)),
+    "response backward, layer 1": ("_response_backward", FIRST, 128 * 48, (50, 45)),
+    "response forward, layer 2": ("_response_forward", SECOND, 64 * 128, (50, 35)),
+    "response backward, layer 2": ("_response_backward", SECOND, 64 * 128, (90, 65)),
+    "spatial forward": ("_spatial_map", {**SPATIAL, "GRADIENT": False}, 27 * 64, (110, 110)),
+    "spatial terms": ("_spatial_map", {**SPATIAL, "GRADIENT": True}, 27 * 64, (115, 115)),
+    "spatial backward": ("_spatial_backward", SPATIAL, 27 * 64, (185, 185)),
+}
+INTEGERS = {"rows": 3_097_600, "channels": 256, "height": 27, "width": 27}
+TOOL = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+
+
+def compiled(name, constants, capability):
+    from triton.backends.compiler import GPUTarget  # noqa: PLC0415
+    from triton.compiler import ASTSource  # noqa: PLC0415
+
+    from alexnet.model import norms_channels_last  # noqa: PLC0415
+
+    kernel = getattr(norms_channels_last, name)
+    signature, values, attributes = {}, {}, {}
+    for number, argument in enumerate(kernel.arg_names):
+        if argument.endswith("_pointer"):
+            signature[argument] = "*bf16"
+            attributes[(number,)] = [["tt.divisibility", 16]]
+        elif argument in INTEGERS:
+            signature[argument] = "i32"
+            if INTEGERS[argument] % 16 == 0:
+                attributes[(number,)] = [["tt.divisibility", 16]]
+        else:
+            signature[argument] = "constexpr"
+            values[(number,)] = constants[argument]
+    source = ASTSource(kernel, signature, values, attributes)
+    target = GPUTarget("cuda", capability, 32)
+    return triton.compile(source, target=target, options={"num_warps": 8})
+
+
+def dump(kernel, option, folder):
+    binary = folder / "kernel.cubin"
+    binary.write_bytes(kernel.asm["cubin"])
+    answer = subprocess.run([TOOL, option, binary], capture_output=True, text=True, check=True)
+    return answer.stdout + answer.stderr
+
+
+@pytest.mark.parametrize(
+    ("case", "capability"),
+    [
+        *((case, 90) for case in CASES),
+        # The backward passes have more registers and instructions than the others.
+        *((case, other) for case in CASES if "backward" in case for other in (80, 100)),
+    ],
+)
+def test_a_kernel_compiles_without_spills_or_two_byte_loads(case, capability, tmp_path):
+    name, constants, values, budgets = CASES[case]
+    kernel = compiled(name, constants, capability)
+    assert "STACK:0" in dump(kernel, "-res-usage", tmp_path)
+    code = re.findall(
+        r"^\s+/\*[0-9a-f]{4,5}\*/\s+(?:@!?\w+\s+)?([A-Z][A-Z0-9_.]+)",
+        dump(kernel, "-sass", tmp_path),
+        re.MULTILINE,
+    )
+    assert code
+    assert [instruction for instruction in code if instruction.startswith("LDG.E.U16")] == []
+    # Every instruction is carried out once by each of 8 warps of 32 threads.
+    assert len(code) * 8 * 32 / values <= budgets[capability > 80]
