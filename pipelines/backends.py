@@ -22,6 +22,8 @@ def choose_backend(config: LoaderConfig, means: str = "") -> str:
             f"torch {torch.__version__} sees no GPU. Use device='cpu' without pinned memory, or "
             "see `alexprep doctor`."
         )
+    if config.backend == "planes":
+        return "planes: the images are stored decoded"
     if config.backend == "torch":
         return f"{means}torch: asked for"
     try:
@@ -38,8 +40,8 @@ def choose_backend(config: LoaderConfig, means: str = "") -> str:
 
 
 def on_gpu(config: LoaderConfig) -> bool:
-    """Whether the backend makes the images on a GPU; those of torch are only copied there."""
-    return config.device.startswith("cuda") and not choose_backend(config).startswith("torch")
+    """Whether the backend makes the images on a GPU; those of others are only copied there."""
+    return config.device.startswith("cuda") and choose_backend(config).startswith("dali")
 
 
 def backend_stream(
@@ -51,6 +53,11 @@ def backend_stream(
 ) -> Generator[tuple[RawBatch, Tensor]]:
     """Images of raw batches by the backend of `choose_backend`; closing ends its threads."""
     dtype: torch.dtype = getattr(torch, preprocess.dtype)
+    if config.backend == "planes":
+        from pipelines.planestore import planes_decoded  # noqa: PLC0415 - optional, needs numba
+
+        decoded = planes_decoded(raw, reader, preprocess)
+        return cpu_batches(decoded, Normalize(preprocess), dtype, threads=config.threads)
     if choose_backend(config).startswith("torch"):
         decoded = pillow_decoded(raw, reader, preprocess)
         normalize = Normalize(preprocess, mean_last=True)

@@ -30,7 +30,7 @@ from pipelines.normalize import Preprocess
 from pipelines.plan import Plan, Task
 from pipelines.prefetch import prefetch
 from pipelines.shards import RawBatch, SampleReader, read_batch
-from pipelines.source import Source, open_source
+from pipelines.source import Source, open_source, prefer_planes
 
 
 class Loader:
@@ -199,6 +199,7 @@ def open_loader(
     """
     config = config or LoaderConfig()
     train = split == "train" if train is None else train
+    config = prefer_planes(root, split, config)
     source = open_source(root, config)
     spec = augment or AugmentSpec(source=source.manifest.size, crop=source.manifest.size * 7 // 8)
     _check(source, config, spec)

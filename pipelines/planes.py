@@ -21,10 +21,11 @@ from typing import Any
 
 import numpy as np
 import simplejpeg
-from numba import int16, int32, njit, uint8
+from numba import int16, int32, uint8
 from numpy.typing import NDArray
 
 from pipelines.jpeg import SOI, segment
+from pipelines.row_loops import compiled
 
 Array = Any  # numba's
 BASELINE = (0xC0,)
@@ -102,7 +103,7 @@ def _upsample(chroma: NDArray[np.uint8]) -> NDArray[np.int32]:
     return out
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _chroma_row(near: Array, far: Array, sums: Array, out: Array) -> None:
     """An upsampled row of chroma: `near` and `far` have n bytes, `sums` n + 2, `out` 2 * n."""
     count = near.size
@@ -116,7 +117,7 @@ def _chroma_row(near: Array, far: Array, sums: Array, out: Array) -> None:
         out[2 * x + 1] = (three + sums[x + 2] + int16(7)) >> 4
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _rgb_row(luma: Array, cb: Array, cr: Array, out: Array) -> None:
     """A row of pixels, red, green and blue together; `out` has three bytes a pixel."""
     for x in range(luma.size):
@@ -131,7 +132,7 @@ def _rgb_row(luma: Array, cb: Array, cr: Array, out: Array) -> None:
         out[3 * x + 2] = uint8(min(max(blue, int32(0)), int32(255)))
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def rgb_crop(planes: Array, size: int, top: int, left: int, out_HWC: Array) -> None:
     """The RGB pixels of a crop, as `rgb_from_planes(planes, size)` has them there.
 

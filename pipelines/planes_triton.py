@@ -27,7 +27,7 @@ BLOCK = 512
 def crop_planes(
     planes: Tensor,
     rows: Tensor,
-    places: Tensor,
+    origins: Tensor,
     levels: Tensor,
     mean_HWC: Tensor,
     out: Tensor,
@@ -41,7 +41,7 @@ def crop_planes(
     Args:
         planes: uint8 (M, size * size * 3 / 2), the store: on the device, or pinned host memory.
         rows: int64 (N,), which stored image each crop is of.
-        places: int32 (N, 3): top, left and mirror of each crop.
+        origins: int32 (N, 3): top, left and mirror of each crop.
         levels: float32 (N, 6): unit of red, green and blue, then `added` of each.
         mean_HWC: float32 (size, size, 3), or (1, 1, 3) for one mean a channel.
         out: (N, 3, side, side), channels_last, side >= crop: what is beyond the crop becomes zero.
@@ -56,7 +56,7 @@ def crop_planes(
     # Triton launches on the current device, which need not be that of `out`.
     with torch.cuda.device_of(out):
         _crop_planes[grid](
-            planes, rows, places, levels, mean_HWC, out,
+            planes, rows, origins, levels, mean_HWC, out,
             SIZE=size, CROP=crop, SIDE=side, MEAN=mean_HWC.shape[0], MOVES=mean_moves,
             BLOCK=BLOCK, enable_fp_fusion=False,
         )  # fmt: skip
@@ -80,7 +80,7 @@ def _grey_level(value):
 
 @triton.jit
 def _crop_planes(
-    planes, rows, places, levels, mean, out,
+    planes, rows, origins, levels, mean, out,
     SIZE: tl.constexpr, CROP: tl.constexpr, SIDE: tl.constexpr, MEAN: tl.constexpr,
     MOVES: tl.constexpr, BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
@@ -90,9 +90,9 @@ def _crop_planes(
     pixel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     out_y, out_x = pixel // SIDE, pixel % SIDE
     inside = (out_y < CROP) & (out_x < CROP)
-    mirror = tl.load(places + 3 * number + 2)
-    y = out_y + tl.load(places + 3 * number)
-    x = tl.load(places + 3 * number + 1) + tl.where(mirror != 0, CROP - 1 - out_x, out_x)
+    mirror = tl.load(origins + 3 * number + 2)
+    y = out_y + tl.load(origins + 3 * number)
+    x = tl.load(origins + 3 * number + 1) + tl.where(mirror != 0, CROP - 1 - out_x, out_x)
     # 126 GB of planes: offsets of images need 64 bits.
     image = planes + tl.load(rows + number).to(tl.int64) * (SIZE * SIZE + 2 * HALF * HALF)
     luma = tl.load(image + y * SIZE + x, mask=inside, other=0).to(tl.int32)

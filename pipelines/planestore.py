@@ -21,17 +21,23 @@ image's planes takes a tenth of the time of making a crop of them.
 import hashlib
 import os
 import struct
+import threading
 import zlib
-from collections.abc import Iterable
+from collections import OrderedDict
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.cpu import Decoded
 from pipelines.errors import DataError
-from pipelines.format import Shard
-from pipelines.planes import decode_planes, plane_bytes
+from pipelines.format import Manifest, Shard
+from pipelines.normalize import Pixels, Preprocess
+from pipelines.plan import Plan, Task
+from pipelines.planes import decode_planes, plane_bytes, rgb_crop
+from pipelines.shards import HASHED_BYTES, Check, Image, RawBatch, SampleReader, SplitReader
 
 FOLDER = "planes"
 MAGIC = b"ALXPLANE"
@@ -40,6 +46,7 @@ HEADER_BYTES = 4096  # a page, so that planes begin where the system's pages do
 FIELDS = struct.Struct("<8sIIQ32s32s")
 CHECKSUM = struct.Struct("<I")
 CHUNK = 1 << 22
+OPEN_FILES = 256
 
 
 def planes_path(root: Path, shard: Shard) -> Path:
@@ -179,7 +186,14 @@ class PlanesFile:
             )
 
     def close(self) -> None:
-        os.close(self.descriptor)
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+        self.descriptor = -1
+
+    def __del__(self) -> None:
+        # A reader that keeps few files open lets go of this one while another thread may read it.
+        if getattr(self, "descriptor", -1) >= 0:
+            self.close()
 
     def _read(self, length: int, offset: int) -> bytes:
         try:
@@ -201,3 +215,112 @@ class PlanesFile:
                 f"{self.path} has {length} bytes for images of {header.size} pixels, expected "
                 f"{expected} for {self.size}. Remove it and run `alexprep planes` again."
             )
+
+
+class PlanesReader:
+    """Random access to the stored planes of a split; safe to use from several threads.
+
+    A SampleReader whose images are planes, (plane_bytes(size),), in place of JPEGs. The constructor
+    raises DataError for a file that is missing, cut or of another shard.
+
+    Args:
+        root: the data set.
+        manifest: of the data set.
+        split: name of the split.
+        check: as SplitReader has it, of the files of planes.
+    """
+
+    concurrent = True
+    means = ""
+
+    def __init__(self, root: Path, manifest: Manifest, split: str, check: Check = "auto") -> None:
+        self._samples = SplitReader(root, manifest, split, "size")
+        self.root, self.manifest, self.split = root, manifest, self._samples.split
+        self.lengths = self._samples.lengths
+        stored = sum(planes_file_bytes(manifest.size, length) for length in self.lengths)
+        self._hashes = check == "sha256" or (check == "auto" and stored <= HASHED_BYTES)
+        self._hashed: set[int] = set()
+        self._starts = np.concatenate([[0], np.cumsum(self.lengths, dtype=np.int64)])
+        self._open: OrderedDict[int, tuple[PlanesFile, NDArray[np.int64]]] = OrderedDict()
+        self._lock = threading.Lock()
+        for shard in self.split.shards:
+            PlanesFile(root, shard, manifest.size).close()
+
+    def read(self, place: int) -> Image:
+        """Planes and label of the sample at `place` in the split's own order."""
+        number, row = self._locate(place)
+        file, labels = self._file(number)
+        return Image(file.planes(row), int(labels[row]))
+
+    def where(self, place: int) -> str:
+        """File and row of a sample, for messages."""
+        number, row = self._locate(place)
+        return f"{planes_path(self.root, self.split.shards[number])}, sample {row}"
+
+    def keys(self) -> list[str]:
+        """Keys of the whole split in its own order."""
+        return self._samples.keys()
+
+    def tasks(self, plan: Plan, epoch: int, step: int) -> Iterator[Task]:
+        """The plan's tasks from here on."""
+        return plan.tasks(epoch, step)
+
+    def close(self) -> None:
+        with self._lock:
+            self._open.clear()
+
+    def _locate(self, place: int) -> tuple[int, int]:
+        number = int(np.searchsorted(self._starts, place, side="right")) - 1
+        return number, place - int(self._starts[number])
+
+    def _file(self, number: int) -> tuple[PlanesFile, NDArray[np.int64]]:
+        with self._lock:
+            opened = self._open.get(number)
+            if opened is None:
+                opened = self._open[number] = self._opened(number)
+                if len(self._open) > OPEN_FILES:
+                    self._open.popitem(last=False)
+            self._open.move_to_end(number)
+            return opened
+
+    def _opened(self, number: int) -> tuple[PlanesFile, NDArray[np.int64]]:
+        file = PlanesFile(self.root, self.split.shards[number], self.manifest.size)
+        if self._hashes and number not in self._hashed:
+            file.check_body()
+            self._hashed.add(number)
+        labels = file.labels()
+        if labels.max(initial=0) >= len(self.manifest.classes):
+            raise DataError(
+                f"{file.path} has label {labels.max()}, the data set has "
+                f"{len(self.manifest.classes)} classes. Run `alexprep planes` again."
+            )
+        return file, labels
+
+
+def has_planes(root: Path, manifest: Manifest, split: str) -> bool:
+    """Whether every shard of the split has a file of planes; what is in them is not looked at."""
+    shards = manifest.splits[split].shards if split in manifest.splits else ()
+    return bool(shards) and all(planes_path(root, shard).is_file() for shard in shards)
+
+
+def planes_decoded(
+    raw: Iterator[RawBatch], reader: SampleReader, preprocess: Preprocess
+) -> Generator[Decoded]:
+    """Batches whose images are made from planes, in the threads that normalize them."""
+    size = reader.manifest.size
+    for batch in raw:
+        yield batch, _crops(batch, preprocess, size)
+
+
+def _crops(batch: RawBatch, preprocess: Preprocess, size: int) -> Callable[[int], Pixels]:
+    draws, side = batch.task.draws, preprocess.spec.crop
+
+    def pixels(i: int) -> Pixels:
+        if preprocess.views > 1:
+            y, x, crop_HWC = 0, 0, np.empty((size, size, 3), np.uint8)
+        else:
+            y, x, crop_HWC = int(draws.y[i]), int(draws.x[i]), np.empty((side, side, 3), np.uint8)
+        rgb_crop(batch.jpgs[i], size, y, x, crop_HWC)
+        return crop_HWC
+
+    return pixels

@@ -1,11 +1,14 @@
 """A data set in a folder or behind a URL: its manifest, its statistics, a reader of its samples."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 from pipelines.config import LoaderConfig
+from pipelines.errors import DataError
 from pipelines.format import Manifest
 from pipelines.imagestats import ImageStats
 from pipelines.shards import SampleReader, SplitReader
@@ -40,8 +43,38 @@ def open_source(root: Path | str, config: LoaderConfig) -> Source:
         manifest=manifest,
         streamed=False,
         stats=partial(ImageStats.load, Path(root), manifest),
-        reader=partial(SplitReader, Path(root), manifest, check=config.check),
+        reader=partial(_reader_class(config), Path(root), manifest, check=config.check),
     )
+
+
+def prefer_planes(root: Path | str, split: str, config: LoaderConfig) -> LoaderConfig:
+    """With backend "planes" in place of "auto" where decoded images are stored for the split.
+
+    A GPU keeps DALI, which decodes there, while planes would be made into floats on the CPU.
+    """
+    name = str(root)
+    if config.backend != "auto" or config.device != "cpu" or "://" in name or name[:5] == "pipe:":
+        return config
+    folder = Path(root) / "planes"
+    if not folder.is_dir() or find_spec("numba") is None:
+        return config
+    from pipelines.planestore import has_planes  # noqa: PLC0415 - optional, needs numba
+
+    stored = has_planes(Path(root), Manifest.load(Path(root)), split)
+    return replace(config, backend="planes") if stored else config
+
+
+def _reader_class(config: LoaderConfig) -> Callable[..., SampleReader]:
+    if config.backend != "planes":
+        return SplitReader
+    if find_spec("numba") is None:
+        raise DataError(
+            "LoaderConfig.backend 'planes' needs numba, which is not installed. Install it with "
+            "`pip install numba`, or use backend='auto'."
+        )
+    from pipelines.planestore import PlanesReader  # noqa: PLC0415 - optional, needs numba
+
+    return PlanesReader
 
 
 def _streamed(root: str, config: LoaderConfig, manifest: Manifest | None) -> Source:

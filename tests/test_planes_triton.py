@@ -20,11 +20,11 @@ CROP, SIDE, N = 50, 53, 12
 images = [planes_of(noisy_jpeg(seed, 90, 60)) for seed in range(4)]
 store = torch.from_numpy(np.stack(images))
 rows = torch.from_numpy(rng.integers(0, 4, N))
-places = torch.from_numpy(np.stack(
+origins = torch.from_numpy(np.stack(
     [rng.integers(0, SIZE - CROP + 1, N), rng.integers(0, SIZE - CROP + 1, N),
      rng.integers(0, 2, N)], axis=1).astype(np.int32))
-places[0] = torch.tensor([0, 0, 0])
-places[1] = torch.tensor([SIZE - CROP, SIZE - CROP, 1])
+origins[0] = torch.tensor([0, 0, 0])
+origins[1] = torch.tensor([SIZE - CROP, SIZE - CROP, 1])
 units = rng.uniform(0.5, 2, (N, 3)).astype(np.float32)
 added = rng.uniform(-50, 50, (N, 3)).astype(np.float32)
 levels = torch.from_numpy(np.concatenate([units, added], axis=1))
@@ -34,10 +34,10 @@ for mean, moves in ((whole, False), (whole, True), (whole[:1, :1], False)):
     for dtype in (torch.float32, torch.bfloat16):
         out = torch.full((N, 3, SIDE, SIDE), 7.0, dtype=dtype)
         out = out.to(memory_format=torch.channels_last)
-        crop_planes(store, rows, places, levels, torch.from_numpy(np.ascontiguousarray(mean)), out,
+        crop_planes(store, rows, origins, levels, torch.from_numpy(np.ascontiguousarray(mean)), out,
                     size=SIZE, crop=CROP, mean_moves=moves)
         for n in range(N):
-            y, x, mirror = places[n].tolist()
+            y, x, mirror = origins[n].tolist()
             pixels = rgb_from_planes(images[rows[n]], SIZE)[y:y+CROP, x:x+CROP].astype(np.float32)
             if len(mean) > 1 and moves:
                 pixels = pixels - mean[y:y+CROP, x:x+CROP]
@@ -69,7 +69,7 @@ def compiled(capability, dtype):
     from pipelines.planes_triton import BLOCK, _crop_planes  # noqa: PLC0415
 
     types = {
-        **{"planes": "*u8", "rows": "*i64", "places": "*i32", "levels": "*fp32"},
+        **{"planes": "*u8", "rows": "*i64", "origins": "*i32", "levels": "*fp32"},
         **{"mean": "*fp32", "out": dtype},
     }
     values = {"SIZE": 256, "CROP": 224, "SIDE": 227, "MEAN": 256, "MOVES": False, "BLOCK": BLOCK}

@@ -191,6 +191,29 @@ def verify(dataset: Path, workers: int | None, rebuild: int, source: Path | None
     raise SystemExit(1 if result.faults else 0)
 
 
+@click.command()
+@click.argument("dataset", type=PATH)
+@click.option("--split", "splits", multiple=True, help="Split to decode.  [default: all]")
+@workers_option
+def planes(dataset: Path, splits: tuple[str, ...], workers: int | None) -> None:
+    """Decode every image of DATASET once, so that training need not.
+
+    Writes DATASET/planes, 98 KB per image of 256 pixels, from which the loader makes the same
+    pixels several times faster than from JPEGs. Run it again to resume.
+
+    \b
+    Example:
+        alexprep planes ~/imagenet256 --split train
+    """
+    from alexprep.dataset.decode import store_planes
+
+    summary = store_planes(dataset, splits, workers=workers)
+    click.echo(
+        f"{summary.images:,} images in {summary.files:,} files of planes, {summary.written:,} "
+        f"written now, {summary.bytes / 1e9:,.2f} GB."
+    )
+
+
 @click.command("cat")
 @click.argument("dataset", type=PATH)
 @click.argument("key")
@@ -255,4 +278,4 @@ def export(format: Literal["energon", "openclip"], dataset: Path, out: Path) -> 
         click.echo(path)
 
 
-COMMANDS = (shard, stats, verify, cat, index, export)
+COMMANDS = (shard, stats, planes, verify, cat, index, export)

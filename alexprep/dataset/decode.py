@@ -1,0 +1,126 @@
+"""`alexprep planes`: decode every image once, into the files that pipelines.planestore reads."""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from alexprep.errors import PrepareError
+from alexprep.machine import cores
+from alexprep.progress import Progress
+from alexprep.workers import run_tasks
+from pipelines.errors import DataError
+from pipelines.format import Manifest, Shard
+from pipelines.planestore import (
+    FOLDER,
+    PlanesFile,
+    planes_file_bytes,
+    planes_path,
+    write_planes,
+)
+from pipelines.shards import SplitReader
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlanesTask:
+    """One shard to decode: number `number` of a split of the data set at `root`."""
+
+    root: Path
+    split: str
+    number: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlanesSummary:
+    """Files of planes that a data set has now, how many were written, images and bytes of all."""
+
+    files: int
+    written: int
+    images: int
+    bytes: int
+
+
+def store_planes(
+    root: Path, splits: Sequence[str] = (), *, workers: int | None = None
+) -> PlanesSummary:
+    """Write the planes of all shards of `splits` (none: of every split) that have none yet.
+
+    Whole files of these very shards are kept, so that the same call resumes one that was stopped.
+
+    Raises:
+        DataError: there is no finished data set at `root`, or a shard is damaged.
+        PrepareError: a shard holds what planes cannot, or the disk is too small.
+    """
+    root = root.absolute()
+    manifest = Manifest.load(root)
+    names = tuple(splits) or tuple(manifest.splits)
+    shards = [(name, shard) for name in names for shard in manifest.split(name, root).shards]
+    (root / FOLDER).mkdir(exist_ok=True)
+    for partial in (root / FOLDER).glob("*.partial"):  # of a call that was killed
+        partial.unlink()
+    tasks = [
+        PlanesTask(root=root, split=name, number=number)
+        for name in names
+        for number, shard in enumerate(manifest.splits[name].shards)
+        if not _is_stored(root, shard, manifest.size)
+    ]
+    pending = [manifest.splits[task.split].shards[task.number] for task in tasks]
+    _check_space(root, sum(planes_file_bytes(manifest.size, shard.samples) for shard in pending))
+    with (
+        Progress("planes", sum(shard.samples for shard in pending)) as progress,
+        closing(run_tasks(_store_shard, tasks, workers=workers or cores())) as results,
+    ):
+        for index, size in results:
+            progress.advance(pending[index].samples, bytes=size)
+    return PlanesSummary(
+        files=len(shards),
+        written=len(tasks),
+        images=sum(shard.samples for _, shard in shards),
+        bytes=sum(planes_file_bytes(manifest.size, shard.samples) for _, shard in shards),
+    )
+
+
+def _is_stored(root: Path, shard: Shard, size: int) -> bool:
+    try:
+        PlanesFile(root, shard, size).close()
+    except DataError:
+        return False
+    return True
+
+
+def _check_space(root: Path, needed: int) -> None:
+    free = shutil.disk_usage(root).free
+    if needed > free:
+        raise PrepareError(
+            f"{root / FOLDER} needs {needed / 1e9:,.1f} GB more, the disk has {free / 1e9:,.1f} GB "
+            "free. Make room, or store one split with --split."
+        )
+
+
+@cache
+def _reader(root: Path, split: str) -> SplitReader:
+    """One a process: indexes are parsed once, and each shard is hashed before it is decoded."""
+    return SplitReader(root, Manifest.load(root), split, "sha256")
+
+
+def _store_shard(task: PlanesTask) -> int:
+    reader = _reader(task.root, task.split)
+    shard = reader.split.shards[task.number]
+    path = planes_path(task.root, shard)
+    try:
+        write_planes(path, shard, reader.manifest.size, _samples(reader, task.number))
+    except ValueError as error:
+        raise PrepareError(
+            f"{shard.name} cannot be stored as planes: {error}. Train from its JPEGs, or make the "
+            "data set again with `alexprep shard`, which writes 4:2:0 at even sides."
+        ) from error
+    return path.stat().st_size
+
+
+def _samples(reader: SplitReader, number: int) -> Iterator[tuple[bytes, int]]:
+    first = sum(reader.lengths[:number])
+    for position in range(first, first + reader.lengths[number]):
+        image = reader.read(position)
+        yield image.jpg.tobytes(), image.label
