@@ -9,7 +9,7 @@ from pathlib import Path
 
 from alexprep.errors import PrepareError
 from alexprep.machine import cores
-from alexprep.progress import Progress
+from alexprep.progress import ProgressBar
 from alexprep.workers import run_tasks
 from pipelines.errors import DataError
 from pipelines.format import Manifest, Shard
@@ -69,7 +69,7 @@ def store_planes(
     pending = [manifest.splits[task.split].shards[task.number] for task in tasks]
     _check_space(root, sum(planes_file_bytes(manifest.size, shard.samples) for shard in pending))
     with (
-        Progress("planes", sum(shard.samples for shard in pending)) as progress,
+        ProgressBar("planes", sum(shard.samples for shard in pending)) as progress,
         closing(run_tasks(_store_shard, tasks, workers=workers or cores())) as results,
     ):
         for index, size in results:
