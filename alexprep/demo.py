@@ -20,7 +20,7 @@ from alexprep.model.evaluation import EvalOptions, evaluate
 from alexprep.model.training import TrainOptions, train
 from alexprep.progress import ProgressBar
 from alexprep.synthetic import SHAPES, DrawConfig, draw_source
-from pipelines.files import write_whole
+from pipelines.atomic import write_whole
 
 RECORD = "demo.json"
 

@@ -25,8 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipelines.atomic import write_whole
 from pipelines.errors import DataError
-from pipelines.files import write_whole
 from pipelines.format import Count, Manifest, decode_object
 
 Floats = NDArray[np.float64]

@@ -28,7 +28,7 @@ SHORT = {
     "alexprep/commands/options.py": "to be merged",
     "alexprep/sources/find.py": "to be merged",
     "pipelines/backends.py": "to be merged",
-    "pipelines/files.py": "atomic writes, imported by everything that writes",
+    "pipelines/atomic.py": "atomic writes, imported by everything that writes",
     "pipelines/index.py": "to be merged",
     "pipelines/jpeg.py": "to be merged",
     "pipelines/philox.py": "a random generator, tested with its authors' numbers",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from alexprep.machine import describe, machine
-from pipelines.files import write_whole
+from pipelines.atomic import write_whole
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -229,7 +229,7 @@ def cat(dataset: Path, key: str, as_json: bool, out: Path | None) -> None:
         alexprep cat ~/imagenet256 n01440764_10026 > tench.jpg
     """
     from alexprep.dataset.lookup import read_sample
-    from pipelines.files import write_whole
+    from pipelines.atomic import write_whole
 
     sample = read_sample(dataset, key)
     if out is not None:

@@ -13,7 +13,7 @@ from typing import Literal
 
 from alexprep.errors import PrepareError
 from alexprep.tar import Entry, scan_tar
-from pipelines.files import write_whole
+from pipelines.atomic import write_whole
 from pipelines.format import BLOCK, MANIFEST, Manifest, Shard, padded, parse_index
 
 # Energon's names for the parts of a data set; others keep theirs.

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alexprep.tar import TarStream
+from pipelines.atomic import write_whole
 from pipelines.errors import DataError
-from pipelines.files import write_whole
 from pipelines.format import BLOCK, MANIFEST, Manifest, parse_index
 
 ENTRY = np.dtype([("key", "<u8"), ("shard", "<u4"), ("offset", "<u8")])

@@ -22,8 +22,8 @@ from alexprep.machine import cores
 from alexprep.progress import ProgressBar
 from alexprep.tar import TarMember, TarStream
 from alexprep.workers import run_tasks
+from pipelines.atomic import write_whole
 from pipelines.errors import DataError
-from pipelines.files import write_whole
 from pipelines.format import Manifest, Shard
 from pipelines.imagestats import ImageStats
 

@@ -19,7 +19,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from alexnet.errors import RunError
-from pipelines.files import check_writable, write_whole
+from pipelines.atomic import check_writable, write_whole
 
 SUFFIX = ".predictions"
 ENTRY = "alexprep.predictions"

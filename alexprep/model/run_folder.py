@@ -25,7 +25,7 @@ import msgspec
 
 from alexnet.errors import RunError
 from alexprep import schema
-from pipelines.files import write_whole
+from pipelines.atomic import write_whole
 
 CONFIG = "config.json"
 LOCK, LEASE = ".lock", ".lease"

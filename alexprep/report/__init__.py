@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from alexprep.errors import PrepareError
-from pipelines.files import check_writable
+from pipelines.atomic import check_writable
 
 NAME = "report.html"
 # All validation images of most data sets. Of ILSVRC as many as bring the standard error of top-1

@@ -1,5 +1,6 @@
 """Files that appear whole or not at all."""
 
+import os
 import tempfile
 from errno import EISDIR
 from pathlib import Path
@@ -20,11 +21,27 @@ def check_writable(path: Path) -> None:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write `data` beside `path` and rename it there: a reader finds the old file or the new."""
+    """Replace `path` as a whole: readers and a power cut find the old file or the new.
+
+    OSError with the path, where the system's own names none.
+    """
     partial = path.with_name(f"{path.name}.partial")
     try:
-        partial.write_bytes(data)
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())  # else the new name may outlive a power cut, its bytes not
         partial.replace(path)
-    except OSError:
+        sync_folder(path.parent)
+    except OSError as error:
         partial.unlink(missing_ok=True)
-        raise
+        raise OSError(error.errno, error.strerror, error.filename or str(path)) from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
