@@ -1,7 +1,8 @@
 # make demo    the whole way on images it draws itself: shard, stats, train, eval
-# make test    the tests          make check   format, lint, types, imports
+# make test    the tests          make check   format, lint, types, imports, generated docs
+# make docs    the generated tables of docs/       make site    docs/ as a static site, build/site
 # make gpu-check OUT=folder [DATA=data set]   all that needs a GPU, tests and measurements, 8 minutes;
-#              with PYTHON=python3 by that Python and its packages, without .venv (docs/machines.md)
+#              with PYTHON=python3 by that Python and its packages, without .venv (docs/notes/machines.md)
 # make browser Debian's chromium, which the tests of the report look at its pages with
 # All set-ups ask nothing and do nothing when they have been done; Python's land in .venv.
 
@@ -11,8 +12,9 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 APT := apt-get install --yes --no-install-recommends
 
 OUT ?= build/gpu-check
+GENERATED := $(wildcard docs/reference/*.md) docs/notes/differences.md
 
-.PHONY: demo test check gpu-check browser headers clean
+.PHONY: demo test check docs site gpu-check browser headers clean
 
 demo: .venv/.installed
 	$(BIN)/alexprep demo
@@ -25,6 +27,13 @@ check: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+	$(BIN)/cog -I . --check $(GENERATED)
+
+docs: .venv/.dev
+	$(BIN)/cog -I . -r $(GENERATED)
+
+site: .venv/.dev
+	$(BIN)/mkdocs build --quiet
 
 # A PYTHON that was asked for is taken as it is: a GPU host may reach no package index.
 ifeq ($(origin PYTHON),file)

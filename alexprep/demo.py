@@ -135,7 +135,7 @@ def _shard(demo: Demo) -> tuple[int, str]:
     manifest = shard(demo.source, demo.dataset, ShardConfig(size=demo.config.size))
     images = sum(split.samples for split in manifest.splits.values())
     mended = ", ".join(f"{count} {fix}" for fix, count in sorted(manifest.fixes.items()))
-    return images, f"mended: {mended}"
+    return images, f"converted: {mended}"
 
 
 def _stats(demo: Demo) -> tuple[int, str]:

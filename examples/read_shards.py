@@ -2,10 +2,9 @@
 
     python examples/read_shards.py DATASET [webdataset|wids|datasets|dali|torch]...
 
-You see a line a library: how many samples the training split has, and key, label and size of the
-first one; all five say the same. None of them imports alexprep: the shards are plain WebDataset
-tars with a DALI index for each in another folder. Wanted are the libraries you name (pip install
-webdataset wids datasets nvidia-dali-cuda130 torch). timm needs no code:
+You see one line per library: the number of training samples, and key, label and size of the first
+one. None of them imports alexprep: the shards are plain WebDataset tars with a DALI index for each
+in another folder. A library that is not installed is skipped. timm needs no code:
 
     python train.py --dataset wds/ --data-dir DATASET --train-split train --val-split validation
 """
@@ -19,8 +18,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 
-class Found(NamedTuple):
-    """How many samples there are, and what the first one is."""
+class FirstSample(NamedTuple):
+    """The number of samples of the training split, and its first sample."""
 
     samples: int
     key: str
@@ -28,39 +27,39 @@ class Found(NamedTuple):
     size: tuple[int, int]
 
 
-def with_webdataset(root: Path) -> Found:
-    """One sample after the other, as they stand in the tars."""
+def with_webdataset(root: Path) -> FirstSample:
+    """One sample after the other, in the order of the tars."""
     import webdataset
 
     tars = sorted(str(path) for path in (root / "train").glob("*.tar"))
-    samples = webdataset.WebDataset(tars, shardshuffle=False).decode("pil")
-    found = [(sample["__key__"], sample["cls"], sample["jpg"].size) for sample in samples]
-    return Found(len(found), *found[0])
+    dataset = webdataset.WebDataset(tars, shardshuffle=False).decode("pil")
+    samples = [(sample["__key__"], sample["cls"], sample["jpg"].size) for sample in dataset]
+    return FirstSample(len(samples), *samples[0])
 
 
-def with_wids(root: Path) -> Found:
-    """Any sample by its number: wids is the indexed webdataset. It gives open files."""
+def with_wids(root: Path) -> FirstSample:
+    """Any sample by its number: wids is the indexed webdataset. It returns open files."""
     import wids
     from PIL import Image
 
-    about = str(root / "wids-train.json")
+    shards = str(root / "wids-train.json")
     with tempfile.TemporaryDirectory() as cache:
-        samples = wids.ShardListDataset(about, cache_dir=cache, transformations=[])
+        samples = wids.ShardListDataset(shards, cache_dir=cache, transformations=[])
         first = samples[0]
         label, image = int(first[".cls"].read()), Image.open(first[".jpg"])
-        return Found(len(samples), first["__key__"], label, image.size)
+        return FirstSample(len(samples), first["__key__"], label, image.size)
 
 
-def with_datasets(root: Path) -> Found:
+def with_datasets(root: Path) -> FirstSample:
     """Hugging Face datasets, streaming: nothing is copied into its cache."""
     from datasets import load_dataset
 
-    samples = load_dataset("webdataset", data_dir=str(root), split="train", streaming=True)
-    found = [(sample["__key__"], sample["cls"], sample["jpg"].size) for sample in samples]
-    return Found(len(found), *found[0])
+    dataset = load_dataset("webdataset", data_dir=str(root), split="train", streaming=True)
+    samples = [(sample["__key__"], sample["cls"], sample["jpg"].size) for sample in dataset]
+    return FirstSample(len(samples), *samples[0])
 
 
-def with_dali(root: Path) -> Found:
+def with_dali(root: Path) -> FirstSample:
     """DALI's own reader and our index files; device_id=0 and "mixed" decode on a GPU."""
     from nvidia.dali import fn, pipeline_def
 
@@ -79,11 +78,11 @@ def with_dali(root: Path) -> Found:
     height, width, _ = images.at(0).shape
     first = Path(indexes[0]).read_text().splitlines()[1].split(" ")[3]
     key = first.removesuffix(".jpg")
-    return Found(pipe.epoch_size("shards"), key, int(bytes(digits.at(0))), (width, height))
+    return FirstSample(pipe.epoch_size("shards"), key, int(bytes(digits.at(0))), (width, height))
 
 
-def with_torch(root: Path) -> Found:
-    """A map-style dataset of PyTorch in ten lines: the index says where each file lies."""
+def with_torch(root: Path) -> FirstSample:
+    """A map-style dataset of PyTorch in ten lines: the index has the offset of each file."""
     from PIL import Image
     from torch.utils.data import DataLoader, Dataset
 
@@ -97,15 +96,15 @@ def with_torch(root: Path) -> Found:
         def __len__(self) -> int:
             return len(self.rows)
 
-        def __getitem__(self, place: int) -> tuple[str, int, Image.Image]:
-            tar, words = self.rows[place]
+        def __getitem__(self, number: int) -> tuple[str, int, Image.Image]:
+            tar, words = self.rows[number]
             with tar.open("rb") as file:
-                jpg, cls = (_read(file, int(words[at]), int(words[at + 1])) for at in (1, 5))
+                jpg, cls = (_read(file, int(words[i]), int(words[i + 1])) for i in (1, 5))
             return words[3].removesuffix(".jpg"), int(cls), Image.open(io.BytesIO(jpg))
 
     samples = Shards(root, "train")
     key, label, image = next(iter(DataLoader(samples, batch_size=None)))
-    return Found(len(samples), key, label, image.size)
+    return FirstSample(len(samples), key, label, image.size)
 
 
 def _read(file: io.BufferedReader, offset: int, size: int) -> bytes:
@@ -113,7 +112,7 @@ def _read(file: io.BufferedReader, offset: int, size: int) -> bytes:
     return file.read(size)
 
 
-READERS: dict[str, Callable[[Path], Found]] = {
+READERS: dict[str, Callable[[Path], FirstSample]] = {
     "webdataset": with_webdataset,
     "wids": with_wids,
     "datasets": with_datasets,
@@ -125,8 +124,16 @@ READERS: dict[str, Callable[[Path], Found]] = {
 def main() -> None:
     """Run the readers named on the command line, or all."""
     root, *names = sys.argv[1:] or sys.exit(__doc__)
+    if not (Path(root) / "manifest.json").is_file():
+        sys.exit(f"{root} is not a data set. Create one with `alexprep shard SOURCE {root}`.")
     for name in names or READERS:
-        samples, key, label, (width, height) = READERS[name](Path(root))
+        if name not in READERS:
+            sys.exit(f"{name} is none of {', '.join(READERS)}.")
+        try:
+            samples, key, label, (width, height) = READERS[name](Path(root))
+        except ModuleNotFoundError as error:
+            print(f"{name}: skipped, {error.name} is not installed (pip install {error.name})")
+            continue
         print(f"{name}: {samples} samples; the first is {key}, label {label}, {width}x{height}")
 
 

@@ -2,14 +2,15 @@
 
     python examples/train_another_network.py DATASET [--epochs 10] [--batch 128] [--device cuda:0]
 
-You see a line an epoch: the loss of its last batch, and the share of the validation split that the
-network gets right. Nothing of AlexNet is in here: the network is plain torch, the pictures come
-normalised as most networks published for ImageNet expect them. DATASET is what `alexprep shard`
-wrote; statistics are not needed, since mean and sd are given.
+You see one line per epoch: the loss of its last batch and the accuracy on the validation split.
+Nothing here is specific to AlexNet: the network is plain torch, and the images are normalized as
+most networks published for ImageNet expect. DATASET is what `alexprep shard` wrote, with a
+validation split; statistics are not needed, since mean and sd are given.
 """
 # ruff: noqa: T201 - it prints
 
 import argparse
+import sys
 from pathlib import Path
 
 import torch
@@ -17,13 +18,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipelines import AugmentSpec, Loader, LoaderConfig, open_loader
+from pipelines.errors import DataError
 from pipelines.format import Manifest
 
 MEAN, SD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions beside a shortcut (He et al. 2015, figure 2)."""
+    """Two 3x3 convolutions and a shortcut (He et al. 2015, figure 2)."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -53,26 +55,19 @@ def small_resnet(classes: int) -> nn.Module:
 
 
 def accuracy(model: nn.Module, loader: Loader) -> float:
-    """Share of a split that the network gets right, centre crops."""
+    """Top-1 accuracy on a split, centre crops."""
     model.eval()
-    right = 0
+    correct = 0
     with torch.inference_mode():
         for images, labels in loader:
-            right += int((model(images).argmax(dim=1) == labels).sum())
+            correct += int((model(images).argmax(dim=1) == labels).sum())
     model.train()
-    return right / loader.samples
+    return correct / loader.samples
 
 
-def main() -> None:
+def train(options: argparse.Namespace) -> None:
     """Train, and print the accuracy on the validation split after every epoch."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("dataset")
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--device", default="cpu")
-    options = parser.parse_args()
-
-    size = Manifest.load(Path(options.dataset)).size
+    size = Manifest.load(options.dataset).size
     spec = AugmentSpec(source=size, crop=size * 7 // 8, mean=MEAN, sd=SD, lighting=0, divide=1)
     config = LoaderConfig(batch=options.batch, device=options.device, channels_last=True)
     with (
@@ -89,7 +84,20 @@ def main() -> None:
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-            print(f"epoch {epoch}: loss {loss:.3f}, top-1 {accuracy(model, validation):.1%}")
+            print(f"epoch {epoch}: loss {loss:.3f}, top-1 acc {accuracy(model, validation):.1%}")
+
+
+def main() -> None:
+    """Read the command line and train; a fault of the data set is one line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("dataset", type=Path)
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--device", default="cpu")
+    try:
+        train(parser.parse_args())
+    except DataError as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,6 @@
 import errno
-import runpy
 import subprocess
 import sys
-from pathlib import Path
 
 import click
 import pytest
@@ -10,8 +8,6 @@ from click.testing import CliRunner
 
 from alexprep.cli import Commands, cli
 from pipelines.errors import DataError
-
-DOCS = Path(__file__).parents[1] / "docs"
 
 
 def commands(group, path=()):
@@ -34,12 +30,6 @@ def test_every_command_explains_itself_and_ends_with_an_example(path):
     assert "Example:" in text
     assert f"alexprep {' '.join(path)}" in text.split("Example:")[1]
     assert all(option.help for option in ALL[path].params if isinstance(option, click.Option))
-
-
-def test_the_command_reference_is_what_help_prints():
-    # `python docs/make_commands.py` writes it anew.
-    written = runpy.run_path(str(DOCS / "make_commands.py"))["reference"]()
-    assert (DOCS / "commands.md").read_text() == written
 
 
 def test_the_version_is_that_of_the_package():

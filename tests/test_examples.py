@@ -1,7 +1,9 @@
 """The examples run as they are given, on a small data set."""
 
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -36,23 +38,28 @@ def root(tmp_path_factory):
     return root
 
 
-def run(name, *arguments):
-    done = subprocess.run(
+def start(name, *arguments, **environment):
+    return subprocess.run(
         [sys.executable, EXAMPLES / name, *map(str, arguments)],
         capture_output=True,
         text=True,
         check=False,
         cwd=EXAMPLES.parent,
         timeout=240,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},  # two busy cores make torch's threads spin
+        # One thread: torch's threads spin on busy cores.
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
     )
+
+
+def run(name, *arguments):
+    done = start(name, *arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def test_another_network_learns_through_the_loader(root):
     said = run("train_another_network.py", root, "--epochs", 2, "--batch", 16)
-    shares = [float(share) for share in re.findall(r"top-1 ([\d.]+)%", said)]
+    shares = [float(share) for share in re.findall(r"top-1 acc ([\d.]+)%", said)]
     assert len(shares) == 2
     assert max(shares) > 85
 
@@ -61,6 +68,34 @@ def test_another_network_learns_through_the_loader(root):
 def test_other_libraries_read_the_shards_in_a_few_lines(root, library):
     said = run("read_shards.py", root, library)
     assert said == f"{library}: 64 samples; the first is item_000, label 0, 64x64\n"
+
+
+def test_a_library_that_is_not_installed_is_skipped_with_one_line(root, tmp_path):
+    (tmp_path / "wids.py").write_text("raise ModuleNotFoundError(name='wids')")
+    done = start("read_shards.py", root, "wids", "torch", PYTHONPATH=str(tmp_path))
+    assert done.stdout.splitlines() == [
+        "wids: skipped, wids is not installed (pip install wids)",
+        "torch: 64 samples; the first is item_000, label 0, 64x64",
+    ]
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_another_network_says_in_one_line_that_a_split_is_missing(root, tmp_path):
+    shutil.copytree(root, tmp_path / "set")
+    manifest = json.loads((root / "manifest.json").read_text())
+    del manifest["splits"]["validation"]
+    (tmp_path / "set" / "manifest.json").write_text(json.dumps(manifest))
+    done = start("train_another_network.py", tmp_path / "set")
+    assert done.returncode == 1
+    assert done.stderr == f"{tmp_path / 'set'} has no split 'validation'; it has train.\n"
+
+
+@pytest.mark.parametrize("name", ["read_shards.py", "train_another_network.py", "draw_kernels.py"])
+def test_what_is_no_data_set_or_run_is_one_line(name, tmp_path):
+    done = start(name, tmp_path / "nothing")
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert str(tmp_path / "nothing") in done.stderr
 
 
 def test_the_kernels_of_both_columns_are_drawn_and_measured(tmp_path):

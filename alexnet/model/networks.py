@@ -2,7 +2,7 @@
 
 Sources: layers-145.cfg and its neighbours in the released code (computerhistory/
 AlexNet-Source-Code), the text of Krizhevsky et al. 2012, bvlc_alexnet's prototxt, and torchvision.
-docs/recipes.md tells where they part ways and why.
+docs/notes/differences.md says where they differ and why.
 """
 
 import math

@@ -4,7 +4,7 @@ nn.LocalResponseNorm makes a pass over main memory for every operation, calls po
 and keeps several tensors for backward. Here a block of a few hundred kilobytes goes all the way
 before the next is read; a window's sum is a few additions of shifted views; d ** -0.75 is
 rsqrt(d) * sqrt(rsqrt(d)). Only the input is kept: the denominator is cheaper to compute again
-than to read back. docs/network.md has the measurements.
+than to read back. docs/notes/network.md has the measurements.
 
 With x the input: d = k + alpha / size * (sum of x * x over the window), y = x * d ** -beta.
 Blocks are (rows, C, P): a contiguous NCHW tensor is read as rows of C channels of P = H * W

@@ -13,27 +13,27 @@ class TrainConfig:
     """The released code's training of net 145 by default (layer-params-145.cfg).
 
     Attributes:
-        epochs: at most; a PlateauSchedule may end the run earlier.
-        seed: of the first weights and of dropout.
-        lr: first learning rate of the weights.
-        bias_lr: the biases' first rate as a multiple of the weights'.
-        layer_lr: multiples for single layers, weights and biases alike: {"fc8": 10}.
-        momentum: of the velocity.
-        weight_decay: times the rate, of the weights.
-        bias_decay: the same of the biases.
-        velocity_has_lr: whether the velocity stays as it is when the rate changes (2012), or
-            shrinks with it (plain torch.optim.SGD).
-        schedule: when the rates change.
-        precision: of the network's arithmetic. Weights and updates are float32 with "bfloat16";
+        epochs: maximum number of epochs; the schedule `plateau` may end earlier.
+        seed: random seed of the initial weights and of dropout.
+        lr: initial learning rate of the weights.
+        bias_lr: initial learning rate of the biases, relative to the weights.
+        layer_lr: learning rates of single layers, relative to the others: {"fc8": 10}.
+        momentum: of SGD.
+        weight_decay: of the weights, multiplied by the learning rate.
+        bias_decay: of the biases, multiplied by the learning rate.
+        velocity_has_lr: whether the velocity includes the learning rate (2012) and stays the same
+            when the rate drops, or is scaled with it (torch.optim.SGD).
+        schedule: how the learning rates change over the run.
+        precision: of activations and gradients; weights and updates are float32 with "bfloat16".
             "float64" is for proofs: forms and devices agree to about 1e-12, so that rounding
             hides nothing.
         channels_last: memory format of the convolutions.
         compile: torch.compile; "graphs" adds CUDA graphs (its mode "reduce-overhead").
         log_steps: steps between two lines of the log.
-        checkpoint_minutes: time between two checkpoints within an epoch; each epoch ends with one.
-        keep: how many of the latest checkpoints are kept, besides the best.
-        explode: training has diverged when the loss exceeds this many times ln(classes), the loss
-            at chance.
+        checkpoint_minutes: minutes between checkpoints within an epoch; each epoch ends with one.
+        keep: number of latest checkpoints to keep, in addition to the best.
+        explode: stop when the loss of a step exceeds this many times ln(classes), the loss of
+            guessing.
     """
 
     epochs: int = 91

@@ -7,7 +7,7 @@
      "seconds": ..., "validation_seconds": ...}     of a whole epoch
 
 Epochs count from 0, losses are means in nats, waiting is a share of the time, top1 and top5 are
-errors in 0..1; docs/training.md has a table of the fields.
+errors in 0..1; docs/reference/format.md has a table of the fields.
 
 A resumed run cuts off the lines that came after its checkpoint and writes those steps again.
 """

@@ -73,7 +73,7 @@ def code2012(inputs: RecipeInputs) -> Recipe:
 def paper(inputs: RecipeInputs) -> Recipe:
     """The text read literally: sd .01 everywhere, one rate and one decay for all parameters.
 
-    Does not leave the plateau of guessing in its first steps: docs/results.md says what frees it.
+    Does not leave the plateau of guessing in its first steps: docs/notes/plateau.md says why.
     Its lighting is scaled by the standard deviation: with the eigenvalue of the text's formula the
     shift would be over 1,000 grey levels.
     """

@@ -1,0 +1,1 @@
+"""Tables of docs/reference from the code. `make docs` runs cog, which calls these functions."""
