@@ -74,6 +74,7 @@ FIELDS: dict[str, dict[str, tuple[str, str]]] = {
         "name": ("string", "name of the source"),
         "images": ("object of integer", "number of files in each split"),
         "sha256": ("string", "hash of the keys, labels and sizes of all files"),
+        "warnings": ("optional array of string", "what was unusual about the source"),
     },
     "_info.json": {
         "name": ("string", "split"),
