@@ -91,10 +91,12 @@ def ran(home):
     return outputs
 
 
+@pytest.mark.slow
 def test_every_command_of_the_pages_runs(ran):
     assert len(ran) > 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("page", "command"), CONSOLE, ids=lambda value: getattr(value, "stem", 0))
 def test_the_shown_output_has_the_form_of_the_real_one(page, command, ran):
     if (page, command) in ran:
@@ -116,6 +118,7 @@ def blocks():
             yield pytest.param(code, id=f"{page.name} {number}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [p for p in blocks() if FAR_AWAY not in p.values[0]])
 def test_the_python_of_the_pages_runs(code, home, ran):
     for large, small in SMALLER.items():
@@ -135,6 +138,16 @@ def test_the_python_that_needs_a_network_calls_what_there_is(code):
         inspect.signature(getattr(pipelines, call.func.id)).bind_partial(*call.args, **names)
 
 
+@pytest.mark.slow
+def test_torchrun_as_documented_trains_a_column_in_each_of_two_processes(home, ran):
+    page = (ROOT / "docs" / "notes" / "machines.md").read_text().replace("\\\n", "")
+    [command] = re.findall(r"^    (OMP_NUM_THREADS=1 torchrun .*)$", page, re.MULTILINE)
+    output = shell(toy(command), home, check=True)
+    assert "2 columns x 1 replicas" in output
+    assert (home / "two" / "checkpoints" / "best.safetensors").exists()
+
+
+@pytest.mark.slow
 def test_the_records_of_a_run_are_as_documented(home, ran):
     records = list(metrics.read(home / "run"))
     assert {record["kind"] for record in records} == {"step", "epoch"}
