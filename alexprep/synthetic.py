@@ -1,4 +1,4 @@
-"""Draw an ILSVRC-shaped source: ten classes of shapes that no mean colour gives away.
+"""Draw a source laid out like ILSVRC: ten classes of shapes that no mean colour gives away.
 
     SOURCE/synsets.txt              wnid <TAB> names
     SOURCE/train/<wnid>/*.JPEG      SOURCE/val/<wnid>/*.JPEG
@@ -39,8 +39,8 @@ class DrawConfig:
             )
         if min(self.train, self.validation) < 1:
             raise ValueError(
-                f"DrawConfig wants at least one picture a class and split, got {self.train} "
-                f"for training and {self.validation} for validation."
+                f"DrawConfig.train and .validation must be at least 1, got {self.train} and "
+                f"{self.validation}."
             )
 
 
@@ -88,16 +88,16 @@ def picture(wnid: str, config: DrawConfig, rng: np.random.Generator) -> Image.Im
     width, height = (int(side) for side in rng.integers(config.shortest, config.longest + 1, 2))
     half = min(width, height) / 2
     zoom, tilt = rng.uniform(0.85, 1.2), rng.uniform(-0.15, 0.15)
-    left, top = rng.uniform(-0.15, 0.15, 2)
-    x = ((np.arange(width) - width / 2) / half - left)[np.newaxis, :] / zoom
-    y = ((np.arange(height) - height / 2) / half - top)[:, np.newaxis] / zoom
+    shift_x, shift_y = rng.uniform(-0.15, 0.15, 2)
+    x = ((np.arange(width) - width / 2) / half - shift_x)[np.newaxis, :] / zoom
+    y = ((np.arange(height) - height / 2) / half - shift_y)[:, np.newaxis] / zoom
     shape = SHAPES[wnid][1](
         x * np.cos(tilt) - y * np.sin(tilt), x * np.sin(tilt) + y * np.cos(tilt)
     )
-    inside = np.clip(shape * half / 2, 0, 1)[..., np.newaxis]
+    coverage = np.clip(shape * half / 2, 0, 1)[..., np.newaxis]
     ink, paper = _two_colours(rng)
     light = 1 + rng.uniform(-0.25, 0.25) * x + rng.uniform(-0.25, 0.25) * y
-    pixels = (paper + (ink - paper) * inside) * np.clip(light, 0.5, 1.5)[..., np.newaxis]
+    pixels = (paper + (ink - paper) * coverage) * np.clip(light, 0.5, 1.5)[..., np.newaxis]
     pixels += rng.normal(scale=rng.uniform(2, 10), size=(height, width, 1))
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
@@ -115,11 +115,11 @@ def draw_source(root: Path, config: DrawConfig) -> Iterator[Path]:
     root.mkdir(parents=True, exist_ok=True)
     lines = [f"{wnid}\t{name}\n" for wnid, (name, _) in SHAPES.items()]
     (root / "synsets.txt").write_text("".join(lines))
-    for split, each in (("train", config.train), ("val", config.validation)):
+    for split, count in (("train", config.train), ("val", config.validation)):
         for wnid in SHAPES:
             folder = root / split / wnid
             folder.mkdir(parents=True, exist_ok=True)
-            for number in range(each):
+            for number in range(count):
                 path = folder / f"{wnid}_{split}_{number:05d}.JPEG"
                 seed = [config.seed, zlib.crc32(path.name.encode())]
                 drawn = picture(wnid, config, np.random.default_rng(seed))

@@ -38,7 +38,7 @@ def test_a_finished_demo_prints_its_table_again_and_does_nothing(tiny):
     assert all(path.stat().st_mtime_ns == when for path, when in written.items())
 
 
-def test_a_demo_stopped_between_two_stages_goes_on_with_the_next(tiny, tmp_path):
+def test_a_demo_stopped_between_two_stages_resumes_with_the_next(tiny, tmp_path):
     out, _ = tiny
     copy = shutil.copytree(out, tmp_path / "demo")
     record = (copy / "demo.json").read_text()
@@ -49,7 +49,7 @@ def test_a_demo_stopped_between_two_stages_goes_on_with_the_next(tiny, tmp_path)
 
 def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
-    with pytest.raises(PrepareError, match="is not empty and holds no demo"):
+    with pytest.raises(PrepareError, match="is not empty and has no demo"):
         run_demo(tmp_path, TINY)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
