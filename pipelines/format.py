@@ -154,6 +154,11 @@ class Manifest:
                         "SPLIT/NAME-SPLIT-dddddd.tar in letters, digits, '_', '.' and '-'"
                     )
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is probably wrong with the source; in `source`, where old readers take any field."""
+        return tuple(map(str, self.source.get("warnings", ())))
+
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
 
