@@ -27,9 +27,9 @@ from alexprep.bench.measurement import Row, row
 from alexprep.dataset.shard import RunOptions, ShardConfig, shard
 from alexprep.dataset.shard_plan import make_plan
 from alexprep.machine import peak_megabytes
+from alexprep.sources.find import find_source
 from alexprep.sources.ilsvrc import TRAIN_TAR
 from alexprep.sources.synsets import ilsvrc2012
-from alexprep.sources.tars import archive_source
 from alexprep.tar import build_header
 from pipelines import AugmentSpec, LoaderConfig, open_loader
 from pipelines.format import BLOCK, Manifest
@@ -157,7 +157,7 @@ def write_headers(folder: Path, images: int = ILSVRC_TRAIN) -> None:
 def plan_everything(folder: Path) -> tuple[float, float, int]:
     """(seconds, peak megabytes of this process, images) of listing, planning and every task."""
     start = time.perf_counter()
-    plan = make_plan(archive_source(folder), ShardConfig())
+    plan = make_plan(find_source(folder), ShardConfig())
     images = sum(len(task.samples.key) for task in plan.tasks("out", {}, skip=False))
     plan.identity()
     return time.perf_counter() - start, peak_megabytes(), images

@@ -6,9 +6,11 @@ import json
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from drawing import jpeg, photograph
+from scipy.io import savemat
 
 from alexprep.sources.ilsvrc import (
     DEVKIT,
@@ -78,6 +80,43 @@ def write_archives(folder: Path, train, held_out):
     with tarfile.open(folder / DEVKIT_TAR, "w:gz") as devkit:
         add(devkit, f"{DEVKIT}/data/meta.mat", b"MATLAB 5.0 MAT-file")
         add(devkit, f"{DEVKIT}/data/{TRUTH}", ground_truth(held_out).encode())
+    return folder
+
+
+def write_2010(folder: Path, train, held_out):
+    """The archives of ILSVRC2010 as downloaded, with ids of their own in its devkit."""
+    folder.mkdir()
+    classes = {}
+    for name, data in train.items():
+        classes.setdefault(name.split("_")[0], {})[name] = data
+    (folder / "ILSVRC2010_images_train.tar").write_bytes(
+        tar_bytes({f"{wnid}.tar": tar_bytes(files) for wnid, files in classes.items()})
+    )
+    names = {name: f"val/{name.replace('2012', '2010')}" for name in sorted(held_out, reverse=True)}
+    (folder / "ILSVRC2010_images_val.tar").write_bytes(
+        tar_bytes({path: held_out[name][0] for name, path in names.items()})
+    )
+    ids = {wnid: number for number, wnid in enumerate(sorted(classes, reverse=True), start=1)}
+    fields = [("ILSVRC2010_ID", "O"), ("WNID", "O"), ("words", "O"), ("num_children", "O")]
+    rows = [(ident, wnid, f"words of {wnid}", 0) for wnid, ident in ids.items()]
+    rows.append((len(ids) + 1, "n00001740", "entity", 2))
+    meta = io.BytesIO()
+    savemat(meta, {"synsets": np.array(rows, dtype=fields)})
+    truth = "".join(f"{ids[held_out[name][1]]}\n" for name in sorted(held_out))
+    with tarfile.open(folder / "ILSVRC2010_devkit-1.0.tar.gz", "w:gz") as devkit:
+        add(devkit, "devkit-1.0/data/meta.mat", meta.getvalue())
+        add(devkit, "devkit-1.0/data/ILSVRC2010_validation_ground_truth.txt", truth.encode())
+    return folder
+
+
+def write_class_tars(folder: Path, train):
+    """A folder of class tars, as winter21 is unpacked."""
+    folder.mkdir(parents=True, exist_ok=True)
+    classes = {}
+    for name, data in train.items():
+        classes.setdefault(name.split("_")[0], {})[name] = data
+    for wnid, files in classes.items():
+        (folder / f"{wnid}.tar").write_bytes(tar_bytes(files))
     return folder
 
 

@@ -20,7 +20,7 @@ from alexprep.sources.find import find_source
 from alexprep.sources.ilsvrc import (
     DEVKIT_TAR,
 )
-from alexprep.sources.listing import stem_key
+from alexprep.sources.listing import SourceOptions, stem_key
 from alexprep.sources.synsets import ilsvrc2012
 
 LAYOUTS = {
@@ -30,13 +30,14 @@ LAYOUTS = {
     "kaggle": write_kaggle,
     "parquet": write_parquet,
 }
-SMALL = ShardConfig(size=48, shards={"train": 3, "validation": 2})
+SMALL = ShardConfig(size=48, shards={"train": 3, "validation": 2}, classes=WNIDS)
+FOUR = SourceOptions(classes=WNIDS)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_labels_and_bytes_are_those_of_the_images_in_every_layout(tmp_path, rng, layout):
     train, held_out = draw_ilsvrc(rng)
-    source = find_source(LAYOUTS[layout](tmp_path / "source", train, held_out))
+    source = find_source(LAYOUTS[layout](tmp_path / "source", train, held_out), FOUR)
     expected = {
         "train": {name[:-5]: (data, name.split("_")[0]) for name, data in train.items()},
         "validation": {name[:-5]: images for name, images in held_out.items()},
@@ -63,7 +64,7 @@ def test_every_layout_of_the_same_images_becomes_the_same_shards(tmp_path, rng):
 
 
 def test_names_of_the_classes_come_from_the_package(tmp_path, rng):
-    source = find_source(write_archives(tmp_path / "a", *draw_ilsvrc(rng)))
+    source = find_source(write_archives(tmp_path / "a", *draw_ilsvrc(rng)), FOUR)
     assert source.classes[0] == ("n01440764", "tench, Tinca tinca")
 
 

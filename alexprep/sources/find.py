@@ -4,7 +4,8 @@ from pathlib import Path
 
 from alexprep.errors import PrepareError
 from alexprep.sources.check import check_names, check_splits
-from alexprep.sources.ilsvrc import TRAIN_TAR, VALIDATION_TAR
+from alexprep.sources.content import is_litter
+from alexprep.sources.ilsvrc import find_official
 from alexprep.sources.listing import (
     WHAT_IS_LOOKED_FOR,
     Source,
@@ -12,14 +13,19 @@ from alexprep.sources.listing import (
     split_of,
     with_findings,
 )
-from alexprep.sources.tars import archive_source
-from alexprep.sources.trees import tree_source
+from alexprep.sources.tars import kind_of_tar
+from alexprep.sources.trees import tree_source, whole_source
+from alexprep.sources.wds import find_shards, shard_source
 
 KAGGLE = Path("ILSVRC", "Data", "CLS-LOC")
 
 
 def find_source(path: Path, options: SourceOptions = SourceOptions()) -> Source:  # noqa: B008 - frozen
     """List every sample of the source at `path`; PrepareError says what was looked for."""
+    if not path.exists():
+        raise PrepareError(f"{path} does not exist. Give the folder that holds the images.")
+    if not path.is_dir():
+        raise PrepareError(f"{path} is a file; give the folder it is in. {WHAT_IS_LOOKED_FOR}")
     try:
         source = _look(path, options)
     except OSError as error:
@@ -32,12 +38,8 @@ def find_source(path: Path, options: SourceOptions = SourceOptions()) -> Source:
 
 
 def _look(path: Path, options: SourceOptions) -> Source:
-    if not path.exists():
-        raise PrepareError(f"{path} does not exist. Give the folder that holds the images.")
-    if not path.is_dir():
-        raise PrepareError(f"{path} is a file; give the folder it is in. {WHAT_IS_LOOKED_FOR}")
-    if any((path / name).is_file() for name in (TRAIN_TAR, VALIDATION_TAR)):
-        return archive_source(path, options)
+    if find_official(path):
+        return tree_source("archives", path, path, options)
     for root in (path, path / "imagenet-object-localization-challenge"):
         if (root / KAGGLE).is_dir():
             return tree_source("kaggle", root, root / KAGGLE, options)
@@ -46,7 +48,18 @@ def _look(path: Path, options: SourceOptions) -> Source:
         from alexprep.sources.rows import parquet_source  # noqa: PLC0415
 
         return parquet_source(path, tables, options)
+    if shards := find_shards(path):
+        return shard_source(path, shards, options)
+    if archive := _lone_archive(path):
+        return whole_source(path, archive, options)
     return tree_source("folder", path, path, options)
+
+
+def _lone_archive(folder: Path) -> Path | None:
+    """A tar of class tars (fall11_whole.tar), the only one in a folder without others."""
+    tars = sorted(path for path in folder.glob("*.tar*") if path.is_file())
+    tars = [path for path in tars if not is_litter(path.name)]
+    return tars[0] if len(tars) == 1 and kind_of_tar(tars[0]) == "classes" else None
 
 
 def find_tables(folder: Path) -> list[Path]:

@@ -32,6 +32,11 @@ META = "meta.mat"
 ANNOTATIONS = "val_annotations.txt"
 SOLUTION = "LOC_val_solution.csv"
 MAPPING = "LOC_synset_mapping.txt"
+# The archives of a year as downloaded; test images have no labels.
+ARCHIVES = {
+    "2012": {"train": TRAIN_TAR, "validation": VALIDATION_TAR},
+    "2010": {"train": "ILSVRC2010_images_train.tar", "validation": "ILSVRC2010_images_val.tar"},
+}
 # As torchvision and TFDS have them.
 MD5 = {
     TRAIN_TAR: "1d675b47d978889d74fa0da5fadfb00e",
@@ -57,6 +62,20 @@ def check_archives(folder: Path, expected: Mapping[str, str] = MD5) -> None:
         raise PrepareError(f"{folder} holds none of {', '.join(expected)}: nothing to check.")
     if wrong:
         raise PrepareError(f"{'; '.join(wrong)}. Download again.")
+
+
+def find_official(folder: Path) -> dict[str, Path]:
+    """The official archives in a folder by split, of the latest year that is there."""
+    for names in ARCHIVES.values():
+        paths = {split: folder / name for split, name in names.items() if (folder / name).is_file()}
+        if paths:
+            return paths
+    return {}
+
+
+def year_of(official: Mapping[str, Path]) -> str | None:
+    """The year of official archives."""
+    return next((path.name[len("ILSVRC") :][:4] for path in official.values()), None)
 
 
 def find_truth(folders: Sequence[Path], names: list[bytes]) -> dict[bytes, str]:
@@ -160,7 +179,7 @@ def find_devkit(folder: Path) -> Devkit | None:
 
 
 def _named_like_a_devkit(folder: Path) -> list[Path]:
-    pattern = re.compile(r"ilsvrc\d{4}.*devkit|devkit[-_.]?\d", re.IGNORECASE)
+    pattern = re.compile(r"ilsvrc\d{4}.*devkit|devkit", re.IGNORECASE)
     return [path for path in sorted(folder.iterdir()) if pattern.match(path.name)]
 
 

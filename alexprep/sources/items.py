@@ -7,7 +7,7 @@ and `rows.Rows`. They are small to pickle, since workers on any machine get the 
 import os
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from errno import EACCES, EIO, EISDIR, ELOOP, EPERM
@@ -92,6 +92,82 @@ class Items:
         A sample that is at fault itself (no permission, bad sectors) is Unreadable; PrepareError
         where the source is. Close it when it is left early (`contextlib.closing`).
         """
+
+
+@dataclass(frozen=True, eq=False, kw_only=True, slots=True)
+class Joined(Items):
+    """Samples of several kinds of storage as one: item i is `place[i]` of `parts[part[i]]`.
+
+    `containers` is not used; each part has its own.
+    """
+
+    sequential: ClassVar = "probe"
+    parts: tuple[Items, ...]
+    part: NDArray[np.int32]
+    place: Places
+
+    @property
+    def fingerprint(self) -> NDArray[np.int64]:
+        values = np.zeros(len(self), np.int64)
+        for number, items in enumerate(self.parts):
+            indices = np.flatnonzero(self.part == number)
+            values[indices] = items.fingerprint[self.place[indices]]
+        return values
+
+    def select(self, indices: Places) -> Self:
+        part, place = self.part[indices], np.zeros(len(indices), np.intp)
+        parts: list[Items] = []
+        for number, items in enumerate(self.parts):
+            chosen = np.flatnonzero(part == number)
+            parts.append(items.select(self.place[indices][chosen]))
+            place[chosen] = np.arange(len(chosen))
+        return replace(
+            self,
+            container=self.container[indices],
+            name=self.name[indices],
+            parts=tuple(parts),
+            part=part,
+            place=place,
+        )
+
+    def path(self, index: int) -> str:
+        return self.parts[int(self.part[index])].path(int(self.place[index]))
+
+    def neighbours(self) -> Iterator[Places]:
+        for number, items in enumerate(self.parts):
+            index_of = np.zeros(len(items), np.intp)
+            indices = np.flatnonzero(self.part == number)
+            index_of[self.place[indices]] = indices
+            for piece in items.neighbours() if len(items) else ():
+                yield index_of[piece]
+
+    def read(self, limit: int | None = None) -> Generator[bytes | Unreadable]:
+        # The items of a part come in the order of the whole, so each part is read once in its own.
+        readers = [
+            items.select(self.place[self.part == number]).read(limit)
+            for number, items in enumerate(self.parts)
+        ]
+        try:
+            for number in self.part:
+                yield next(readers[int(number)])
+        finally:
+            for reader in readers:
+                reader.close()
+
+
+def join(parts: Sequence[Items]) -> Items:
+    """All samples of `parts`, one part after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    counts = [len(items) for items in parts]
+    return Joined(
+        containers=("",),
+        container=np.zeros(sum(counts), np.int32),
+        name=np.concatenate([items.name for items in parts]),
+        parts=tuple(parts),
+        part=np.repeat(np.arange(len(parts), dtype=np.int32), counts),
+        place=np.concatenate([np.arange(count) for count in counts]),
+    )
 
 
 def text(name: bytes | np.bytes_) -> str:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from alexprep.errors import PrepareError
 from alexprep.sources.content import Stray, stem
-from alexprep.sources.items import Items, Names, Places, text
+from alexprep.sources.items import Items, Names, Places, join, text
 from alexprep.sources.synsets import ilsvrc2012
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
@@ -137,6 +137,17 @@ class Listing(NamedTuple):
     path: Path
 
 
+def join_listings(listings: Sequence[Listing]) -> Listing:
+    """One split that lies in several kinds of storage."""
+    if len(listings) == 1:
+        return listings[0]
+    names = [name for listing in listings for name in listing.names]
+    begins = np.cumsum([0, *(len(listing.names) for listing in listings[:-1])])
+    name_of = [listing.name_of + begin for listing, begin in zip(listings, begins, strict=True)]
+    items = join([listing.items for listing in listings])
+    return Listing(items, tuple(names), np.concatenate(name_of).astype(np.int32), listings[0].path)
+
+
 def label_space(listings: Mapping[str, Listing], keep: Sequence[str] | None) -> list[str]:
     """The classes in label order: `keep`, else those of the training images by name, else all.
 
@@ -170,6 +181,49 @@ def refuse_unknown_classes(names: Mapping[str, set[str]], paths: Mapping[str, Pa
 
 def _used_names(listing: Listing) -> set[str]:
     return {listing.names[number] for number in np.unique(listing.name_of).tolist()}
+
+
+def integer_classes(
+    folder: Path,
+    names: Sequence[str],
+    used: Mapping[str, set[int]],
+    warnings: list[str],
+) -> tuple[tuple[str, str], ...]:
+    """(wnid, names) in label order for labels that are numbers.
+
+    `names` is the list that goes with them, or empty; `used` has the labels of each split. Labels
+    that no image has are refused, or named in a warning where the list names them.
+    """
+    everything: set[int] = set[int]().union(*used.values())
+    highest, lowest = max(everything, default=-1), min(everything, default=0)
+    classes = _as_ilsvrc(names or [str(number) for number in range(highest + 1)])
+    if lowest < 0 or highest >= len(classes):
+        raise PrepareError(
+            f"{folder} has labels from {lowest} to {highest} for {len(classes)} classes. "
+            "Labels must be 0..classes - 1."
+        )
+    missing = sorted(set(range(len(classes))) - used.get(TRAIN, everything))
+    if missing and not names:
+        raise PrepareError(
+            f"{folder} has labels from {lowest} to {highest}, but no {TRAIN} image of label "
+            f"{missing[0]} ({len(missing):,} such labels). Number the classes from 0 without gaps."
+        )
+    if missing:
+        shown = ", ".join(repr(classes[label][0]) for label in missing[:4])
+        warnings.append(
+            f"{folder} lists {len(classes):,} classes, of which {len(missing):,} have no {TRAIN} "
+            f"images ({shown}{', ...' if len(missing) > 4 else ''})."
+        )
+    return classes
+
+
+def _as_ilsvrc(names: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """(wnid, names) of the 1000 classes where most names are theirs, else each name twice."""
+    table = ilsvrc2012()
+    same = sum(a.names.split(",")[0] == b.split(",")[0] for a, b in zip(table, names))  # noqa: B905
+    if len(names) == len(table) and same > len(names) / 2:
+        return tuple((synset.wnid, synset.names) for synset in table)
+    return tuple((name, name) for name in names)
 
 
 def make_source(

@@ -20,12 +20,13 @@ from alexprep.sources.listing import (
     Listing,
     Source,
     SourceOptions,
+    integer_classes,
     label_space,
     make_source,
     split_of,
     with_findings,
 )
-from alexprep.sources.synsets import ilsvrc2012, named
+from alexprep.sources.synsets import named
 
 try:
     import pyarrow as pa
@@ -97,7 +98,9 @@ def parquet_source(folder: Path, tables: list[Path], options: SourceOptions) -> 
         listings = {s: _by_text(rows, by_split[s][0].parent) for s, rows in listed.items()}
         classes = named(label_space(listings, options.classes), folder)
     else:
-        classes = _integer_classes(folder, tables[0], columns[1], listed, warnings)
+        names = _schema_names(tables[0], columns[1])
+        used = {split: set(np.unique(rows.labels).tolist()) for split, rows in listed.items()}
+        classes = integer_classes(folder, names, used, warnings)
         wnids = tuple(wnid for wnid, _ in classes)
         listings = {
             split: Listing(
@@ -106,8 +109,8 @@ def parquet_source(folder: Path, tables: list[Path], options: SourceOptions) -> 
             for split, rows in listed.items()
         }
         if options.classes is not None:
-            names = dict(classes)
-            classes = tuple((w, names.get(w, w)) for w in label_space(listings, options.classes))
+            words = dict(classes)
+            classes = tuple((w, words.get(w, w)) for w in label_space(listings, options.classes))
     return with_findings(make_source("parquet", folder, classes, listings), (), warnings)
 
 
@@ -236,35 +239,6 @@ def _by_text(listed: _Tables, folder: Path) -> Listing:
     return Listing(listed.rows, tuple(names.tolist()), index.astype(np.int32), folder)
 
 
-def _integer_classes(
-    folder: Path, table: Path, column: str, listed: dict[str, _Tables], warnings: list[str]
-) -> tuple[tuple[str, str], ...]:
-    """(wnid, names) in label order; labels that no image has are refused, or named in a warning."""
-    used = {split: set(np.unique(rows.labels).tolist()) for split, rows in listed.items()}
-    everything: set[int] = set[int]().union(*used.values())
-    highest, lowest = max(everything, default=-1), min(everything, default=0)
-    names = _schema_names(table, column)
-    classes = _as_ilsvrc(names or [str(number) for number in range(highest + 1)])
-    if lowest < 0 or highest >= len(classes):
-        raise PrepareError(
-            f"{folder} has labels from {lowest} to {highest} for {len(classes)} classes. "
-            "Labels must be 0..classes - 1."
-        )
-    missing = sorted(set(range(len(classes))) - used.get(TRAIN, everything))
-    if missing and not names:
-        raise PrepareError(
-            f"{folder} has labels from {lowest} to {highest}, but no {TRAIN} image of label "
-            f"{missing[0]} ({len(missing):,} such labels). Number the classes from 0 without gaps."
-        )
-    if missing:
-        shown = ", ".join(repr(classes[label][0]) for label in missing[:4])
-        warnings.append(
-            f"{folder} lists {len(classes):,} classes, of which {len(missing):,} have no {TRAIN} "
-            f"images ({shown}{', ...' if len(missing) > 4 else ''})."
-        )
-    return classes
-
-
 def _schema_names(table: Path, column: str) -> list[str]:
     """The class list that Hugging Face puts into the schema, in label order; [] without one."""
     with _open(table) as opened:
@@ -281,15 +255,6 @@ def _schema_names(table: Path, column: str) -> list[str]:
             f"{table} has a class list that cannot be read ({error!r}). Download it again."
         ) from None
     return [str(name) for name in names]
-
-
-def _as_ilsvrc(names: list[str]) -> tuple[tuple[str, str], ...]:
-    """(wnid, names) of the 1000 classes where most names are theirs, else each name twice."""
-    table = ilsvrc2012()
-    same = sum(a.names.split(",")[0] == b.split(",")[0] for a, b in zip(table, names))  # noqa: B905
-    if len(names) == len(table) and same > len(names) / 2:
-        return tuple((synset.wnid, synset.names) for synset in table)
-    return tuple((name, name) for name in names)
 
 
 def _original_names(listed: _Tables, wnids: tuple[str, ...]) -> Rows:

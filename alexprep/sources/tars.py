@@ -1,8 +1,10 @@
-"""The official archives as downloaded, read where they are: every image is a byte range."""
+"""Images in tars, read where they are: every image is a byte range, nothing is extracted."""
 
+import hashlib
 import os
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from errno import ENODATA
 from pathlib import Path
@@ -12,23 +14,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alexprep.errors import PrepareError
-from alexprep.sources.ilsvrc import TRAIN_TAR, VALIDATION_TAR, find_truth
-from alexprep.sources.items import Items, Places, ReadAhead, Unreadable, chunks
-from alexprep.sources.listing import (
-    TRAIN,
-    VALIDATION,
-    Listing,
-    Source,
-    SourceOptions,
-    label_space,
-    make_source,
+from alexprep.sources.content import (
+    HEAD_BYTES,
+    LFS_POINTER,
+    Stray,
+    both_names,
+    has_image_ending,
+    is_litter,
+    is_side_car,
+    objection,
 )
-from alexprep.sources.synsets import ilsvrc2012, named
+from alexprep.sources.items import Items, Places, ReadAhead, Unreadable, chunks, text
+from alexprep.sources.listing import Listing
 from alexprep.tar import Entry, scan_tar
 
 # A disk answers several scattered header reads at once better than one after the other.
 THREADS = 8
 CLASS_TAR = b".tar"
+COMPRESSED = {
+    b"\x1f\x8b": "gzip",
+    b"\xfd7zXZ": "xz",
+    b"BZh": "bzip2",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"PK\3\4": "zip",
+}
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, slots=True)
@@ -75,73 +84,167 @@ class Tars(Items):
                 os.close(descriptor)
 
 
-def archive_source(folder: Path, options: SourceOptions = SourceOptions()) -> Source:  # noqa: B008
-    """ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar, or both, with the devkit next to them."""
-    train, validation = folder / TRAIN_TAR, folder / VALIDATION_TAR
-    listings: dict[str, Listing] = {}
-    if train.is_file():
-        listings[TRAIN] = _listing(train, _scan_train(train))
-    if validation.is_file():
-        listings[VALIDATION] = _listing(validation, _scan_validation(validation))
-    if TRAIN in listings or options.classes is not None:
-        wnids = label_space(listings, options.classes)
-    else:
-        wnids = [synset.wnid for synset in ilsvrc2012()]
-    return make_source("archives", folder, named(wnids, folder), listings)
-
-
-def _scan_train(path: Path) -> dict[str, list[Entry]]:
-    """The images of every class tar in the outer tar."""
+@contextmanager
+def opened(path: Path) -> Generator[int]:
+    """A descriptor of a tar; PrepareError for what plainly is none."""
     file = os.open(path, os.O_RDONLY)
     try:
-        outer = scan_tar(path, file)
-        for entry in outer:
-            if not entry.name.endswith(CLASS_TAR):
-                raise PrepareError(
-                    f"{path} holds {entry.name!r}; expected a tar a class, as nWNID.tar. "
-                    "Download it again."
-                )
-
-        def scan(entry: Entry) -> list[Entry]:
-            return scan_tar(path, file, entry.offset, entry.size)
-
-        with ThreadPoolExecutor(THREADS) as pool:
-            inner = list(pool.map(scan, outer))
+        begin = os.pread(file, HEAD_BYTES, 0)
+        kind = next((name for magic, name in COMPRESSED.items() if begin.startswith(magic)), None)
+        if kind is not None:
+            raise PrepareError(
+                f"{path} is compressed ({kind}), and its images cannot be read one by one. Unpack "
+                "it and give the folder that holds what was in it."
+            )
+        if not begin:
+            raise PrepareError(f"{path} is empty (0 bytes). Download it again.")
+        if begin.startswith(LFS_POINTER):
+            raise PrepareError(f"{path} {objection(begin)}.")
+        yield file
     finally:
         os.close(file)
-    by_class: dict[str, list[Entry]] = {}
-    for entry, images in zip(outer, inner, strict=True):
-        wnid = entry.name.removesuffix(CLASS_TAR).rpartition(b"/")[2].decode("utf-8", "replace")
-        if not images:
-            raise PrepareError(f"{path} has no images in {wnid}.tar. Download it again.")
-        by_class[wnid] = [
-            Entry(f"{wnid}/".encode() + image.name, image.offset, image.size) for image in images
-        ]
-    return by_class
 
 
-def _scan_validation(path: Path) -> dict[str, list[Entry]]:
-    file = os.open(path, os.O_RDONLY)
-    try:
-        entries = scan_tar(path, file)
-    finally:
-        os.close(file)
-    truth = find_truth([path.parent], [entry.name for entry in entries])
-    by_class: dict[str, list[Entry]] = {}
-    for entry in entries:
-        by_class.setdefault(truth[entry.name], []).append(entry)
-    return by_class
+def scan_images(
+    path: Path, file: int, begin: int = 0, size: int | None = None
+) -> tuple[list[Entry], list[Stray]]:
+    """The images of the tar at `begin`, by their endings or else their content, and the others.
+
+    What file managers leave behind is in neither, and no file that describes an image.
+    """
+    images: list[Entry] = []
+    suspects: list[Entry] = []
+    for entry in scan_tar(path, file, begin, size):
+        plain = b"/" not in entry.name and entry.name[:1] != b"."
+        if plain and has_image_ending(entry.name):
+            images.append(entry)
+        elif not _in_litter(entry.name):
+            (images if has_image_ending(entry.name) else suspects).append(entry)
+    if not suspects:
+        return images, []
+    known = {name for entry in images for name in both_names(entry.name)}
+    strays: list[Stray] = []
+    for entry in suspects:
+        reason = objection(os.pread(file, min(HEAD_BYTES, entry.size), entry.offset), entry.name)
+        if reason is None:
+            images.append(entry)
+        elif not is_side_car(entry.name, known):
+            digest = hashlib.sha256(os.pread(file, entry.size, entry.offset)).hexdigest()
+            strays.append(Stray(f"{path}/{text(entry.name)}", reason, digest))
+    return images, strays
 
 
-def _listing(path: Path, by_class: Mapping[str, list[Entry]]) -> Listing:
-    entries = [entry for images in by_class.values() for entry in images]
-    counts = [len(images) for images in by_class.values()]
-    items = Tars(
-        containers=(str(path),),
-        container=np.zeros(len(entries), np.int32),
+def _in_litter(name: bytes) -> bool:
+    # Not every hidden name: some archive may hold an image of such a name.
+    parts = text(name).split("/")
+    return any(
+        is_litter(part) and (not part.startswith(".") or part.startswith(("._", ".DS_Store")))
+        for part in parts
+    )
+
+
+class ClassTars(dict[str, tuple[Path, list[Entry]]]):
+    """The images of every class, and the tar that holds them; `strays` are no images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.strays: list[Stray] = []
+
+    def add(self, name: str, path: Path, images: list[Entry], strays: list[Stray]) -> None:
+        """Take in a class; PrepareError where it is there already."""
+        if name in self:
+            raise PrepareError(
+                f"{path} has the class {name!r}, and so has {self[name][0]}: one of them is too "
+                "many. Remove one, or download the archive again."
+            )
+        self[name] = path, images
+        self.strays += strays
+
+    def listing(self, path: Path) -> Listing:
+        """All images; PrepareError for a class without any."""
+        for name, (tar, images) in self.items():
+            if not images:
+                raise PrepareError(f"{tar} has no images in {name}.tar. Download it again.")
+        containers = list(dict.fromkeys(tar for tar, _ in self.values()))
+        number = {tar: index for index, tar in enumerate(containers)}
+        counts = [len(images) for _, images in self.values()]
+        container = np.repeat([number[tar] for tar, _ in self.values()], counts)
+        entries = [entry for _, images in self.values() for entry in images]
+        index = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+        return Listing(_items(containers, container, entries), tuple(self), index, path)
+
+
+def _items(containers: Sequence[Path], container: NDArray[np.intp], entries: list[Entry]) -> Tars:
+    return Tars(
+        containers=tuple(map(str, containers)),
+        container=container.astype(np.int32),
         name=np.array([entry.name for entry in entries], dtype="S"),
         offset=np.array([entry.offset for entry in entries], np.int64),
         size=np.array([entry.size for entry in entries], np.int64),
     )
-    index = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-    return Listing(items, tuple(by_class), index, path)
+
+
+def tar_of_class_tars(path: Path) -> ClassTars:
+    """The images of every class tar in an outer tar, as ILSVRC and ImageNet-21k are packed."""
+    classes = ClassTars()
+    with opened(path) as file:
+        outer = [entry for entry in scan_tar(path, file) if not _in_litter(entry.name)]
+        for entry in outer:
+            if not entry.name.endswith(CLASS_TAR):
+                raise PrepareError(
+                    f"{path} holds {text(entry.name)!r}; expected a tar a class, as nWNID.tar. "
+                    "Download it again."
+                )
+        if not outer:
+            raise PrepareError(f"{path} holds no class tars. Download it again.")
+
+        def scan(entry: Entry) -> tuple[list[Entry], list[Stray]]:
+            return scan_images(path, file, entry.offset, entry.size)
+
+        with ThreadPoolExecutor(THREADS) as pool:
+            inner = list(pool.map(scan, outer))
+    for entry, (images, strays) in zip(outer, inner, strict=True):
+        name = text(entry.name.removesuffix(CLASS_TAR).rpartition(b"/")[2])
+        images = [image._replace(name=f"{name}/".encode() + image.name) for image in images]
+        classes.add(name, path, images, strays)
+    return classes
+
+
+def folder_of_class_tars(paths: Sequence[Path]) -> ClassTars:
+    """The images of class tars, each named after its class."""
+
+    def scan(path: Path) -> tuple[list[Entry], list[Stray]]:
+        with opened(path) as file:
+            return scan_images(path, file)
+
+    classes = ClassTars()
+    with ThreadPoolExecutor(THREADS) as pool:
+        for path, (images, strays) in zip(paths, pool.map(scan, paths), strict=True):
+            classes.add(path.stem, path, images, strays)
+    return classes
+
+
+def list_flat_tar(path: Path, classes: Mapping[bytes, str], images: list[Entry]) -> Listing:
+    """The images of one tar, whose classes something else says."""
+    wnids = sorted(set(classes.values()))
+    number = {wnid: index for index, wnid in enumerate(wnids)}
+    index = np.array([number[classes[entry.name]] for entry in images], np.int32)
+    items = _items([path], np.zeros(len(images), np.intp), images)
+    return Listing(items, tuple(wnids), index, path)
+
+
+def kind_of_tar(path: Path) -> str:
+    """What a tar holds: "classes" (tars), "shard" (images with labels), "images", or "tree"."""
+    with opened(path) as file:
+        names = [entry.name for entry in scan_tar(path, file) if not _in_litter(entry.name)]
+    if names and all(name.endswith(CLASS_TAR) for name in names):
+        return "classes"
+    stems = {name.rpartition(b".")[0] for name in names if has_image_ending(name)}
+    labelled = {name.rpartition(b".")[0] for name in names if name.endswith(LABEL_ENDINGS)}
+    if stems & labelled:
+        return "shard"
+    folders = {name.rpartition(b"/")[0] for name in names if has_image_ending(name)}
+    return "tree" if len(folders) > 1 else "images"
+
+
+LABEL_ENDINGS = (b".cls", b".txt", b".json")

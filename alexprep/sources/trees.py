@@ -1,7 +1,8 @@
 """Trees of folders: which folder is a split, which a class, and where labels come from."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from alexprep.errors import PrepareError
 from alexprep.sources.check import check_branches, refuse_strays
@@ -18,58 +19,193 @@ from alexprep.sources.files import (
     sort_out,
     split_folders,
 )
-from alexprep.sources.ilsvrc import ANNOTATIONS, MAPPING, find_truth
+from alexprep.sources.ilsvrc import (
+    ANNOTATIONS,
+    MAPPING,
+    find_devkit,
+    find_official,
+    find_truth,
+    year_of,
+)
+from alexprep.sources.items import text
 from alexprep.sources.listing import (
     TRAIN,
     VALIDATION,
     Listing,
     Source,
     SourceOptions,
+    join_listings,
     label_space,
     make_source,
     refuse_unknown_classes,
     with_findings,
 )
 from alexprep.sources.synsets import ilsvrc2012, named
+from alexprep.sources.tars import (
+    CLASS_TAR,
+    ClassTars,
+    folder_of_class_tars,
+    list_flat_tar,
+    opened,
+    scan_images,
+    tar_of_class_tars,
+)
 
 # Where Kaggle's list of the validation images is, seen from CLS-LOC: folders up.
 LEVELS_UP = 3
 
 
-def tree_source(kind: str, root: Path, images: Path, options: SourceOptions) -> Source:
-    """Class folders in `images`, or in its train/, val/ and test/.
+class Split(NamedTuple):
+    """A split that was looked through: its classes, if it says them, and what is no image.
 
-    `root` holds what tells about the images: synsets.txt, the devkit, Kaggle's lists.
+    `listing` lists the rest, once nothing was refused.
     """
-    splits = split_folders(images)
-    branches = {split: read_branch(path) for split, path in (splits or {TRAIN: images}).items()}
-    refuse_no_classes(images, branches)
-    warnings = [*check_branches(images, branches, has_splits=bool(splits))]
-    flat = {split for split in branches if _is_flat(split, branches)}
-    # ILSVRC's test images have no labels; its validation images have theirs in a file.
-    folders = {
-        split: {"": merged(branch)} if split in flat else branch.classes
-        for split, branch in branches.items()
-        if split not in flat - {VALIDATION}
-    }
-    if TRAIN in folders and options.classes is None:
-        names = {split: set(inner) for split, inner in folders.items() if split not in flat}
-        refuse_unknown_classes(names, {split: branch.path for split, branch in branches.items()})
-    strays = [stray for split in folders for stray in _strays(branches[split], folders[split])]
+
+    path: Path
+    names: set[str] | None
+    strays: list[Stray]
+    listing: Callable[[], Listing]
+
+
+def tree_source(kind: str, root: Path, images: Path, options: SourceOptions) -> Source:
+    """Class folders or class tars in `images`, or in its train/, val/ and test/.
+
+    `root` holds what tells about the images: synsets.txt, the devkit, Kaggle's lists. The official
+    archives of ILSVRC take the place of a split's folder.
+    """
+    official = find_official(images)
+    splits, warnings = _look_through(root, images, official)
+    if options.classes is None:
+        names = {split: each.names for split, each in splits.items() if each.names is not None}
+        if TRAIN in names:
+            refuse_unknown_classes(names, {split: each.path for split, each in splits.items()})
+    strays = [stray for each in splits.values() for stray in each.strays]
     if not options.skip:
         refuse_strays(strays, str(images))
-    listings = {
-        split: _list_flat(inner[""], root)
-        if split in flat
-        else list_folders(inner, branches[split].path)
-        for split, inner in folders.items()
-    }
-    if TRAIN not in branches and set(listings) == {VALIDATION} == flat and not options.classes:
-        wnids = [synset.wnid for synset in ilsvrc2012()]
+    listings = {split: each.listing() for split, each in splits.items()}
+    year = year_of(official)
+    if year is None and set(splits) == {VALIDATION} and splits[VALIDATION].names is None:
+        year = "2012"  # validation images in one folder, which only a devkit or Kaggle explains
+    if options.classes is None and year is not None:
+        wnids, more = _official_classes(root, year, listings)
+        warnings += more
     else:
         wnids = label_space(listings, options.classes)
     classes = named(wnids, root, MAPPING, *(["words.txt"] if _is_tiny(images) else []))
     return with_findings(make_source(kind, root, classes, listings), strays, warnings)
+
+
+def whole_source(root: Path, archive: Path, options: SourceOptions) -> Source:
+    """A tar of class tars that is all there is: fall11_whole.tar, winter21_whole.tar."""
+    classes = tar_of_class_tars(archive)
+    if not options.skip:
+        refuse_strays(classes.strays, str(archive))
+    listings = {TRAIN: classes.listing(archive)}
+    names = named(label_space(listings, options.classes), root)
+    return with_findings(make_source("tars", root, names, listings), classes.strays, ())
+
+
+def _look_through(
+    root: Path, images: Path, official: Mapping[str, Path]
+) -> tuple[dict[str, Split], list[str]]:
+    """The splits, and warnings on the tree."""
+    folders = split_folders(images)
+    if not folders and not official:
+        folders = {TRAIN: images}
+    branches = {s: read_branch(path) for s, path in folders.items() if s not in official}
+    tars = {split: _class_tars(branch) for split, branch in branches.items()}
+    if not official and not any(tars.values()):
+        refuse_no_classes(images, branches)
+    warnings: list[str] = []
+    if branches:
+        warnings += check_branches(images, branches, has_splits=folders != {TRAIN: images})
+    splits = {split: _official(split, path, root) for split, path in official.items()}
+    for split, branch in branches.items():
+        if tars[split] or not _is_flat(split, branches):
+            splits[split] = _in_classes(branch, tars[split])
+        elif split == VALIDATION:  # ILSVRC's test images have no labels
+            splits[split] = _in_one_folder(branch, root)
+    return splits, warnings
+
+
+def _official_classes(
+    root: Path, year: str, listings: Mapping[str, Listing]
+) -> tuple[list[str], list[str]]:
+    """The classes of a year of ILSVRC in label order, and warnings.
+
+    Training images that lack some are refused where the devkit is there: all labels after the first
+    missing class would be others'.
+    """
+    present = label_space(listings, None)
+    devkit = find_devkit(root)
+    if devkit is not None:
+        wnids = sorted(devkit.wnids.values())
+    elif year == "2012":
+        wnids = [synset.wnid for synset in ilsvrc2012()]
+    else:
+        return present, []
+    if TRAIN not in listings:
+        return (wnids if set(present) <= set(wnids) else present), []
+    missing = sorted(set(wnids) - set(present))
+    if not missing:
+        return present, []
+    lack = (
+        f"{listings[TRAIN].path} lacks {len(missing):,} of the {len(wnids):,} classes of "
+        f"ILSVRC{year}, the first is {missing[0]!r}"
+    )
+    if devkit is None:
+        return present, [f"{lack}."]
+    raise PrepareError(f"{lack}. Complete it, or name the classes that it has with --classes FILE.")
+
+
+def _official(split: str, path: Path, root: Path) -> Split:
+    """An archive as downloaded: a tar of class tars, or a flat one that the devkit labels."""
+    if split == TRAIN:
+        classes = tar_of_class_tars(path)
+        return Split(path, set(classes), classes.strays, lambda: classes.listing(path))
+    with opened(path) as file:
+        images, strays = scan_images(path, file)
+
+    def listing() -> Listing:
+        truth = find_truth([root], [entry.name for entry in images])
+        return list_flat_tar(path, truth, images)
+
+    return Split(path, None, strays, listing)
+
+
+def _in_classes(branch: Branch, tars: ClassTars) -> Split:
+    """Class folders, class tars, or some of each (a half-extracted archive)."""
+    for name in branch.classes:
+        if name in tars:
+            raise PrepareError(
+                f"{branch.path} has {name}/ and {name}.tar. Remove the folder if it is not "
+                "complete, else the tar."
+            )
+    strays = _strays(branch, branch.classes)
+
+    def listing() -> Listing:
+        parts: list[Listing] = []
+        if branch.classes:
+            parts.append(list_folders(branch.classes, branch.path))
+        if tars:
+            parts.append(tars.listing(branch.path))
+        return join_listings(parts)
+
+    names = {*branch.classes, *tars}
+    return Split(branch.path, names, [*strays, *tars.strays], listing)
+
+
+def _in_one_folder(branch: Branch, root: Path) -> Split:
+    folder = merged(branch)
+    strays = _strays(branch, {"": folder})
+    return Split(branch.path, None, strays, lambda: _list_flat(folder, root))
+
+
+def _class_tars(branch: Branch) -> ClassTars:
+    """The tars next to class folders, each a class; they are not images."""
+    tars = [name for name, _ in branch.loose.files if name.endswith(CLASS_TAR)]
+    branch.loose.files[:] = [file for file in branch.loose.files if file[0] not in tars]
+    return folder_of_class_tars([branch.path / text(name) for name in sorted(tars)])
 
 
 def _is_flat(split: str, branches: Mapping[str, Branch]) -> bool:
