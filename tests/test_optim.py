@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from alexnet.training.config import TrainConfig
-from alexnet.training.optim import layer_of, set_rates, sgd, velocities
+from alexnet.training.optim import Sgd, groups, layer_of, set_rates, sgd, velocities
 
 
 def linear():
@@ -82,3 +82,59 @@ def test_a_rate_for_a_layer_that_is_not_there_is_refused():
 
 def test_the_columns_of_a_layer_share_its_name():
     assert layer_of("column1.conv2.weight") == layer_of("conv2.bias") == "conv2"
+
+
+def steps_of(optimizer, model, change=lambda _optimizer: None):
+    """Weights and velocities after five updates, of which the last three follow a change."""
+    for number in range(5):
+        if number == 2:
+            change(optimizer)
+        model(torch.ones(4, 3)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    buffers = [optimizer.state[p]["momentum_buffer"] for p in model.parameters()]
+    return [p.detach() for p in model.parameters()] + buffers
+
+
+def twins():
+    torch.manual_seed(3)
+    model, twin = (nn.Sequential(nn.Linear(3, 70), nn.Tanh(), nn.Linear(70, 2)) for _ in range(2))
+    twin.load_state_dict(model.state_dict())
+    return model, twin, TrainConfig(lr=0.01, bias_lr=2.0, weight_decay=0.05)
+
+
+@pytest.mark.parametrize("tensor_rates", [False, True])
+def test_few_launches_update_the_bits_that_torch_updates_group_by_group(tensor_rates):
+    model, twin, config = twins()
+    optimizer = Sgd(groups(model, config), lr=0.01, momentum=0.9, tensor_rates=tensor_rates)
+    torchs_own = torch.optim.SGD(groups(twin, config), lr=0.01, momentum=0.9, fused=True)
+
+    def change(optimizer):
+        for group in optimizer.param_groups:
+            group["lr"] *= 0.1 if group["layer"] == "2" else 1.0
+
+    ours, theirs = steps_of(optimizer, model, change), steps_of(torchs_own, twin, change)
+    assert all(torch.equal(own, other) for own, other in zip(ours, theirs, strict=True))
+
+
+def test_equal_rates_and_decays_are_one_launch():
+    model, _, config = twins()
+    optimizer = sgd(model, config)
+    steps_of(optimizer, model)
+    assert [len(launch.parameters) for launch in optimizer.launches] == [2, 2]
+    set_rates(optimizer, lambda layer, _kind: float(layer == "2"), velocity_has_lr=True)
+    assert sorted(len(launch.parameters) for launch in optimizer.launches) == [1, 1, 1, 1]
+
+
+def test_new_rates_are_written_where_a_captured_step_reads_them():
+    model, _, config = twins()
+    optimizer = Sgd(groups(model, config), lr=0.01, momentum=0.9, tensor_rates=True)
+    steps_of(optimizer, model)
+    before, generation = [launch.rate for launch in optimizer.launches], optimizer.generation
+    set_rates(optimizer, lambda _layer, _kind: 0.5, velocity_has_lr=True)
+    assert all(new.rate is old for new, old in zip(optimizer.launches, before, strict=True))
+    assert [rate.item() for rate in before] == pytest.approx([0.005, 0.01])
+    assert optimizer.generation == generation
+    # A layer that freezes is another step: what was captured is no longer right.
+    set_rates(optimizer, lambda layer, _kind: float(layer == "2"), velocity_has_lr=True)
+    assert optimizer.generation == generation + 1
