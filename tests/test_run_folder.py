@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 
@@ -11,11 +10,8 @@ import pytest
 
 from alexnet.errors import RunError
 from alexprep.model.run_folder import (
-    ABANDONED_SECONDS,
-    LEASE,
     LOCK,
     create_or_check_config,
-    hold_lease,
     open_run,
     run_identity,
 )
@@ -73,37 +69,6 @@ def test_a_folder_that_is_no_run_gets_no_lock(tmp_path):
     with pytest.raises(RunError, match="holds no run"), open_run(tmp_path, IDENTITY, {}):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
-
-
-def lease(run, pid, host):
-    owner = {"host": host, "pid": pid, "since": "2026-11-01T00:00:00+00:00"}
-    (run / LEASE).write_text(json.dumps(owner))
-
-
-def test_a_lease_is_held_by_one_and_removed_at_the_end(tmp_path):
-    with hold_lease(tmp_path):
-        expected = f"in use by process {os.getpid()} on {socket.gethostname()}, since"
-        with pytest.raises(RunError, match=expected), hold_lease(tmp_path):
-            pass
-        assert (tmp_path / LEASE).exists()
-    assert not (tmp_path / LEASE).exists()
-
-
-def test_a_lease_is_taken_over_when_its_owner_has_ended(tmp_path):
-    process = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], stdout=-1)
-    lease(tmp_path, int(process.stdout), socket.gethostname())
-    with hold_lease(tmp_path):
-        assert json.loads((tmp_path / LEASE).read_text())["pid"] == os.getpid()
-
-
-def test_a_lease_of_another_host_lasts_while_it_is_renewed(tmp_path):
-    lease(tmp_path, 1, "elsewhere")
-    with pytest.raises(RunError, match="process 1 on elsewhere"), hold_lease(tmp_path):
-        pass
-    old = (tmp_path / LEASE).stat().st_mtime - ABANDONED_SECONDS - 1
-    os.utime(tmp_path / LEASE, (old, old))
-    with hold_lease(tmp_path):
-        assert json.loads((tmp_path / LEASE).read_text())["pid"] == os.getpid()
 
 
 @pytest.mark.parametrize(

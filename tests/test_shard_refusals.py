@@ -80,7 +80,9 @@ def test_two_runs_at_once_into_one_folder_are_refused(source, tmp_path):
 
     with (
         open_store(str(tmp_path / "made")).locked(),
-        pytest.raises(PrepareError, match="Another run is writing"),
+        pytest.raises(
+            PrepareError, match=r"made is in use by process \d+ on .*, since .*\. Wait for it"
+        ),
     ):
         shard(source, tmp_path / "made", SMALL, HERE)
 

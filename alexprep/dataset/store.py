@@ -7,19 +7,20 @@ storage a file is first written to a local temporary folder; an object store sho
 its upload is complete, on anything else it is uploaded under another name and renamed.
 """
 
-import fcntl
 import hashlib
 import os
 import shutil
 import tempfile
 from collections.abc import Generator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 import fsspec  # pyright: ignore[reportMissingTypeStubs]
 
 from alexprep.errors import PrepareError
+from alexprep.lock import hold_lock
+from pipelines.atomic import sync_folder
 
 STATE = ".alexprep"
 RECORDS = f"{STATE}/records"
@@ -96,33 +97,19 @@ class LocalStore:
 
     @contextmanager
     def locked(self) -> Generator[None]:
-        """Refuse a second run; the lock goes with the process, however it ends.
-
-        Leaves no trace where the run left none.
-        """
-        path = self.root / STATE / "lock"
-        self._make(path.parent)
-        with ExitStack() as stack:
-            try:
-                lock = stack.enter_context(path.open("w"))
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                # The last holder removes the file. A run that opened it before that holds the lock
-                # of a file that the next run will not find.
-                if not _is_open_file(lock, path):
-                    raise BlockingIOError
-            except (BlockingIOError, FileNotFoundError):
-                raise PrepareError(
-                    f"Another run is writing to {self.root}. Wait for it or stop it."
-                ) from None
-            self._sweep()
-            try:
-                yield
-            finally:
-                if _is_open_file(lock, path):  # else the run removed STATE, its last step
+        """Refuse a second run, one of `stats` and `planes` too; leaves no trace of itself."""
+        state = self.root / STATE
+        self._make(state)
+        try:
+            with hold_lock(state / "lock", self.root, PrepareError, remove=True):
+                self._sweep()
+                try:
+                    yield
+                finally:
                     self._sweep()
-                    path.unlink()
-                with suppress(OSError):  # not empty, or the next run is there
-                    path.parent.rmdir()
+        finally:
+            with suppress(OSError):  # not empty, or the next run is there
+                state.rmdir()
 
     def _sweep(self) -> None:
         """Remove the incomplete files of processes that were killed."""
@@ -149,8 +136,8 @@ class LocalStore:
 
     def settle(self) -> None:
         for folder in (path for path in self.root.iterdir() if path.is_dir()):
-            _sync_folder(folder)
-        _sync_folder(self.root)
+            sync_folder(folder)
+        sync_folder(self.root)
 
     def read(self, name: str) -> bytes | None:
         path = self.root / name
@@ -187,21 +174,6 @@ class LocalStore:
             raise PrepareError(
                 f"Cannot make the folder {folder}: {error.strerror}. Give another output folder."
             ) from None
-
-
-def _is_open_file(file: IO[str], path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 class RemoteStore:

@@ -8,16 +8,9 @@ RUN/.lock           held while a process trains, with its host, process id and s
 All values here are plain JSON; the file is written before training begins.
 """
 
-import errno
-import fcntl
 import json
-import os
-import socket
-import threading
-import time
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,13 +18,11 @@ import msgspec
 
 from alexnet.errors import RunError
 from alexprep import schema
+from alexprep.lock import hold_lock
 from pipelines.atomic import write_whole
 
 CONFIG = "config.json"
 LOCK, LEASE = ".lock", ".lease"
-WITHOUT_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
-RENEW_SECONDS = 30.0
-ABANDONED_SECONDS = 600.0
 # May differ between the calls that make up one run: they do not change what is computed.
 FREE = (
     *("train.log_steps", "train.checkpoint_minutes", "train.keep"),
@@ -40,14 +31,6 @@ FREE = (
 )
 # Follow from the number of epochs, which may grow.
 GROWING = ("train.epochs", "augment.lighting_epochs")
-
-
-class Owner(msgspec.Struct):
-    """What .lock and .lease hold: who trains in the folder."""
-
-    host: str
-    pid: int
-    since: str
 
 
 class RunConfig(msgspec.Struct):
@@ -72,7 +55,7 @@ def open_run(run: Path, identity: Mapping[str, Any], call: Mapping[str, Any]) ->
     """
     _check_config(run, identity)
     run.mkdir(parents=True, exist_ok=True)
-    with _lock(run):
+    with hold_lock(run / LOCK, run, RunError):
         create_or_check_config(run, identity, call)
         yield
 
@@ -98,89 +81,6 @@ def _check_config(run: Path, identity: Mapping[str, Any]) -> list[dict[str, Any]
     if run.is_dir() and any(path.name not in (LOCK, LEASE) for path in run.iterdir()):
         raise RunError(f"{run} is not empty and holds no run. Name another folder with --run.")
     return []
-
-
-@contextmanager
-def _lock(run: Path) -> Generator[None]:
-    """Hold RUN/.lock, which the system releases however the process ends."""
-    # Never unlinked: another process may have it open and would then lock a file without a name.
-    with (run / LOCK).open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise _in_use(run, run / LOCK) from None
-        except OSError as error:
-            if error.errno not in WITHOUT_FLOCK:
-                raise
-            with hold_lease(run):
-                yield
-            return
-        file.truncate(0)
-        file.write(_owner())
-        file.flush()
-        yield
-
-
-@contextmanager
-def hold_lease(run: Path) -> Generator[None]:
-    """Hold RUN/.lease, for file systems without locks: a file whose time its owner renews."""
-    path = run / LEASE
-    if path.exists() and _is_abandoned(path):
-        path.unlink(missing_ok=True)
-    try:
-        with path.open("x") as file:
-            file.write(_owner())
-    except FileExistsError:
-        raise _in_use(run, path) from None
-    ended = threading.Event()
-
-    def renew() -> None:
-        while not ended.wait(RENEW_SECONDS):
-            with suppress(OSError):
-                os.utime(path)
-
-    thread = threading.Thread(target=renew, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-        path.unlink(missing_ok=True)
-
-
-def _owner() -> str:
-    since = datetime.now(UTC).isoformat(timespec="seconds")
-    return json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": since})
-
-
-def _read_owner(path: Path) -> Owner | None:
-    """None where its process has not written it yet, or was killed while doing so."""
-    with suppress(OSError, RunError):
-        return schema.read(path, Owner, RunError)
-    return None
-
-
-def _in_use(run: Path, path: Path) -> RunError:
-    owner = _read_owner(path)
-    name = "another process"
-    if owner is not None:
-        name = f"process {owner.pid} on {owner.host}, since {owner.since}"
-    return RunError(f"{run} is in use by {name}. Wait for it, or stop it.")
-
-
-def _is_abandoned(path: Path) -> bool:
-    """Whether the owner of a lease has ended, or has not renewed it for long."""
-    owner = _read_owner(path)
-    if owner is not None and owner.host == socket.gethostname():
-        try:
-            os.kill(owner.pid, 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:  # lives, and is another user's
-            return False
-        return False
-    return time.time() - path.stat().st_mtime > ABANDONED_SECONDS
 
 
 def read_config(run: Path) -> RunConfig:
