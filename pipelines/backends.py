@@ -24,6 +24,8 @@ def choose_backend(config: LoaderConfig, means: str = "") -> str:
         )
     if config.backend == "planes":
         return "planes: the images are stored decoded"
+    if config.backend == "resident":
+        return "resident: the images are held decoded in memory"
     if config.backend == "torch":
         return f"{means}torch: asked for"
     try:
@@ -41,7 +43,9 @@ def choose_backend(config: LoaderConfig, means: str = "") -> str:
 
 def on_gpu(config: LoaderConfig) -> bool:
     """Whether the backend makes the images on a GPU; those of others are only copied there."""
-    return config.device.startswith("cuda") and choose_backend(config).startswith("dali")
+    return config.device.startswith("cuda") and choose_backend(config).startswith(
+        ("dali", "resident")
+    )
 
 
 def backend_stream(

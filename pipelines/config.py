@@ -7,7 +7,7 @@ from pipelines.normalize import VIEWS
 from pipelines.plan import Order
 from pipelines.shards import Check
 
-BackendName = Literal["auto", "dali", "torch", "planes", "webdataset"]
+BackendName = Literal["auto", "dali", "torch", "planes", "resident", "webdataset"]
 # Far above any use: what is larger would fail later, during the work, as memory or threads run out.
 LIMITS = {
     "batch": (1, 1 << 20),
@@ -34,10 +34,12 @@ class LoaderConfig:
             same images, such as the two columns of one network).
         world: how many share them.
         device: where the images are wanted, "cpu" or "cuda:N".
-        backend: "planes": from the images that `alexprep planes` stored decoded. "dali", "torch":
-            decode JPEGs with DALI or Pillow. "auto": planes where they are stored and device is
-            "cpu", else DALI if it is installed, else torch. "webdataset": DALI or torch, fed by
-            the webdataset library instead of by index; a URL is always read so.
+        backend: "planes": from the images that `alexprep planes` stored decoded. "resident": from
+            the whole split held decoded in GPU memory, and in the host's as far as it does not fit
+            there. "dali", "torch": decode JPEGs with DALI or Pillow. "auto": where planes are
+            stored, resident on a GPU that takes them all and planes on a CPU; else DALI if it is
+            installed, else torch. "webdataset": DALI or torch, fed by the webdataset library
+            instead of by index; a URL is always read so.
         decode: for DALI on a GPU: "mixed" decodes there, "cpu" here; "auto" is "mixed".
         threads: that decode.
         readers: threads that read samples ahead of decoding; for a URL, shards open at one time.
@@ -88,7 +90,7 @@ class LoaderConfig:
         if kind not in ("cpu", "cuda") or not (number.isdigit() or number == ""):
             raise ValueError(f"LoaderConfig.device must be 'cpu' or 'cuda:N', got {self.device!r}.")
         choices = {
-            "backend": ("auto", "dali", "torch", "planes", "webdataset"),
+            "backend": ("auto", "dali", "torch", "planes", "resident", "webdataset"),
             "dtype": ("float32", "float16", "uint8"),
             "order": ("global", "window", "shards"),
             "decode": ("auto", "cpu", "mixed"),

@@ -16,7 +16,7 @@ from contextlib import closing, suppress
 from functools import partial
 from itertools import repeat
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor
@@ -253,6 +253,14 @@ def _stream(
     config: LoaderConfig,
 ) -> Generator[tuple[RawBatch, Tensor]]:
     """Images of the tasks, read and made early; closing it ends all threads."""
+    if config.backend == "resident":
+        from pipelines import resident  # noqa: PLC0415 - optional, needs numba
+
+        # No thread either: one kernel a batch, queued before the step that takes it.
+        yield from resident.resident_batches(
+            tasks, cast(resident.ResidentReader, reader), preprocess
+        )
+        return
     readers = config.readers if reader.concurrent else 1
     read = partial(read_batch, reader)
     with (

@@ -98,7 +98,7 @@ class Normalize:
             self._images, self._last_images = np.zeros_like(self._images), self._images / sd
         y, x, mirror = (np.array(values) for values in zip(*ten_views(self.spec), strict=True))
         draws = Draws(y, x, mirror, alpha=np.zeros((VIEWS, 3)), divide=1.0)
-        self._ten_factors = self.factors(draws)
+        self.ten_factors = self.factors(draws)
 
     def factors(self, draws: Draws) -> Factors:
         """What `crop` takes, of N crops at once."""
@@ -147,7 +147,7 @@ class Normalize:
         side = self.spec.crop
         for i, (y, x, _) in enumerate(ten_views(self.spec)):
             crop_HWC = np.ascontiguousarray(pixels_HWC[y : y + side, x : x + side])
-            self.crop(out[i], crop_HWC, self._ten_factors, i)
+            self.crop(out[i], crop_HWC, self.ten_factors, i)
 
     def _mean_images(self) -> NDArray[np.float32]:
         """The mean image and its mirror, laid out as crops are; zeros where there is none."""

@@ -1,6 +1,6 @@
 # pyright: basic, reportMissingImports=false, reportIndexIssue=false, reportArgumentType=false
 # pyright: reportGeneralTypeIssues=false, reportReturnType=false, reportCallIssue=false
-# ruff: noqa: ANN001, ANN202, PLR0913
+# ruff: noqa: ANN001, ANN202, PLR0913, PLR0915
 # Triton's kernels are Python to the eye alone, and a user without CUDA need not have Triton.
 """From planes to a network's input on CUDA: one kernel for everything an augmentation does.
 
@@ -25,7 +25,7 @@ BLOCK = 512
 
 
 def crop_planes(
-    planes: Tensor,
+    planes: tuple[Tensor, Tensor],
     rows: Tensor,
     origins: Tensor,
     levels: Tensor,
@@ -39,7 +39,8 @@ def crop_planes(
     """Fill `out` with crops of stored images.
 
     Args:
-        planes: uint8 (M, size * size * 3 / 2), the store: on the device, or pinned host memory.
+        planes: the store in two parts, uint8 (M, size * size * 3 / 2) each; either may be on the
+            device, in pinned host memory or on another GPU, and the second may be empty.
         rows: int64 (N,), which stored image each crop is of.
         origins: int32 (N, 3): top, left and mirror of each crop.
         levels: float32 (N, 6): unit of red, green and blue, then `added` of each.
@@ -56,7 +57,7 @@ def crop_planes(
     # Triton launches on the current device, which need not be that of `out`.
     with torch.cuda.device_of(out):
         _crop_planes[grid](
-            planes, rows, origins, levels, mean_HWC, out,
+            *planes, len(planes[0]), rows, origins, levels, mean_HWC, out,
             SIZE=size, CROP=crop, SIDE=side, MEAN=mean_HWC.shape[0], MOVES=mean_moves,
             BLOCK=BLOCK, enable_fp_fusion=False,
         )  # fmt: skip
@@ -80,7 +81,7 @@ def _grey_level(value):
 
 @triton.jit
 def _crop_planes(
-    planes, rows, origins, levels, mean, out,
+    planes, more_planes, boundary, rows, origins, levels, mean, out,
     SIZE: tl.constexpr, CROP: tl.constexpr, SIDE: tl.constexpr, MEAN: tl.constexpr,
     MOVES: tl.constexpr, BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
@@ -94,7 +95,11 @@ def _crop_planes(
     y = out_y + tl.load(origins + 3 * number)
     x = tl.load(origins + 3 * number + 1) + tl.where(mirror != 0, CROP - 1 - out_x, out_x)
     # 126 GB of planes: offsets of images need 64 bits.
-    image = planes + tl.load(rows + number).to(tl.int64) * (SIZE * SIZE + 2 * HALF * HALF)
+    stored = tl.load(rows + number).to(tl.int64)
+    BYTES: tl.constexpr = SIZE * SIZE + 2 * HALF * HALF
+    image = planes + stored * BYTES
+    if stored >= boundary:
+        image = more_planes + (stored - boundary) * BYTES
     luma = tl.load(image + y * SIZE + x, mask=inside, other=0).to(tl.int32)
     row, column = y >> 1, x >> 1
     far_row = tl.minimum(tl.maximum(row + tl.where((y & 1) == 1, 1, -1), 0), HALF - 1)

@@ -7,6 +7,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 from pipelines.config import LoaderConfig
 from pipelines.errors import DataError
 from pipelines.format import Manifest
@@ -33,7 +35,7 @@ def open_source(root: Path | str, config: LoaderConfig) -> Source:
     """Find out what `root` is and read its manifest; DataError if it is no data set."""
     name = str(root)
     # A Path is a folder whatever it is called: one called "pipe:..." must not become a command.
-    if isinstance(root, str) and ("://" in root or root.startswith("pipe:")):
+    if _is_url(root):
         return _streamed(name, config, None)
     manifest = Manifest.load(Path(root))
     if config.backend == "webdataset":
@@ -47,34 +49,50 @@ def open_source(root: Path | str, config: LoaderConfig) -> Source:
     )
 
 
-def prefer_planes(root: Path | str, split: str, config: LoaderConfig) -> LoaderConfig:
-    """With backend "planes" in place of "auto" where decoded images are stored for the split.
+def _is_url(root: Path | str) -> bool:
+    return isinstance(root, str) and ("://" in root or root.startswith("pipe:"))
 
-    A GPU keeps DALI, which decodes there, while planes would be made into floats on the CPU.
+
+def prefer_planes(root: Path | str, split: str, config: LoaderConfig) -> LoaderConfig:
+    """With backend "planes" or "resident" for "auto" where decoded images are stored for the split.
+
+    A GPU that cannot hold them all keeps DALI, which decodes there.
     """
-    name = str(root)
-    if config.backend != "auto" or config.device != "cpu" or "://" in name or name[:5] == "pipe:":
+    if config.backend != "auto" or _is_url(root) or find_spec("numba") is None:
         return config
-    folder = Path(root) / "planes"
-    if not folder.is_dir() or find_spec("numba") is None:
+    if not (Path(root) / "planes").is_dir():
         return config
     from pipelines.planestore import has_planes  # noqa: PLC0415 - optional, needs numba
 
-    stored = has_planes(Path(root), Manifest.load(Path(root)), split)
-    return replace(config, backend="planes") if stored else config
+    manifest = Manifest.load(Path(root))
+    if not has_planes(Path(root), manifest, split):
+        return config
+    if config.device == "cpu":
+        return replace(config, backend="planes")
+    from pipelines import resident  # noqa: PLC0415 - optional, needs numba
+
+    samples, device = manifest.splits[split].samples, torch.device(config.device)
+    fits = torch.cuda.is_available() and find_spec("triton") is not None
+    fits = fits and resident.fits_on_device(samples, manifest.size, device)
+    return replace(config, backend="resident") if fits else config
 
 
 def _reader_class(config: LoaderConfig) -> Callable[..., SampleReader]:
-    if config.backend != "planes":
+    if config.backend not in ("planes", "resident"):
         return SplitReader
     if find_spec("numba") is None:
         raise DataError(
-            "LoaderConfig.backend 'planes' needs numba, which is not installed. Install it with "
-            "`pip install numba`, or use backend='auto'."
+            f"LoaderConfig.backend {config.backend!r} needs numba, which is not installed. Install "
+            "it with `pip install numba`, or use backend='auto'."
         )
-    from pipelines.planestore import PlanesReader  # noqa: PLC0415 - optional, needs numba
+    if config.backend == "planes":
+        from pipelines.planestore import PlanesReader  # noqa: PLC0415 - optional, needs numba
 
-    return PlanesReader
+        return PlanesReader
+    from pipelines import resident  # noqa: PLC0415 - optional, needs numba
+
+    resident.check_resident(torch.device(config.device))
+    return partial(resident.open_resident, config=config)
 
 
 def _streamed(root: str, config: LoaderConfig, manifest: Manifest | None) -> Source:

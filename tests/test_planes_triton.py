@@ -34,7 +34,8 @@ for mean, moves in ((whole, False), (whole, True), (whole[:1, :1], False)):
     for dtype in (torch.float32, torch.bfloat16):
         out = torch.full((N, 3, SIDE, SIDE), 7.0, dtype=dtype)
         out = out.to(memory_format=torch.channels_last)
-        crop_planes(store, rows, origins, levels, torch.from_numpy(np.ascontiguousarray(mean)), out,
+        mean_HWC = torch.from_numpy(np.ascontiguousarray(mean))
+        crop_planes((store[:3], store[3:]), rows, origins, levels, mean_HWC, out,
                     size=SIZE, crop=CROP, mean_moves=moves)
         for n in range(N):
             y, x, mirror = origins[n].tolist()
@@ -69,7 +70,8 @@ def compiled(capability, dtype):
     from pipelines.planes_triton import BLOCK, _crop_planes  # noqa: PLC0415
 
     types = {
-        **{"planes": "*u8", "rows": "*i64", "origins": "*i32", "levels": "*fp32"},
+        **{"planes": "*u8", "more_planes": "*u8", "boundary": "i32", "rows": "*i64"},
+        **{"origins": "*i32", "levels": "*fp32"},
         **{"mean": "*fp32", "out": dtype},
     }
     values = {"SIZE": 256, "CROP": 224, "SIDE": 227, "MEAN": 256, "MOVES": False, "BLOCK": BLOCK}
@@ -77,6 +79,8 @@ def compiled(capability, dtype):
     for number, name in enumerate(_crop_planes.arg_names):
         if name in types:
             signature[name] = types[name]
+            if name == "boundary":
+                continue
             attributes[(number,)] = [["tt.divisibility", 16]]
         else:
             signature[name] = "constexpr"

@@ -1,0 +1,100 @@
+"""A split held decoded in memory gives the CPU's own pixels, by Triton's interpreter."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from pipelines import AugmentSpec, DataError, LoaderConfig, open_loader
+from pipelines.planestore import FOLDER
+from tests.tarsets import drawn_items, measured, write_dataset
+
+pytest.importorskip("triton", reason="Triton comes for Linux alone")
+
+
+@pytest.fixture
+def root(tmp_path, rng):
+    splits = {
+        "train": drawn_items(rng, 21, classes=5),
+        "validation": drawn_items(rng, 5, classes=5, prefix="held"),
+    }
+    write_dataset(tmp_path, splits, size=64, shards=2, classes=5)
+    measured(tmp_path)
+    return tmp_path
+
+
+INTERPRETED = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+import torch
+from alexprep.dataset.decode import store_planes
+from pipelines import AugmentSpec, LoaderConfig, open_loader
+
+root = Path(sys.argv[1])
+
+def batches(split, spec, backend, **config):
+    config = LoaderConfig(batch=6, seed=2, backend=backend, **config)
+    with open_loader(root, split, config, spec) as loader:
+        return [(images.clone(), labels) for _ in range(2 if split == "train" else 1)
+                for images, labels in loader]
+
+def check(split, spec, **config):
+    for (a, b), (c, d) in zip(
+        batches(split, spec, "resident", **config), batches(split, spec, "dali", **config),
+        strict=True,
+    ):
+        assert torch.equal(a, c) and torch.equal(b, d), (split, spec, config)
+        assert a.dtype == c.dtype
+
+for stored in (False, True):
+    if stored:
+        store_planes(root, workers=1)
+    for mean in ("image", "image_at_crop", "channel"):
+        spec = AugmentSpec(source=64, crop=45, mean=mean, divide=1.1, sd=(58.0, 57.0, 57.5))
+        check("train", spec, channels_last=mean == "image")
+    raw = AugmentSpec(source=64, crop=44, mean="none", lighting=0, divide=1)
+    check("train", raw, dtype="uint8", order="shards")
+    check("validation", AugmentSpec(source=64, crop=40), views=10)
+    check("validation", AugmentSpec(source=64, crop=40, mean="image_at_crop"), views=10)
+
+spec = AugmentSpec(source=64, crop=44)
+whole = batches("train", spec, "dali")
+with open_loader(root, "train", LoaderConfig(batch=6, seed=2, backend="resident"), spec) as loader:
+    list(zip(range(2), loader))
+    state = loader.state_dict()
+    list(loader)
+    loader.load_state_dict(state)
+    for (a, b), (c, d) in zip(loader, whole[loader.step:], strict=False):
+        assert torch.equal(a, c) and torch.equal(b, d)
+    assert loader.backend.startswith("resident")
+"""
+
+
+def test_batches_are_those_of_dali_from_planes_and_from_jpegs(root):
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", INTERPRETED, str(root)]
+    subprocess.run(command, env=environment, check=True)
+    assert (root / FOLDER).is_dir()
+
+
+def test_without_a_gpu_the_reason_and_another_backend_are_named(root):
+    spec = AugmentSpec(source=64, crop=44)
+    with pytest.raises(DataError, match=r"cuda:N.*backend='planes'"):
+        open_loader(root, "train", LoaderConfig(batch=6, backend="resident"), spec)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("mean", ["image", "image_at_crop", "channel"])
+def test_on_a_gpu_pixels_are_the_cpus(root, mean):
+    spec = AugmentSpec(source=64, crop=44, mean=mean)
+    batches = {}
+    for backend, device in (("resident", "cuda:0"), ("torch", "cpu")):
+        config = LoaderConfig(batch=6, backend=backend, device=device)
+        with open_loader(root, "train", config, spec) as loader:
+            batches[backend] = [(images.cpu(), labels.cpu()) for images, labels in loader]
+    for (images, labels), (others, other_labels) in zip(*batches.values(), strict=True):
+        torch.testing.assert_close(images, others, rtol=0, atol=2**-15)
+        assert torch.equal(labels, other_labels)
