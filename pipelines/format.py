@@ -155,6 +155,12 @@ class Manifest:
                     )
 
     @property
+    def duplicates(self) -> Mapping[str, int]:
+        """How many source files it holds more than once, by kind; {} if none, or not counted."""
+        counts = self.source.get("duplicates")
+        return cast(Mapping[str, int], counts) if isinstance(counts, dict) else {}
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """What is probably wrong with the source; in `source`, where old readers take any field."""
         return tuple(map(str, self.source.get("warnings", ())))

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from alexprep.dataset.codec import MAX_PIXELS, MAX_WHOLE, ImageError, encode, square
-from alexprep.dataset.jpeg import read_header
 from alexprep.synthetic import EXIF_ORIENTATION
 from pipelines.format import FIXES
+from pipelines.jpeg import read_header
 
 
 def encoded(data, **options):

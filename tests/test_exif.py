@@ -2,7 +2,7 @@ import struct
 
 import pytest
 
-from alexprep.dataset.jpeg import exif_orientation
+from pipelines.jpeg import exif_orientation
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,17 @@
 import json
 import shutil
+import tempfile
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from alexprep.dataset.decode import store_planes
 from alexprep.dataset.shard import RunOptions, ShardConfig, shard
-from alexprep.dataset.verify import format_verified, verify
-from alexprep.dataset.verify_shard import CheckTask, check_shard
+from alexprep.dataset.stats import compute_stats
+from alexprep.dataset.verify import CheckTask, check_shard, format_verified, verify
 from alexprep.errors import PrepareError
+from alexprep.lock import hold_lock
 from pipelines.errors import DataError
 from pipelines.format import Manifest
 from tests.drawing import draw_classes, jpeg, photograph
@@ -46,10 +50,91 @@ def test_a_data_set_as_it_was_written_has_no_faults(root):
     assert "60 images, all as the manifest says" in format_verified(found, root)
 
 
-def test_statistics_beside_the_shards_are_no_fault(root):
-    for name in ("stats.json", "stats.npz", "mean.png"):
-        (root / name).write_bytes(b"x")
+def test_statistics_are_no_fault_until_a_byte_of_them_changes(root):
+    for split in ("train", "validation"):
+        compute_stats(root, split, workers=1)
     assert faults(root) == ()
+    edit(root / "stats.json", lambda raw: raw["mean_0_255"].__setitem__(0, 1.0))
+    assert faults(root) == (f"{root}/stats.json has other numbers than stats.npz",)
+    compute_stats(root, workers=1)
+    png = root / "mean-validation.png"
+    Image.new("RGB", (48, 48)).save(png)
+    assert faults(root) == (f"{png} is not the mean image of stats-validation.npz",)
+    png.write_bytes(b"x")
+    assert faults(root) == (f"{png} is not the mean image of stats-validation.npz",)
+    for name in ("stats.json", "stats.npz"):
+        good = (root / name).read_bytes()
+        (root / name).write_bytes(b"x")
+        assert len(faults(root)) == 2
+        (root / name).write_bytes(good)
+
+
+def test_statistics_of_other_shards_are_a_fault(root, made):
+    compute_stats(root, workers=1)
+    edit(root / "stats.json", lambda raw: raw["shards"].popitem())
+    (fault,) = faults(root)
+    assert f"{root}/stats.json was taken from other shards" in fault
+
+
+def test_planes_are_checked_where_a_split_has_some(root):
+    store_planes(root, workers=1)
+    assert faults(root) == ()
+    first, second, third = sorted((root / "planes").glob("*-train-*"))
+    data = bytearray(first.read_bytes())
+    data[5000] ^= 1
+    first.write_bytes(data)
+    second.unlink()
+    third.write_bytes(third.read_bytes()[:-1])
+    stray = root / "planes/zoo-train-000009.planes"
+    stray.write_bytes(b"")
+    lines = faults(root)
+    assert len(lines) == 4
+    assert lines[0] == f"{stray} is not in the manifest"
+    assert f"{first}: its bytes were changed" in lines[1]
+    assert f"{second} is missing. Make it with `alexprep planes" in lines[2]
+    assert f"{third} has " in lines[3]
+    for path in (first, third, stray):
+        path.unlink()
+    assert faults(root) == ()
+
+
+def test_lists_of_fixed_and_skipped_files_are_checked(tmp_path, rng):
+    source = draw_classes(tmp_path / "zoo", rng, each=4)
+    for name in ("train/ant/ant_train_1.JPEG", "train/bee/bee_train_2.JPEG"):
+        (source / name).write_bytes(jpeg(photograph(rng, 60, 60, "L")))
+    for name in ("train/ant/ant_train_2.JPEG", "train/bee/bee_train_3.JPEG"):
+        (source / name).write_bytes(b"no image")
+    root = tmp_path / "set"
+    manifest = shard(source, root, CONFIG, RunOptions(workers=1, on_error="skip"))
+    assert manifest.mended == {"gray": ("ant_train_1", "bee_train_2")}
+    assert len(manifest.left_out) == 2
+    assert faults(root) == ()
+    good = (root / "manifest.json").read_text()
+    for change, expected in (
+        (lambda raw: raw["mended"]["gray"].pop(), "fixed as 'gray', or others, in mended"),
+        (lambda raw: raw["mended"].update(cmyk=["x"]), "fixed as 'cmyk', or others, in mended"),
+        (lambda raw: raw["mended"].clear(), "fixed as 'gray', or others, in mended"),
+        (lambda raw: raw["left_out"].reverse(), "left_out in the manifest is not sorted"),
+        (lambda raw: raw["left_out"].append(raw["left_out"][-1]), "or has a file twice"),
+        (lambda raw: raw["left_out"][0].update(sha256="beef"), "left_out in the manifest has"),
+        (lambda raw: raw["left_out"][1].update(reason=""), "left_out in the manifest has"),
+    ):
+        edit(root / "manifest.json", change)
+        (fault,) = faults(root)
+        assert expected in fault
+        (root / "manifest.json").write_text(good)
+
+
+def test_rebuilt_shards_of_a_killed_call_are_removed_by_the_next(made, tmp_path, monkeypatch):
+    source, root = made
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    (tmp_path / "alexprep-verify-0123/train").mkdir(parents=True)
+    in_use = tmp_path / "alexprep-verify-4567"
+    in_use.mkdir()
+    with hold_lock(tmp_path / "alexprep-verify-4567.lock", in_use, PrepareError, remove=True):
+        assert verify(root, workers=1, rebuild=1, source=source).faults == ()
+    assert list(tmp_path.iterdir()) == [in_use]
 
 
 def test_every_byte_counts(root):
@@ -99,12 +184,13 @@ def test_counts_in_the_manifest_are_checked(root):
         raw["splits"]["train"]["counts"][1] += 1
         raw["largest_jpg"] += 1
         raw["fixes"] = {"gray": 5}
+        raw["mended"] = {}
 
     edit(root / "manifest.json", change)
     text = "\n".join(faults(root))
     assert "train: label 1 has 10 images, the manifest says 11" in text
     assert "the largest jpg has" in text
-    assert "mended images are {}, the manifest says {'gray': 5}" in text
+    assert "fixed images are {}, the manifest says {'gray': 5}" in text
 
 
 def test_a_manifest_of_another_version_is_refused(root):
@@ -156,7 +242,7 @@ def test_shards_made_again_from_the_source_are_the_same_bytes(made):
     found = verify(root, workers=2, rebuild=3, source=source)
     assert len(found.rebuilt) == 3
     assert found.faults == ()
-    assert "5 shards, 3 made again" in format_verified(found, root)
+    assert "5 shards, 3 rebuilt" in format_verified(found, root)
 
 
 def test_a_source_whose_pixels_changed_is_found_by_rebuilding(made, tmp_path, rng):
@@ -168,7 +254,7 @@ def test_a_source_whose_pixels_changed_is_found_by_rebuilding(made, tmp_path, rn
     names = {s.name for split in Manifest.load(made[1]).splits.values() for s in split.shards}
     assert set(found.rebuilt) == names
     assert len(found.faults) == 5
-    assert "made again, has sha256" in found.faults[0]
+    assert "rebuilt, has sha256" in found.faults[0]
 
 
 def test_another_source_or_none_is_refused(made, tmp_path, rng):

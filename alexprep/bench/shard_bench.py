@@ -15,10 +15,10 @@ from PIL import Image
 
 from alexprep.bench.measurement import Row, compared, interleaved
 from alexprep.bench.suite import BenchConfig, draw_photographs
-from alexprep.dataset.jpeg import SOI
 from alexprep.dataset.shard import RunOptions, ShardConfig, shard
 from alexprep.errors import PrepareError
 from alexprep.workers import run_tasks
+from pipelines.jpeg import SOI
 
 QUALITY, SIZE = 95, 256
 BASELINE, OURS = "bare loop, simplejpeg and Pillow", "alexprep shard"

@@ -21,7 +21,7 @@ import simplejpeg  # pyright: ignore[reportMissingTypeStubs]
 from numpy.typing import NDArray
 from PIL import Image
 
-from alexprep.dataset.jpeg import SOI, Header, read_header
+from pipelines.jpeg import SOI, Header, read_header
 
 CODEC = {
     "jpeg": f"simplejpeg {simplejpeg.__version__}",

@@ -86,9 +86,15 @@ def _identity(manifest: Manifest) -> dict[str, Any]:
             "version": manifest.version,
             "codec": manifest.codec,
             "config": manifest.config,
-            "source": {k: v for k, v in manifest.source.items() if k != "warnings"},
+            "source": source_identity(manifest),
         }
     )
+
+
+def source_identity(manifest: Manifest) -> dict[str, Any]:
+    """What Source.identity() was, without what was found out about the source."""
+    findings = ("warnings", "duplicates")
+    return {name: value for name, value in manifest.source.items() if name not in findings}
 
 
 def _jsonable(value: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,34 +1,104 @@
-"""`alexprep verify`: everything a data set says of itself, held against what is there."""
+"""`alexprep verify`: compare everything that a data set says of itself with what it holds.
 
-import random
-import tempfile
-from collections import Counter
-from collections.abc import Iterator, Sequence
+A worker reads a shard once: hashes, members, labels, JPEGs, then its index and its planes. What no
+shard tells alone (counts, keys, duplicates, statistics) is checked here from their findings.
+"""
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from alexprep.dataset.codec import CODEC
-from alexprep.dataset.manifest import sidecars
-from alexprep.dataset.shard_plan import ShardConfig, ShardPlan
-from alexprep.dataset.shard_writer import write_shard
-from alexprep.dataset.splits import plan_source
-from alexprep.dataset.verify_shard import CheckTask, Findings, check_shard
+import msgspec
+import numpy as np
+import simplejpeg  # pyright: ignore[reportMissingTypeStubs]
+from numpy.typing import NDArray
+from PIL import Image
+
+from alexprep.dataset.duplicates import (
+    UNKNOWN,
+    count_duplicates,
+    describe_duplicates,
+    equal_groups,
+    join,
+)
+from alexprep.dataset.manifest import MAX_NAMED, sidecars
+from alexprep.dataset.rebuild import plan_again, rebuild_shards
 from alexprep.errors import PrepareError
 from alexprep.machine import cores
 from alexprep.progress import ProgressBar
+from alexprep.tar import TarMember, TarStream
 from alexprep.workers import run_tasks
-from pipelines.format import Manifest, Shard, Split
+from pipelines.errors import DataError
+from pipelines.format import (
+    FIXES,
+    MEMBERS,
+    Manifest,
+    Member,
+    Sample,
+    Shard,
+    format_index,
+    parse_index,
+)
+from pipelines.imagestats import ImageStats, stats_paths
+from pipelines.jpeg import APP1, APP2, BASELINE, segments
+from pipelines.planestore import FOLDER, PlanesFile, planes_path
+
+MOST_NAMED = 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verified:
-    """What was looked at, the shards that were made again, and every fault, the first first."""
+    """What was checked, which shards were rebuilt, and every fault in the order of the shards.
+
+    `warnings` name images that are there more than once, which is the source's fault.
+    """
 
     shards: int
     images: int
     rebuilt: tuple[str, ...]
     faults: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckTask:
+    """One shard for a worker, and what its samples must agree with."""
+
+    root: Path
+    shard: Shard
+    size: int
+    wnids: tuple[str, ...]
+    cls_width: int
+    planes: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Findings:
+    """What one shard holds, sample by sample, and everything that is wrong with it.
+
+    `labels` has -1 and `digests` zeros for a sample without; `fixes` holds keys by what was fixed.
+    """
+
+    keys: tuple[str, ...] = ()
+    labels: tuple[int, ...] = ()
+    digests: bytes = b""
+    fixes: Mapping[str, tuple[str, ...]]
+    largest_jpg: int = 0
+    faults: tuple[str, ...]
+
+
+class Metadata(msgspec.Struct, forbid_unknown_fields=True):
+    """KEY.json of a sample, as pipelines.format has it."""
+
+    wnid: str
+    width: int
+    height: int
+    sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+    fixes: str
 
 
 def verify(
@@ -36,45 +106,55 @@ def verify(
 ) -> Verified:
     """Check every hash, count, index entry, label and JPEG of the data set at `root`.
 
-    With `rebuild`, as many shards, chosen at random, are also made again from `source` and compared
-    byte for byte. Faults are told in the result; DataError if there is no manifest to go by,
-    PrepareError if `source` is not what the data set was made from.
+    With `rebuild`, as many random shards are also rebuilt from `source` and compared byte for byte.
+    Faults are in the result; DataError if there is no manifest to compare with, PrepareError if
+    `source` is not what the data set was made from.
     """
     manifest = Manifest.load(root)
     if rebuild and source is None:
-        raise PrepareError(
-            f"To make shards of {root} again their source is needed: give --source FOLDER."
-        )
-    plan = _plan(manifest, source, root) if rebuild and source is not None else None
-    everything = _check_all(root, manifest, workers or cores())
-    faults = [*_stray_files(root, manifest)]
-    for split, there in manifest.splits.items():
-        found = [everything[shard.name] for shard in there.shards]
-        faults += [fault for one in found for fault in one.faults]
-        faults += _split_faults(split, there, len(manifest.classes), found)
-    faults += _data_set_faults(manifest, list(everything.values()))
+        raise PrepareError(f"To rebuild shards of {root} their source is needed: give --source.")
+    plan = plan_again(manifest, source, root) if rebuild and source is not None else None
+    findings = _check_shards(root, manifest, workers or cores())
+    faults = [*_file_faults(root, manifest), *_statistics_faults(root, manifest)]
+    for split in manifest.splits:
+        faults += [fault for shard in findings[split] for fault in shard.faults]
+        faults += _split_faults(split, manifest, findings[split])
+    shards = [shard for split in findings.values() for shard in split]
+    faults += _data_set_faults(manifest, shards)
+    counts, warnings = _duplicates(manifest, findings)
+    if manifest.duplicates and dict(manifest.duplicates) != counts:
+        faults.append(f"duplicates are {counts}, the manifest says {dict(manifest.duplicates)}")
     rebuilt: tuple[str, ...] = ()
     if plan is not None:
-        rebuilt, differences = _rebuild(plan, manifest, rebuild, workers or cores())
+        rebuilt, differences = rebuild_shards(plan, manifest, rebuild, workers or cores())
         faults += differences
     return Verified(
-        shards=len(everything),
-        images=sum(one.samples for one in everything.values()),
+        shards=len(shards),
+        images=sum(len(shard.keys) for shard in shards),
         rebuilt=rebuilt,
         faults=tuple(faults),
+        warnings=tuple(warnings),
     )
 
 
-def format_verified(found: Verified, root: Path) -> str:
-    """Every fault on a line of its own, then one line that sums up."""
-    made = f", {len(found.rebuilt)} made again" if found.rebuilt else ""
-    about = f"{found.shards:,} shards{made}, {found.images:,} images"
-    if not found.faults:
-        return f"{root}: {about}, all as the manifest says."
-    return "\n".join([*found.faults, f"{root}: {about}, {len(found.faults):,} faults."])
+def format_verified(result: Verified, root: Path) -> str:
+    """A line for every fault and warning, then one that sums up."""
+    rebuilt = f", {len(result.rebuilt)} rebuilt" if result.rebuilt else ""
+    total = f"{root}: {result.shards:,} shards{rebuilt}, {result.images:,} images"
+    verdict = ", all as the manifest says."
+    if result.faults:
+        verdict = f", {len(result.faults):,} fault{'s' * (len(result.faults) != 1)}."
+    warnings = [f"Warning: {warning}" for warning in result.warnings]
+    return "\n".join([*result.faults, *warnings, total + verdict])
 
 
-def _check_all(root: Path, manifest: Manifest, workers: int) -> dict[str, Findings]:
+def _check_shards(root: Path, manifest: Manifest, workers: int) -> dict[str, list[Findings]]:
+    """The findings of each split's shards, in order."""
+    has_planes = {
+        split: any(planes_path(root, shard).is_file() for shard in contents.shards)
+        for split, contents in manifest.splits.items()
+    }
+    splits = [split for split, contents in manifest.splits.items() for _ in contents.shards]
     tasks = [
         CheckTask(
             root=root.absolute(),
@@ -82,28 +162,33 @@ def _check_all(root: Path, manifest: Manifest, workers: int) -> dict[str, Findin
             size=manifest.size,
             wnids=tuple(wnid for wnid, _ in manifest.classes),
             cls_width=manifest.cls_width,
+            planes=has_planes[split],
         )
-        for split in manifest.splits.values()
-        for shard in split.shards
+        for split, contents in manifest.splits.items()
+        for shard in contents.shards
     ]
-    found: dict[str, Findings] = {}
+    findings: dict[int, Findings] = {}
     with (
         ProgressBar("verify", sum(task.shard.samples for task in tasks)) as progress,
         closing(run_tasks(check_shard, tasks, workers=workers)) as results,
     ):
-        for index, one in results:
+        for index, result in results:
             shard = tasks[index].shard
-            found[shard.name] = one
-            progress.advance(shard.samples, bytes=shard.bytes, errors=len(one.faults))
-    return {task.shard.name: found[task.shard.name] for task in tasks}
+            findings[index] = result
+            progress.advance(shard.samples, bytes=shard.bytes, errors=len(result.faults))
+    by_split: dict[str, list[Findings]] = {split: [] for split in manifest.splits}
+    for index, split in enumerate(splits):
+        by_split[split].append(findings[index])
+    return by_split
 
 
-def _stray_files(root: Path, manifest: Manifest) -> Iterator[str]:
-    """Files in the split folders that the manifest does not name, and sidecars that say else."""
-    known = {shard.name for split in manifest.splits.values() for shard in split.shards}
-    for split in manifest.splits:
-        for path in sorted((root / split).glob("**/*")):
-            if path.is_file() and path.relative_to(root).as_posix() not in known:
+def _file_faults(root: Path, manifest: Manifest) -> Iterator[str]:
+    """Files that the manifest does not name, and sidecars that differ from it."""
+    shards = [shard for split in manifest.splits.values() for shard in split.shards]
+    known = {root / shard.name for shard in shards} | {planes_path(root, shard) for shard in shards}
+    for folder in (*manifest.splits, FOLDER):
+        for path in sorted((root / folder).glob("**/*")):
+            if path.is_file() and path not in known:
                 yield f"{path} is not in the manifest"
     for name, text in sidecars(manifest).items():
         path = root / name
@@ -113,74 +198,269 @@ def _stray_files(root: Path, manifest: Manifest) -> Iterator[str]:
             yield f"{path} does not say what the manifest says"
 
 
-def _split_faults(
-    name: str, split: Split, classes: int, found: Sequence[Findings]
-) -> Iterator[str]:
-    labels = Counter[int]()
-    for one in found:
-        labels.update(one.labels)
-    if len(split.counts) != classes:
-        yield f"{name}: the manifest counts {len(split.counts)} classes, it has {classes}"
-    for label, count in enumerate(split.counts):
+def _statistics_faults(root: Path, manifest: Manifest) -> Iterator[str]:
+    """Statistics that are damaged, of other shards, or whose three files do not agree."""
+    for split, contents in manifest.splits.items():
+        paths = stats_paths(root, split)
+        if not any(path.is_file() for path in (paths.json, paths.npz, paths.png)):
+            continue
+        try:
+            stats = ImageStats.load(root, manifest, split)
+        except DataError as error:
+            yield str(error)
+            continue
+        numbers = json.loads(paths.json.read_bytes())
+        if any(numbers.get(name) != value for name, value in stats.to_dict().items()):
+            yield f"{paths.json} has other numbers than {paths.npz.name}"
+        if stats.images != contents.samples:
+            yield f"{paths.json} is of {stats.images} images, the manifest says {contents.samples}"
+        mean = np.rint(stats.mean_image_HWC).astype(np.uint8)
+        pixels = _pixels(paths.png)
+        if pixels is None or not np.array_equal(pixels, mean):
+            yield f"{paths.png} is not the mean image of {paths.npz.name}"
+
+
+def _pixels(path: Path) -> NDArray[np.uint8] | None:
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image)
+    except (OSError, SyntaxError, ValueError):
+        return None
+
+
+def _split_faults(name: str, manifest: Manifest, findings: Sequence[Findings]) -> Iterator[str]:
+    labels = Counter(label for shard in findings for label in shard.labels)
+    counts, classes = manifest.splits[name].counts, len(manifest.classes)
+    if len(counts) != classes:
+        yield f"{name}: the manifest counts {len(counts)} classes, it has {classes}"
+    for label, count in enumerate(counts):
         if labels[label] != count:
             yield f"{name}: label {label} has {labels[label]} images, the manifest says {count}"
 
 
-def _data_set_faults(manifest: Manifest, found: Sequence[Findings]) -> Iterator[str]:
-    keys = Counter(key for one in found for key in one.keys)
-    for key, count in keys.items():
-        if count > 1:
-            yield f"key {key!r} is there {count} times"
-    fixes = Counter[str]()
-    for one in found:
-        fixes.update(one.fixes)
-    if dict(fixes) != dict(manifest.fixes):
-        yield f"mended images are {dict(fixes)}, the manifest says {dict(manifest.fixes)}"
-    largest = max((one.largest_jpg for one in found), default=0)
+def _data_set_faults(manifest: Manifest, findings: Sequence[Findings]) -> Iterator[str]:
+    """What only all shards together show: keys, fixes, the largest JPEG, what was left out."""
+    keys = Counter(key for shard in findings for key in shard.keys)
+    yield from (f"key {key!r} is there {count} times" for key, count in keys.items() if count > 1)
+    yield from _fix_faults(manifest, findings)
+    largest = max((shard.largest_jpg for shard in findings), default=0)
     if largest != manifest.largest_jpg:
         yield f"the largest jpg has {largest} bytes, the manifest says {manifest.largest_jpg}"
+    yield from _left_out_faults(manifest)
 
 
-def _plan(manifest: Manifest, source: Path, root: Path) -> ShardPlan:
-    """The plan that made the data set, if `source` and this codec are those it was made with."""
-    if dict(manifest.codec) != dict(CODEC):
-        raise PrepareError(
-            f"{root} was written with {dict(manifest.codec)}, here is {dict(CODEC)}: other bytes "
-            "would say nothing. Install those versions, or leave out --rebuild."
-        )
-    config = ShardConfig(**manifest.config)
-    plan = plan_source(source, config, splits=sorted(manifest.splits), skip=True)
-    if plan.source.identity() != {k: v for k, v in manifest.source.items() if k != "warnings"}:
-        raise PrepareError(
-            f"{source} is not what {root} was made from: its images or classes are others."
-        )
-    return plan
+def _fix_faults(manifest: Manifest, findings: Sequence[Findings]) -> Iterator[str]:
+    fixed: dict[str, list[str]] = defaultdict(list)
+    for shard in findings:
+        for fix, fixed_keys in shard.fixes.items():
+            fixed[fix] += fixed_keys
+    fixes = {fix: len(fixed_keys) for fix, fixed_keys in sorted(fixed.items())}
+    if fixes != dict(manifest.fixes):
+        yield f"fixed images are {fixes}, the manifest says {dict(manifest.fixes)}"
+    for fix in sorted(fixed.keys() | manifest.mended.keys()):
+        expected = sorted(fixed[fix]) if len(fixed[fix]) <= MAX_NAMED else []
+        if expected != list(manifest.mended.get(fix, ())):
+            yield f"the manifest does not list the images fixed as {fix!r}, or others, in mended"
 
 
-def _rebuild(
-    plan: ShardPlan, manifest: Manifest, count: int, workers: int
-) -> tuple[tuple[str, ...], list[str]]:
-    """Write some of the shards again in a temporary folder: their names, and the differences."""
-    there = {shard.name: shard for split in manifest.splits.values() for shard in split.shards}
-    names = sorted(random.sample(sorted(there), min(count, len(there))))
-    with tempfile.TemporaryDirectory(prefix="alexprep-verify-") as folder:
-        tasks = [task for task in plan.tasks(folder, {}, skip=True) if task.name in names]
-        made: dict[str, Shard | None] = {}
-        with (
-            ProgressBar("make again", len(tasks), unit="shards") as progress,
-            closing(run_tasks(write_shard, tasks, workers=workers)) as results,
-        ):
-            for index, record in results:
-                made[tasks[index].name] = record.shard
-                progress.advance(1)
-    differences = [
-        f"{name}, made again, has sha256 {_sha256(made.get(name))}, the manifest says "
-        f"{there[name].sha256}"
-        for name in names
-        if made.get(name) != there[name]
+def _left_out_faults(manifest: Manifest) -> Iterator[str]:
+    """The files are gone; what can be checked is that the list may have been written by `shard`."""
+    rows = [(left.path, left.sha256, left.reason) for left in manifest.left_out]
+    if rows != sorted(set(rows)):
+        yield "left_out in the manifest is not sorted, or has a file twice"
+    for left in manifest.left_out:
+        is_hash = len(left.sha256) == 64 and set(left.sha256) <= set("0123456789abcdef")
+        if not left.path or not left.reason or (left.sha256 and not is_hash):
+            yield f"left_out in the manifest has {left.path!r} with sha256 {left.sha256[:80]!r}"
+
+
+def _duplicates(
+    manifest: Manifest, findings: Mapping[str, Sequence[Findings]]
+) -> tuple[dict[str, int], list[str]]:
+    """How many images are there more than once, and the first of them by name."""
+    shards = [(split, shard) for split in findings for shard in findings[split]]
+    numbers = {split: number for number, split in enumerate(findings)}
+    images = join(
+        [
+            (shard.digests, numbers[split], np.array(shard.labels, np.intp))
+            for split, shard in shards
+        ]
+    )
+    groups = equal_groups(images)
+    counts = count_duplicates(images, groups)
+    if not groups:
+        return counts, []
+    names = [f"{split}/{key}" for split, shard in shards for key in shard.keys]
+    wnids = [wnid for wnid, _ in manifest.classes]
+
+    def shown(index: int) -> str:
+        label = int(images.label[index])
+        return f"{names[index]} ({wnids[label] if label >= 0 else 'no label'})"
+
+    lines = [
+        f"the same image is {' and '.join(shown(index) for index in group.tolist()[:4])}"
+        + (f" and {len(group) - 4:,} more" if len(group) > 4 else "")
+        for group in sorted(groups, key=lambda group: int(group[0]))[:MOST_NAMED]
     ]
-    return tuple(names), differences
+    return counts, [*lines, *describe_duplicates(counts)]
 
 
-def _sha256(shard: Shard | None) -> str:
-    return shard.sha256 if shard else "none (no sample)"
+def check_shard(task: CheckTask) -> Findings:
+    """Read a shard once, then its index and planes; runs in a worker."""
+    path = task.root / task.shard.name
+    if not path.is_file():
+        return Findings(fixes={}, faults=(f"{path} is missing",))
+    check = _ShardCheck(task)
+    faults: list[str] = []
+    with TarStream(path, md5=True) as tar:
+        try:
+            for number, members in enumerate(_triples(tar)):
+                key = members[0].name.partition(".")[0]
+                faults += [
+                    f"{path}, sample {number} ({key}): {fault}"
+                    for fault in check.sample(key, members)
+                ]
+        except DataError as error:
+            faults.append(str(error))
+        else:
+            faults = [*_hash_faults(task.shard, path, tar, len(check.samples)), *faults]
+            faults += _index_faults(task, check.samples)
+    if task.planes:
+        faults += _planes_faults(task)
+    more = len(faults) - MOST_NAMED
+    if more > 0:
+        faults = [*faults[:MOST_NAMED], f"{path}: and {more:,} more"]
+    return check.findings(faults)
+
+
+class _ShardCheck:
+    """Checks the samples of one shard in order, and remembers what the whole data set needs."""
+
+    def __init__(self, task: CheckTask) -> None:
+        self.task = task
+        self.samples: list[Sample] = []
+        self._labels: list[int] = []
+        self._digests: list[bytes] = []
+        self._fixes: dict[str, list[str]] = defaultdict(list)
+        self._largest = 0
+
+    def sample(self, key: str, members: list[TarMember]) -> Iterator[str]:
+        """Its faults, as what follows "the sample"."""
+        kinds = [member.name.partition(".")[2] for member in members]
+        if len(members) == len(MEMBERS):
+            spans = [Member(member.offset, len(member.data)) for member in members]
+            self.samples.append(Sample(key, *spans))
+            self._labels.append(-1)
+            self._digests.append(UNKNOWN)
+            self._largest = max(self._largest, len(members[0].data))
+        if kinds != list(MEMBERS):
+            yield f"has the members {', '.join(kinds)}, not {', '.join(MEMBERS)}"
+            return
+        jpg, cls, notes = (member.data for member in members)
+        yield from _jpeg_faults(jpg, self.task.size)
+        yield from self._label_faults(cls)
+        yield from self._metadata_faults(key, notes)
+
+    def _label_faults(self, cls: bytes) -> Iterator[str]:
+        wnids = self.task.wnids
+        label = int(cls) if cls.isdigit() and cls.isascii() else -1
+        if len(cls) != self.task.cls_width or not 0 <= label < len(wnids):
+            yield f"has the label {cls[:20]!r}; there are {len(wnids)} classes"
+        else:
+            self._labels[-1] = label
+
+    def _metadata_faults(self, key: str, notes: bytes) -> Iterator[str]:
+        try:
+            metadata = msgspec.json.decode(notes, type=Metadata)
+            if unknown := set(metadata.fixes.split()) - set(FIXES):
+                raise ValueError(f"unknown fixes {sorted(unknown)}")
+        except (ValueError, RecursionError) as error:
+            yield f"has json that is not {', '.join(Metadata.__struct_fields__)} ({error})"
+            return
+        self._digests[-1] = bytes.fromhex(metadata.sha256)
+        for fix in metadata.fixes.split():
+            self._fixes[fix].append(key)
+        label = self._labels[-1]
+        if label >= 0 and metadata.wnid != self.task.wnids[label]:
+            yield f"has the label of {self.task.wnids[label]} and the wnid {metadata.wnid!r}"
+
+    def findings(self, faults: Sequence[str]) -> Findings:
+        return Findings(
+            keys=tuple(sample.key for sample in self.samples),
+            labels=tuple(self._labels),
+            digests=b"".join(self._digests),
+            fixes={fix: tuple(keys) for fix, keys in self._fixes.items()},
+            largest_jpg=self._largest,
+            faults=tuple(faults),
+        )
+
+
+def _triples(tar: TarStream) -> Iterator[list[TarMember]]:
+    """Members in groups of a sample: a new one begins where the name before the dot changes."""
+    group: list[TarMember] = []
+    for member in tar:
+        if group and member.name.partition(".")[0] != group[0].name.partition(".")[0]:
+            yield group
+            group = []
+        group.append(member)
+    if group:
+        yield group
+
+
+def _hash_faults(shard: Shard, path: Path, tar: TarStream, samples: int) -> Iterator[str]:
+    for name, expected, actual in (
+        ("bytes", shard.bytes, tar.bytes),
+        ("sha256", shard.sha256, tar.sha256),
+        ("md5", shard.md5, tar.md5),
+        ("samples", shard.samples, samples),
+    ):
+        if expected != actual:
+            yield f"{path}: {name} is {actual}, the manifest says {expected}"
+
+
+def _jpeg_faults(jpg: bytes, size: int) -> Iterator[str]:
+    """Baseline, 4:2:0, three components, no EXIF, no ICC, of the size, and decodes."""
+    markers = {marker for marker, _ in segments(jpg)}
+    if BASELINE not in markers:
+        yield "is not a baseline JPEG"
+    if markers & {APP1, APP2}:
+        yield "carries EXIF or an ICC profile"
+    try:
+        height, width, colours, sampling = simplejpeg.decode_jpeg_header(jpg)
+        if (height, width, colours, sampling) != (size, size, "YCbCr", "420"):
+            yield f"is {colours} {sampling} of {width}x{height}, not YCbCr 420 of {size}x{size}"
+        simplejpeg.decode_jpeg(jpg, "RGB")
+    except ValueError as error:
+        yield f"does not decode ({str(error).strip().rstrip('.')})"
+
+
+def _index_faults(task: CheckTask, samples: list[Sample]) -> Iterator[str]:
+    """The index must be, byte for byte, what the tar's headers give; else say where it differs."""
+    path = task.root / task.shard.index
+    if not path.is_file():
+        yield f"{path} is missing"
+        return
+    data = path.read_bytes()
+    if data == format_index(samples).encode():
+        return
+    try:
+        listed = parse_index(data.decode(errors="replace"), path)
+    except DataError as error:
+        yield str(error)
+        return
+    if listed == samples:
+        yield f"{path} has other names of members than the tar"
+    if len(listed) != len(samples):
+        yield f"{path} lists {len(listed)} samples, the tar has {len(samples)}"
+    for line, (entry, sample) in enumerate(zip(listed, samples, strict=False), start=2):
+        if entry != sample:
+            yield f"{path}, line {line}: lists {entry}, the tar has {sample}"
+
+
+def _planes_faults(task: CheckTask) -> Iterator[str]:
+    """The hash in the header covers all planes and labels, and names the tar they are of."""
+    try:
+        with closing(PlanesFile(task.root, task.shard, task.size)) as file:
+            file.check_body()
+    except DataError as error:
+        yield str(error)
