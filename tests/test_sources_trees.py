@@ -6,6 +6,7 @@ import unicodedata
 import pytest
 from drawing import draw_classes, jpeg, photograph
 from shard_sets import HERE, SMALL
+from test_bad_input import without_privileges
 
 from alexprep.dataset.forecast import forecast
 from alexprep.dataset.shard import RunOptions, ShardConfig, shard
@@ -133,6 +134,42 @@ def test_training_images_without_class_folders_are_refused(tmp_path):
     assert "holds images but no class folders" in refused(tmp_path)
     write(tmp_path / "flat", ["cat.0.jpg", "dog.0.jpg"])
     assert "holds images but no class folders" in refused(tmp_path / "flat")
+
+
+def test_a_folder_of_a_packed_set_is_refused_with_its_name(tmp_path):
+    (tmp_path / "tiny-imagenet-200.zip").write_bytes(b"PK\3\4")
+    assert "It holds tiny-imagenet-200.zip: unpack it first." in refused(tmp_path)
+
+
+def test_files_that_plainly_are_no_images_are_all_named_before_encoding(tmp_path, rng):
+    root = draw_classes(tmp_path / "zoo", rng, each=6)
+    (root / "train/ant/ant_train_1.JPEG").write_bytes(b"<html>404</html>")
+    (root / "val/bee/bee_val_2.JPEG").write_bytes(b"")
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n"
+    (root / "val/cat/cat_val_3.JPEG").write_bytes(pointer)
+    with pytest.raises(PrepareError, match="holds 3 files that cannot become a sample") as caught:
+        shard(root, tmp_path / "made", SMALL, HERE)
+    assert "ant_train_1.JPEG is no image: it begins with b'<html>404</html" in str(caught.value)
+    assert "bee_val_2.JPEG is empty" in str(caught.value)
+    assert "cat_val_3.JPEG is a Git LFS pointer" in str(caught.value)
+    assert not list(tmp_path.glob("made/*/*.tar"))
+
+
+def test_an_image_that_may_not_be_read_is_listed_or_left_out(tmp_path, rng):
+    root = draw_classes(tmp_path / "zoo", rng, each=6)
+    (root / "train/ant/ant_train_1.JPEG").chmod(0)
+    words = ("shard", root, tmp_path / "made", "--size", "32", "--workers", "1")
+    failed = without_privileges(*words)
+    assert failed.returncode == 1
+    assert "ant_train_1.JPEG cannot be read (Permission denied)" in failed.stderr
+    assert "Traceback" not in failed.stderr
+    done = without_privileges(*words, "--on-error", "skip")
+    assert done.returncode == 0, done.stderr
+    manifest = Manifest.load(tmp_path / "made")
+    assert [(left.path, left.sha256, left.reason) for left in manifest.left_out] == [
+        ("train/ant/ant_train_1.JPEG", "", "cannot be read (Permission denied)")
+    ]
+    assert manifest.splits["train"].counts == (5, 6, 6)
 
 
 def test_classes_next_to_a_split_are_refused_without_training_and_warned_of_with_it(tmp_path):

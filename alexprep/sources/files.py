@@ -22,6 +22,7 @@ from alexprep.sources.content import (
 from alexprep.sources.items import Items, Places, ReadAhead, Unreadable, chunks, text
 from alexprep.sources.listing import TRAIN, VALIDATION, WHAT_IS_LOOKED_FOR, Listing, split_of
 
+PACKED = (".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 # Folders that hold the images of a split or class rather than being a class (Tiny-ImageNet).
 IMAGE_FOLDERS = frozenset({"image", "images", "img", "imgs", "jpeg", "jpegs", "jpegimages"})
 
@@ -296,4 +297,8 @@ def refuse_no_classes(folder: Path, branches: Mapping[str, Branch]) -> None:
             "Give the folder above it if that has a folder a class, or sort the images into such."
         )
     if train is not None or VALIDATION not in loose or not loose[VALIDATION].loose.files:
-        raise PrepareError(f"{folder} has no class folders. {WHAT_IS_LOOKED_FOR}")
+        packed = next(
+            (p for p in sorted(folder.iterdir()) if p.name.lower().endswith(PACKED)), None
+        )
+        hint = f"It holds {packed.name}: unpack it first. " if packed is not None else ""
+        raise PrepareError(f"{folder} has no class folders. {hint}{WHAT_IS_LOOKED_FOR}")
