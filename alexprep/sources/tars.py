@@ -143,42 +143,52 @@ def _in_litter(name: bytes) -> bool:
     )
 
 
-class ClassTars(dict[str, tuple[Path, list[Entry]]]):
-    """The images of every class, and the tar that holds them; `strays` are no images."""
+class ClassTars(dict[str, Tars]):
+    """The images of every class; `strays` are no images."""
 
     def __init__(self) -> None:
         super().__init__()
         self.strays: list[Stray] = []
 
-    def add(self, name: str, path: Path, images: list[Entry], strays: list[Stray]) -> None:
+    def add(self, name: str, images: Tars, strays: list[Stray]) -> None:
         """Take in a class; PrepareError where it is there already."""
         if name in self:
             raise PrepareError(
-                f"{path} has the class {name!r}, and so has {self[name][0]}: one of them is too "
-                "many. Remove one, or download the archive again."
+                f"{images.containers[0]} has the class {name!r}, and so has "
+                f"{self[name].containers[0]}: one of them is too many. Remove one, or download the "
+                "archive again."
             )
-        self[name] = path, images
+        self[name] = images
         self.strays += strays
 
     def listing(self, path: Path) -> Listing:
         """All images; PrepareError for a class without any."""
-        for name, (tar, images) in self.items():
-            if not images:
-                raise PrepareError(f"{tar} has no images in {name}.tar. Download it again.")
-        containers = list(dict.fromkeys(tar for tar, _ in self.values()))
-        number = {tar: index for index, tar in enumerate(containers)}
-        counts = [len(images) for _, images in self.values()]
-        container = np.repeat([number[tar] for tar, _ in self.values()], counts)
-        entries = [entry for _, images in self.values() for entry in images]
-        index = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-        return Listing(_items(containers, container, entries), tuple(self), index, path)
+        for name, images in self.items():
+            if not len(images):
+                raise PrepareError(
+                    f"{images.containers[0]} has no images in {name}.tar. Download it again."
+                )
+        classes = list(self.values())
+        containers = list(dict.fromkeys(images.containers[0] for images in classes))
+        number = {container: index for index, container in enumerate(containers)}
+        counts = [len(images) for images in classes]
+        container = np.repeat([number[images.containers[0]] for images in classes], counts)
+        items = Tars(
+            containers=tuple(containers),
+            container=container.astype(np.int32),
+            name=np.concatenate([images.name for images in classes]),
+            offset=np.concatenate([images.offset for images in classes]),
+            size=np.concatenate([images.size for images in classes]),
+        )
+        name_of = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+        return Listing(items, tuple(self), name_of, path)
 
 
-def _items(containers: Sequence[Path], container: NDArray[np.intp], entries: list[Entry]) -> Tars:
+def _items(path: Path, entries: list[Entry], prefix: bytes = b"") -> Tars:
     return Tars(
-        containers=tuple(map(str, containers)),
-        container=container.astype(np.int32),
-        name=np.array([entry.name for entry in entries], dtype="S"),
+        containers=(str(path),),
+        container=np.zeros(len(entries), np.int32),
+        name=np.array([prefix + entry.name for entry in entries], dtype="S"),
         offset=np.array([entry.offset for entry in entries], np.int64),
         size=np.array([entry.size for entry in entries], np.int64),
     )
@@ -197,30 +207,31 @@ def tar_of_class_tars(path: Path) -> ClassTars:
                 )
         if not outer:
             raise PrepareError(f"{path} holds no class tars. Download it again.")
+        names = [entry.name.removesuffix(CLASS_TAR).rpartition(b"/")[2] for entry in outer]
 
-        def scan(entry: Entry) -> tuple[list[Entry], list[Stray]]:
-            return scan_images(path, file, entry.offset, entry.size)
+        def scan(name: bytes, entry: Entry) -> tuple[Tars, list[Stray]]:
+            # Arrays at once: a million entries of Python would take a third of the memory.
+            images, strays = scan_images(path, file, entry.offset, entry.size)
+            return _items(path, images, name + b"/"), strays
 
         with ThreadPoolExecutor(THREADS) as pool:
-            inner = list(pool.map(scan, outer))
-    for entry, (images, strays) in zip(outer, inner, strict=True):
-        name = text(entry.name.removesuffix(CLASS_TAR).rpartition(b"/")[2])
-        images = [image._replace(name=f"{name}/".encode() + image.name) for image in images]
-        classes.add(name, path, images, strays)
+            for name, (images, strays) in zip(names, pool.map(scan, names, outer), strict=True):
+                classes.add(text(name), images, strays)
     return classes
 
 
 def folder_of_class_tars(paths: Sequence[Path]) -> ClassTars:
     """The images of class tars, each named after its class."""
 
-    def scan(path: Path) -> tuple[list[Entry], list[Stray]]:
+    def scan(path: Path) -> tuple[Tars, list[Stray]]:
         with opened(path) as file:
-            return scan_images(path, file)
+            images, strays = scan_images(path, file)
+        return _items(path, images), strays
 
     classes = ClassTars()
     with ThreadPoolExecutor(THREADS) as pool:
         for path, (images, strays) in zip(paths, pool.map(scan, paths), strict=True):
-            classes.add(path.stem, path, images, strays)
+            classes.add(path.stem, images, strays)
     return classes
 
 
@@ -229,8 +240,7 @@ def list_flat_tar(path: Path, classes: Mapping[bytes, str], images: list[Entry])
     wnids = sorted(set(classes.values()))
     number = {wnid: index for index, wnid in enumerate(wnids)}
     index = np.array([number[classes[entry.name]] for entry in images], np.int32)
-    items = _items([path], np.zeros(len(images), np.intp), images)
-    return Listing(items, tuple(wnids), index, path)
+    return Listing(_items(path, images), tuple(wnids), index, path)
 
 
 def kind_of_tar(path: Path) -> str:
