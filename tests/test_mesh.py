@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import multiprocessing
 
 from alexnet import build
+from alexnet.distributed.averaging import GradientAverage
 from alexnet.distributed.feed import Lockstep
 from alexnet.distributed.mesh import Replicas, join
 from alexnet.errors import RunError
@@ -71,12 +72,13 @@ def train(model, loader, replicas):
     """STEPS of SGD on this replica's part of each batch; the losses and the first gradients."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
     losses, first = [], {}
+    average = GradientAverage(model.parameters(), replicas)
     each = BATCH // replicas.world
     for step, (images, labels) in enumerate(loader):
         model.set_dropout_position(step * BATCH + replicas.rank * each)
         loss = F.cross_entropy(model(images), labels)
-        loss.backward()
-        replicas.average_gradients(optimizer, each)
+        with average(each):
+            loss.backward()
         if not first:
             first = {name: p.grad.clone() for name, p in model.named_parameters()}
         optimizer.step()

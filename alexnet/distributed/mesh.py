@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd import Function
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 
 from alexnet.errors import RunError
 from alexnet.model.norms_cpu import memory_format
@@ -114,14 +114,17 @@ def join(device: str = "cpu", *, columns: int = 2, timeout: float = TIMEOUT_SECO
             f"{world} processes do not make replicas of {columns} columns. Start a multiple of "
             f"{columns}, as in torchrun --nproc-per-node {columns} ..."
         )
-    shape, axes = (world // columns, columns), ("replica", "column")
-    replicas = [list(range(first, first + columns)) for first in range(0, world, columns)]
-    feed, _ = dist.new_subgroups_by_enumeration(replicas)
-    return Team(
-        mesh=init_device_mesh(local.type, shape, mesh_dim_names=axes),
-        device=local,
-        feed=feed,
-    )
+    ranks = torch.arange(world).view(-1, columns)
+    limit = timedelta(seconds=timeout)
+    # The mesh would make groups of its own, with torch's timeout of 30 minutes.
+    groups: list[Any] = [
+        dist.new_subgroups_by_enumeration(members.tolist(), timeout=limit)[0]
+        for members in (ranks.T, ranks, ranks)
+    ]
+    *axes_groups, feed = groups
+    axes = ("replica", "column")
+    mesh = DeviceMesh.from_group(axes_groups, local.type, ranks, mesh_dim_names=axes)
+    return Team(mesh=mesh, device=local, feed=feed)
 
 
 def _apply(function: type[Function], *args: Any) -> Any:
@@ -153,37 +156,25 @@ class Replicas:
         """Whether this process writes the files of the run and reports."""
         return self.team is None or (self.team.replica, self.team.column) == (0, 0)
 
-    def average_gradients(self, optimizer: torch.optim.Optimizer, images: int) -> None:
-        """Turn the gradients of each share's mean loss into that of the whole batch.
-
-        `images` is the size of this process's share; shares may differ by one.
-        """
-        if self.world == 1:
-            return
-        # DistributedDataParallel overlaps this with backward: with two gloo processes on two busy
-        # cores, in turns, its step took .80 (smoke) and .57 (code2012, 8 images) of the time of
-        # this one. It would have to be built anew when a schedule freezes a layer, and it averages
-        # shares of different size as if they were equal.
-        gradients: list[Tensor] = [
-            parameter.grad
-            for group in optimizer.param_groups
-            for parameter in group["params"]
-            if parameter.grad is not None
-        ]
-        count = gradients[0].new_tensor([float(images)])
-        flat = self.total(torch.cat([*(g.reshape(-1) * images for g in gradients), count]))
-        flat = flat[:-1] / flat[-1]
-        for gradient, mean in zip(
-            gradients, flat.split([g.numel() for g in gradients]), strict=True
-        ):
-            gradient.copy_(mean.view_as(gradient))
-
     def total(self, values: Tensor) -> Tensor:
         """The sum of `values` over the replicas, in place."""
-        if self.team and self.world > 1:
-            group = self.team.mesh.get_group("replica")
-            self.team.exchange(dist.all_reduce, values, group=group)
+        self.wait(self.start_total(values))
         return values
+
+    def start_total(self, values: Tensor) -> Any:
+        """Begin to sum `values` in place; torch's handle for `wait`, None without other replicas.
+
+        What is summed stays untouched until it has been waited for.
+        """
+        if self.team is None or self.world == 1:
+            return None
+        group = self.team.mesh.get_group("replica")
+        return self.team.exchange(dist.all_reduce, values, group=group, async_op=True)
+
+    def wait(self, work: Any) -> None:
+        """Wait for a sum; on a GPU its queue waits, not the host."""
+        if self.team is not None and work is not None:
+            self.team.exchange(work.wait)
 
     def any(self, votes: tuple[bool, ...]) -> tuple[bool, ...]:
         """For each vote whether it is true in any process of the run."""

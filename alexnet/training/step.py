@@ -4,14 +4,15 @@
 
 import ctypes
 import sys
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from alexnet.distributed.averaging import GradientAverage
 from alexnet.distributed.feed import Batch
-from alexnet.distributed.mesh import SINGLE_PROCESS, Replicas
 from alexnet.training.config import TrainConfig
 from alexnet.training.evaluate import TOP, rank_of_label
 
@@ -68,13 +69,16 @@ def train_step(
     optimizer: torch.optim.SGD,
     batch: Batch,
     config: TrainConfig,
-    replicas: Replicas = SINGLE_PROCESS,
+    average: GradientAverage | None = None,
 ) -> Tensor:
-    """One update; returns the mean loss of the batch, left on its device."""
+    """One update; returns the mean loss of the batch, left on its device.
+
+    `average` is for one of several replicas, which have other images of the same batch.
+    """
     images, labels = batch
     loss = F.cross_entropy(logits_of(model, images, config), labels)
-    loss.backward()
-    replicas.average_gradients(optimizer, len(labels))
+    with average(len(labels)) if average else nullcontext():
+        loss.backward()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return loss.detach()
@@ -86,5 +90,5 @@ def count_errors(model: Any, batch: Batch, config: TrainConfig) -> Tensor:
     logits = logits_of(model, images, config)
     loss = F.cross_entropy(logits, labels, reduction="sum")
     rank = rank_of_label(logits, labels)
-    count = loss.new_tensor(float(len(labels)))
+    count = loss.new_full((), len(labels))
     return torch.stack([count, loss, (rank >= 1).sum(), (rank >= TOP).sum()])

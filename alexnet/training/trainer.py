@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from alexnet.distributed.averaging import GradientAverage
 from alexnet.distributed.feed import Loader, shared_loader
 from alexnet.errors import RunError
 from alexnet.model.dropout import Dropout
@@ -86,6 +87,7 @@ class Trainer:
             set_channels_last(model)
         self.forward = compiled(model, config)
         self.optimizer = sgd(model, config)
+        self.average = GradientAverage(model.parameters(), run.replicas)
         self.device = next(model.parameters()).device
         self.dropouts = [module for module in model.modules() if isinstance(module, Dropout)]
         self.classes = list(parameter_shapes(model).values())[-1][0]
@@ -143,7 +145,7 @@ class Trainer:
             for dropout in self.dropouts:
                 first = state.steps * POSITIONS_A_STEP + replicas.rank
                 dropout.set_position(first, stride=replicas.world)
-            loss = train_step(self.forward, self.optimizer, batch, self.config, replicas)
+            loss = train_step(self.forward, self.optimizer, batch, self.config, self.average)
             self.meter.add(loss, len(batch[1]))
             state.count_step()
             last = state.step == steps
