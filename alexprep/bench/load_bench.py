@@ -1,5 +1,8 @@
 """`alexprep bench load`: our loader next to DALI with its own reader, on the same shards.
 
+Where the images are stored decoded (`alexprep planes`; on drawn data they are), loading from planes
+is measured too, and copying the same output from memory as the bound that no loader passes.
+
 Batches of 128, random crops of 227 pixels, half of them mirrored. Ours subtract the mean image and
 shift the colours, as the network of 2012 needs; DALI subtracts a mean colour. On a GPU both decode
 and augment there.
@@ -18,9 +21,11 @@ import torch
 
 from alexprep.bench.measurement import Row, compared, interleaved
 from alexprep.bench.suite import BenchConfig, drawn_data_set
+from alexprep.dataset.decode import store_planes
 from alexprep.machine import cores
 from pipelines import AugmentSpec, Loader, LoaderConfig, open_loader
 from pipelines.format import Manifest
+from pipelines.planestore import has_planes
 
 BATCH, CPU_THREADS, CROP = 128, 2, 227
 MEAN = (123.675, 116.28, 103.53)
@@ -34,6 +39,8 @@ Batches = Iterator[Any]
 def run(config: BenchConfig, folder: Path) -> list[Row]:
     """Images/s of every way to load; config.data is a data set of 256 pixels with statistics."""
     root = config.data or drawn_data_set(folder, 1000)
+    if config.data is None:
+        store_planes(root, ("train",))
     count = -(-config.images // BATCH)
     with ExitStack() as stack:
         cases: dict[str, Callable[[], float]] = {
@@ -75,6 +82,17 @@ def open_cases(root: Path, device: str, stack: ExitStack) -> dict[str, Batches]:
     }
     if device == "cpu":
         ours["alexprep torch"] = (LoaderConfig(backend="torch"), spec)
+        cases["copy of the output"] = copies()
+    if has_planes(root, Manifest.load(root), "train"):
+        planes = replace(dali, backend="planes" if device == "cpu" else "resident")
+        ours |= {
+            f"alexprep {planes.backend}": (planes, spec),
+            f"alexprep {planes.backend}, channels_last": (
+                replace(planes, channels_last=True),
+                spec,
+            ),
+            f"alexprep {planes.backend}, uint8": (replace(planes, dtype="uint8"), PLAIN),
+        }
     for name, (config, spec) in ours.items():
         cases[name] = endless(stack.enter_context(open_loader(root, "train", config, spec)))
     return cases
@@ -84,6 +102,14 @@ def endless(loader: Loader) -> Batches:
     """Epoch after epoch."""
     while True:
         yield from loader
+
+
+def copies() -> Batches:
+    """Batches of float32 crops that are only copied from one place in memory to another."""
+    source = torch.zeros((BATCH, 3, CROP, CROP))
+    out, labels = torch.empty_like(source), torch.zeros(BATCH, dtype=torch.int64)
+    while True:
+        yield out.copy_(source), labels
 
 
 def bare_dali(root: Path, threads: int = CPU_THREADS, device: str = "cpu") -> Batches:
