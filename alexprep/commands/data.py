@@ -164,6 +164,34 @@ def stats(
 
 @click.command()
 @click.argument("dataset", type=PATH)
+@click.option(
+    "--license", metavar="ID", help="License, as the Hugging Face Hub calls it: cc-by-4.0."
+)
+@click.option("--author", metavar="NAME", help="Who publishes the data set.")
+@click.option("--description", metavar="TEXT", help="What the data set is, in Markdown.")
+@click.option("--data-version", "version", metavar="VERSION", help="Version of the data: 1.0.0.")
+@click.option("--url", help="Web page of the data set.")
+@click.option("--published", metavar="DATE", help="Date of publication: 2026-11-28.")
+@click.option("--force", is_flag=True, help="Overwrite a card that was edited by hand.")
+def card(dataset: Path, force: bool, **changes: str | None) -> None:
+    """Write README.md, croissant.json and SHA256SUMS of DATASET anew.
+
+    `alexprep shard` and `alexprep stats` write them too. What an option says is remembered for the
+    next time. An empty text takes an earlier one back.
+
+    \b
+    Example:
+        alexprep card ~/imagenet256 --license cc-by-4.0 --data-version 1.1.0
+    """
+    from alexprep.dataset.card import renew_card
+
+    with usage():
+        renew_card(dataset, {k: v for k, v in changes.items() if v is not None}, force=force)
+    click.echo(f"{dataset}: README.md, croissant.json and SHA256SUMS are up to date.")
+
+
+@click.command()
+@click.argument("dataset", type=PATH)
 @workers_option
 @click.option(
     "--rebuild",
@@ -278,4 +306,4 @@ def export(format: Literal["energon", "openclip"], dataset: Path, out: Path) -> 
         click.echo(path)
 
 
-COMMANDS = (shard, stats, planes, verify, cat, index, export)
+COMMANDS = (shard, stats, planes, card, verify, cat, index, export)

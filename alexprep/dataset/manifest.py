@@ -4,12 +4,22 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
 from alexprep import __version__
+from alexprep.dataset.card import (
+    CROISSANT,
+    README,
+    SUMS,
+    Card,
+    checksums,
+    make_card,
+    shard_digests,
+)
 from alexprep.dataset.codec import CODEC
 from alexprep.dataset.shard_plan import ShardPlan
 from alexprep.dataset.shard_writer import Fault, ShardRecord
@@ -122,15 +132,45 @@ def _differences(path: str, stored: Any, expected: Any) -> Iterable[str]:
 
 
 def finish(store: Store, plan: ShardPlan, records: Mapping[str, ShardRecord]) -> Manifest:
-    """Write the sidecars, then the manifest."""
+    """Write the sidecars and the card, then the manifest."""
     manifest = _manifest(plan, records)
-    for name, data in sidecars(manifest).items():
-        write_bytes(store, name, data.encode())
+    texts = sidecars(manifest)
+    sums = checksums(_digests(store, manifest, texts | {MANIFEST: manifest.to_json()}))
+    for name, text in (texts | _card_texts(store, manifest) | {SUMS: sums}).items():
+        write_bytes(store, name, text.encode())
     # The manifest says that the data set is finished: it must not outlive its shards.
     store.settle()
     write_bytes(store, MANIFEST, manifest.to_json().encode())
     store.settle()
     return manifest
+
+
+def _card_texts(store: Store, manifest: Manifest) -> dict[str, str]:
+    """The card; nothing if a run that was interrupted has written it and someone edited it."""
+    present = [store.read(name) for name in (README, CROISSANT)]
+    readme, croissant = (
+        None if data is None else data.decode(errors="replace") for data in present
+    )
+    if Card(readme=readme, croissant=croissant).edited:
+        return {}
+    card = make_card(manifest)
+    return {README: card.readme or "", CROISSANT: card.croissant or ""}
+
+
+def _digests(store: Store, manifest: Manifest, texts: Mapping[str, str]) -> dict[str, str]:
+    """SHA-256 of shards, indexes and sidecars, by name."""
+
+    def digest(name: str) -> str:
+        return store.sha256(name) or hashlib.sha256(store.read(name) or b"").hexdigest()
+
+    digests = shard_digests(manifest)
+    indexes = [shard.index for split in manifest.splits.values() for shard in split.shards]
+    # No record of a shard has the hash of its index. They are small, but may be far away.
+    with ThreadPoolExecutor(max_workers=16) as pool:
+        digests |= dict(zip(indexes, pool.map(digest, indexes), strict=True))
+    return digests | {
+        name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()
+    }
 
 
 def sidecars(manifest: Manifest) -> dict[str, str]:

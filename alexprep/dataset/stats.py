@@ -7,6 +7,7 @@ shards were divided among processes or machines and however often the run was in
 
 import io
 import json
+import sys
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import numpy as np
 import simplejpeg  # pyright: ignore[reportMissingTypeStubs]
 from numpy.typing import NDArray
 
+from alexprep.dataset.card import has_card, renew_card
 from alexprep.dataset.moments import Moments, colour, mean_image
 from alexprep.machine import cores
 from alexprep.progress import ProgressBar
@@ -70,6 +72,12 @@ def compute_stats(
     stats = _image_stats(split, partial.moments, shards)
     stats.save(root)
     partial.path.unlink(missing_ok=True)
+    if has_card(root):
+        for name in renew_card(root):
+            sys.stderr.write(
+                f"Warning: {root / name} was edited by hand and is kept without the statistics; "
+                "`alexprep card --force` writes it anew.\n"
+            )
     return stats
 
 

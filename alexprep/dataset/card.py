@@ -1,0 +1,492 @@
+"""The card of a data set: README.md for the Hub, croissant.json for machines, SHA256SUMS.
+
+All three follow from the manifest, the statistics and what `alexprep card` was told (license,
+author, ...), so that they are the same bytes whoever makes them. The last line of README.md is a
+comment with that information and the SHA-256 of both texts: a card edited by hand is recognized by
+it and never overwritten unasked. SHA256SUMS lists every other file; the card itself may be edited.
+"""
+
+import hashlib
+import html
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import jinja2
+import msgspec
+import yaml
+
+from alexprep.dataset.croissant import croissant
+from alexprep.errors import PrepareError
+from pipelines.errors import DataError
+from pipelines.files import write_whole
+from pipelines.format import MANIFEST, Manifest, Split
+from pipelines.imagestats import ImageStats, stats_paths
+
+README, CROISSANT, SUMS = "README.md", "croissant.json", "SHA256SUMS"
+COMMENT = re.compile(r"<!-- alexprep card (\{.*\}) -->\n\Z")
+MAX_CLASSES, MAX_SKIPPED = 100, 20
+IMAGENET_WNID = re.compile(r"n\d{8}")
+IMAGENET_TERMS = "https://www.image-net.org/download.php"
+IMAGENET_PROMPT = (
+    "The images are of ImageNet. By requesting access you agree to its terms of access "
+    f"({IMAGENET_TERMS}): non-commercial research and education only."
+)
+IMAGENET_CITATION = """\
+@article{ILSVRC15,
+  author = {Olga Russakovsky and Jia Deng and Hao Su and Jonathan Krause and Sanjeev Satheesh and
+            Sean Ma and Zhiheng Huang and Andrej Karpathy and Aditya Khosla and
+            Michael Bernstein and Alexander C. Berg and Li Fei-Fei},
+  title = {{ImageNet Large Scale Visual Recognition Challenge}},
+  journal = {International Journal of Computer Vision},
+  year = {2015},
+  volume = {115},
+  number = {3},
+  pages = {211-252},
+}"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Publication:
+    """What only the publisher of a data set knows.
+
+    `license` is an identifier of the Hub, such as cc-by-4.0; None states ImageNet's terms for its
+    images and "unknown" for others. `published` is a date, 2026-11-28.
+    """
+
+    license: str | None = None
+    author: str | None = None
+    description: str | None = None
+    version: str = "1.0.0"
+    url: str | None = None
+    published: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", self.license):
+            raise ValueError(
+                "Publication.license must be an identifier of the Hugging Face Hub in lower case, "
+                f"such as cc-by-4.0, mit or other, got {self.license!r}."
+            )
+        if not re.fullmatch(r"[\w.+-]+", self.version):
+            raise ValueError(
+                f"Publication.version must be a version such as 1.0.0, got {self.version!r}."
+            )
+        if self.published is not None and not re.fullmatch(r"\d{4}-\d\d-\d\d", self.published):
+            raise ValueError(
+                f"Publication.published must be a date such as 2026-11-28, got {self.published!r}."
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields that are not at their default."""
+        return {name: v for name, v in asdict(self).items() if v != getattr(Publication(), name)}
+
+
+class _Record(msgspec.Struct):
+    """The comment at the end of a README.md that was generated."""
+
+    readme: str
+    croissant: str
+    publication: dict[str, str]
+
+
+Status = Literal["missing", "generated", "edited"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Card:
+    """The two texts that describe a data set, whoever wrote them; None for a missing one."""
+
+    readme: str | None
+    croissant: str | None
+
+    @classmethod
+    def load(cls, root: Path) -> "Card":
+        """The card of the data set in a folder."""
+        texts = [
+            path.read_text(errors="replace") if path.is_file() else None
+            for path in (root / README, root / CROISSANT)
+        ]
+        return cls(readme=texts[0], croissant=texts[1])
+
+    @property
+    def edited(self) -> tuple[str, ...]:
+        """Names of the files that are not as they were generated."""
+        record = _record(self.readme)
+        names: list[str] = []
+        if self.readme is not None:
+            body = COMMENT.sub("", self.readme)
+            if record is None or _sha256(body) != record.readme:
+                names.append(README)
+        if self.croissant is not None and (
+            record is None or _sha256(self.croissant) != record.croissant
+        ):
+            names.append(CROISSANT)
+        return tuple(names)
+
+    @property
+    def publication(self) -> Publication:
+        """What the publisher said when it was generated; the defaults where that is lost."""
+        record = _record(self.readme)
+        try:
+            return Publication(**record.publication) if record else Publication()
+        except (TypeError, ValueError):
+            return Publication()
+
+
+def _record(readme: str | None) -> _Record | None:
+    comment = COMMENT.search(readme or "")
+    try:
+        return msgspec.json.decode(comment[1], type=_Record) if comment else None
+    except (ValueError, RecursionError):
+        return None
+
+
+def make_card(
+    manifest: Manifest, publication: Publication = Publication(), stats: Sequence[ImageStats] = ()
+) -> Card:
+    """The card of a data set as alexprep writes it."""
+    terms = publication.license is None and is_imagenet(manifest)
+    machine = croissant(
+        manifest,
+        publication.to_dict() | {"version": publication.version},
+        description=_description(manifest, publication),
+        license=IMAGENET_TERMS if terms else publication.license or "unknown",
+        citation=IMAGENET_CITATION if is_imagenet(manifest) else None,
+    )
+    body = f"---\n{front_matter(manifest, publication)}---\n\n{_body(manifest, publication, stats)}"
+    record = _Record(_sha256(body), _sha256(machine), publication.to_dict())
+    # No > in the JSON: nothing that the publisher writes ends the comment early.
+    comment = msgspec.json.encode(record).decode().replace(">", "\\u003e")
+    return Card(readme=f"{body}<!-- alexprep card {comment} -->\n", croissant=machine)
+
+
+def is_imagenet(manifest: Manifest) -> bool:
+    """Whether all classes are synsets of WordNet: then the images are ImageNet's."""
+    return all(IMAGENET_WNID.fullmatch(wnid) for wnid, _ in manifest.classes)
+
+
+def front_matter(manifest: Manifest, publication: Publication) -> str:
+    """The YAML that the Hub and `datasets` read: license, files of each split, features."""
+    header: dict[str, Any] = {"license": publication.license or "unknown"}
+    if publication.license is None and is_imagenet(manifest):
+        header = {
+            "license": "other",
+            "license_name": "imagenet-terms-of-access",
+            "license_link": IMAGENET_TERMS,
+            "extra_gated_prompt": IMAGENET_PROMPT,
+        }
+    images = sum(split.samples for split in manifest.splits.values())
+    header |= {
+        "pretty_name": manifest.name,
+        "task_categories": ["image-classification"],
+        "size_categories": [_size_category(images)],
+        "tags": ["webdataset", "alexprep"],
+        "configs": [
+            {
+                "config_name": "default",
+                "data_files": [
+                    {"split": name, "path": f"{name}/*.tar"} for name in manifest.splits
+                ],
+            }
+        ],
+        "dataset_info": _dataset_info(manifest),
+    }
+    return yaml.safe_dump(header, sort_keys=False, allow_unicode=True, width=100)
+
+
+def _dataset_info(manifest: Manifest) -> dict[str, Any]:
+    names = {str(label): name for label, name in enumerate(label_names(manifest.classes))}
+    sizes = {
+        name: sum(shard.bytes for shard in split.shards) for name, split in manifest.splits.items()
+    }
+    source = {"wnid": "string", "width": "int64", "height": "int64", "sha256": "string"}
+    return {
+        "features": [
+            {"name": "jpg", "dtype": "image"},
+            {"name": "cls", "dtype": {"class_label": {"names": names}}},
+            {
+                "name": "json",
+                "struct": [
+                    {"name": name, "dtype": dtype}
+                    for name, dtype in (source | {"fixes": "string"}).items()
+                ],
+            },
+            {"name": "__key__", "dtype": "string"},
+            {"name": "__url__", "dtype": "string"},
+        ],
+        "splits": [
+            {"name": name, "num_bytes": sizes[name], "num_examples": split.samples}
+            for name, split in manifest.splits.items()
+        ],
+        "download_size": sum(sizes.values()),
+        "dataset_size": sum(sizes.values()),
+    }
+
+
+def label_names(classes: Sequence[tuple[str, str]]) -> list[str]:
+    """A name for each label, all different: `datasets` refuses two classes of one name.
+
+    ILSVRC has two cranes: those that share a name have their wnid in it too.
+    """
+    counts = Counter(names for _, names in classes)
+    unique = [
+        names if names and counts[names] == 1 else f"{names} ({wnid})".strip()
+        for wnid, names in classes
+    ]
+    return unique if len(set(unique)) == len(unique) else [wnid for wnid, _ in classes]
+
+
+def _size_category(images: int) -> str:
+    bounds = ((1_000, "1K"), (10_000, "10K"), (100_000, "100K"), (1_000_000, "1M"))
+    bounds += ((10_000_000, "10M"), (100_000_000, "100M"))
+    lower = ""
+    for bound, label in bounds:
+        if images < bound:
+            return f"{lower}n<{label}"
+        lower = f"{label}<"
+    return "n>100M"
+
+
+def _description(manifest: Manifest, publication: Publication) -> str:
+    images = sum(split.samples for split in manifest.splits.values())
+    return publication.description or (
+        f"{images:,} images of {len(manifest.classes):,} classes as JPEG of "
+        f"{manifest.size}x{manifest.size} pixels in WebDataset shards."
+    )
+
+
+def _body(manifest: Manifest, publication: Publication, stats: Sequence[ImageStats]) -> str:
+    environment = jinja2.Environment(  # autoescape is for HTML; `plain` escapes Markdown too
+        undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False
+    )
+    environment.filters["plain"] = plain
+    template = environment.from_string(
+        files("alexprep").joinpath("data/card.md").read_text("utf-8")
+    )
+    imagenet = is_imagenet(manifest)
+    text = template.render(
+        title=manifest.name,
+        description=_description(manifest, publication),
+        splits=[_split_row(name, split) for name, split in manifest.splits.items()],
+        split_names=list(manifest.splits),
+        size=manifest.size,
+        class_count=len(manifest.classes),
+        classes=_class_rows(manifest) if len(manifest.classes) <= MAX_CLASSES else [],
+        stats=[_stats_row(entry) for entry in stats],
+        alexprep=manifest.alexprep,
+        source={"name": "", "kind": "", "sha256": ""} | dict(manifest.source),
+        facts=_facts(manifest, publication),
+        fixes=sorted(manifest.fixes.items()),
+        skipped=manifest.left_out,
+        max_skipped=MAX_SKIPPED,
+        warnings=manifest.warnings,
+        terms=IMAGENET_TERMS if imagenet and publication.license is None else "",
+        license=publication.license or "unknown",
+        author=publication.author,
+        citation=IMAGENET_CITATION if imagenet else "",
+    )
+    return re.sub(r"\n{3,}", "\n\n", text)
+
+
+def plain(value: object) -> str:
+    """Text that Markdown and HTML show as it is, on one line of a table."""
+    text = html.escape(" ".join(str(value).split()), quote=False)
+    return re.sub(r"([\\`*_\[\]|~$])", r"\\\1", text)
+
+
+def _split_row(name: str, split: Split) -> list[str]:
+    minimum, maximum = min(split.counts, default=0), max(split.counts, default=0)
+    numbers = (len(split.shards), sum(shard.bytes for shard in split.shards))
+    return [
+        name,
+        f"{split.samples:,}",
+        f"{minimum:,}" if minimum == maximum else f"{minimum:,} to {maximum:,}",
+        *(f"{number:,}" for number in numbers),
+    ]
+
+
+def _class_rows(manifest: Manifest) -> list[list[str]]:
+    return [
+        [
+            str(label),
+            plain(wnid),
+            plain(names),
+            *(f"{split.counts[label]:,}" for split in manifest.splits.values()),
+        ]
+        for label, (wnid, names) in enumerate(manifest.classes)
+    ]
+
+
+def _facts(manifest: Manifest, publication: Publication) -> list[tuple[str, str]]:
+    config = {name: value for name, value in manifest.config.items() if name != "classes"}
+    return [
+        ("version of the data", publication.version),
+        *((f"codec: {name}", str(value)) for name, value in sorted(manifest.codec.items())),
+        *((f"setting: {name}", json.dumps(value)) for name, value in sorted(config.items())),
+    ]
+
+
+def _stats_row(stats: ImageStats) -> dict[str, Any]:
+    numbers = {
+        name: ", ".join(f"{value:.2f}" for value in getattr(stats, name).tolist())
+        for name in ("mean", "sd", "stdevs")
+    }
+    return {"split": stats.split, "images": stats.images, **numbers}
+
+
+def checksums(digests: Mapping[str, str]) -> str:
+    """SHA256SUMS, as `sha256sum -c` reads it."""
+    return "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items()))
+
+
+def parse_checksums(text: str) -> dict[str, str]:
+    """SHA-256 by name; ValueError with the line that is none."""
+    digests: dict[str, str] = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        match = re.fullmatch(r"([0-9a-f]{64}) [ *](.+)", line)
+        if match is None:
+            raise ValueError(f"line {number}: expected a SHA-256 and a name, got {line[:80]!r}")
+        digests[match[2]] = match[1]
+    return digests
+
+
+def shard_digests(manifest: Manifest) -> dict[str, str]:
+    """SHA-256 of each tar, by its name."""
+    return {
+        shard.name: shard.sha256 for split in manifest.splits.values() for shard in split.shards
+    }
+
+
+def renew_card(
+    root: Path, changes: Mapping[str, str] | None = None, *, force: bool = False
+) -> tuple[str, ...]:
+    """Write the card of the data set at `root` anew, with its statistics; what was edited by hand.
+
+    `changes` are fields of Publication to set. PrepareError, with nothing written, for a card that
+    was edited by hand, unless `force`; without `changes` such a card is kept, and returned.
+    """
+    manifest = Manifest.load(root)
+    card = Card.load(root)
+    edited = () if force else card.edited
+    if edited and changes is not None:
+        raise PrepareError(
+            f"{root / edited[0]} was edited by hand since alexprep wrote it. Overwrite it with "
+            "--force, or edit it further by hand."
+        )
+    # An edited file is kept, and so is the other: together they say one thing.
+    if not edited:
+        fields = card.publication.to_dict() | dict(changes or {})
+        publication = Publication(**{name: value for name, value in fields.items() if value})
+        card = make_card(manifest, publication, _load_stats(root, manifest))
+        for name, text in ((CROISSANT, card.croissant), (README, card.readme)):
+            write_whole(root / name, (text or "").encode())
+    write_whole(root / SUMS, checksums(_digests(root, manifest)).encode())
+    return edited
+
+
+def has_card(root: Path) -> bool:
+    """Whether a data set has a card; those of earlier versions have none."""
+    return any((root / name).is_file() for name in (README, CROISSANT, SUMS))
+
+
+def _load_stats(root: Path, manifest: Manifest) -> list[ImageStats]:
+    """The statistics of every split that has valid ones."""
+    stats: list[ImageStats] = []
+    for split in manifest.splits:
+        try:
+            stats.append(ImageStats.load(root, manifest, split))
+        except DataError:
+            continue  # none yet, or of other shards: the card does without
+    return stats
+
+
+def _digests(root: Path, manifest: Manifest) -> dict[str, str]:
+    """What SHA256SUMS should say: of shards as the manifest does, of other files as it did.
+
+    A file is hashed only if it is new or one of the statistics, which are the files that change:
+    hashing all again would approve of damage.
+    """
+    try:
+        recorded = parse_checksums((root / SUMS).read_text())
+    except (OSError, ValueError):
+        recorded = {}
+    digests = shard_digests(manifest)
+    names = [MANIFEST, "synsets.txt", "_info.json", *(f"wids-{s}.json" for s in manifest.splits)]
+    names += [shard.index for split in manifest.splits.values() for shard in split.shards]
+    for name in names:
+        if name in recorded:
+            digests[name] = recorded[name]
+        elif (root / name).is_file():
+            digests[name] = _hash_file(root / name)
+    for split in manifest.splits:
+        paths = stats_paths(root, split)
+        for path in (paths.json, paths.npz, paths.png):
+            if path.is_file():
+                digests[path.name] = _hash_file(path)
+    return digests
+
+
+def card_faults(root: Path, manifest: Manifest) -> list[str]:
+    """What `alexprep verify` says of SHA256SUMS and croissant.json; nothing where they are missing.
+
+    The tars are not read: their hashes are compared with the manifest.
+    """
+    faults: list[str] = []
+    shards = shard_digests(manifest)
+    sums, machine = root / SUMS, root / CROISSANT
+    if sums.is_file():
+        try:
+            recorded = parse_checksums(sums.read_text(errors="replace"))
+        except ValueError as error:
+            recorded = shards
+            faults.append(f"{sums}, {error}")
+        faults += [f"{sums} has no line for {name}" for name in shards.keys() - recorded.keys()]
+        for name, digest in recorded.items():
+            path = root / name
+            if not path.resolve().is_relative_to(root.resolve()):
+                faults.append(f"{sums} names {name!r}, which is not in the data set")
+                continue
+            actual = shards.get(name) or (_hash_file(path) if path.is_file() else "missing")
+            if actual != digest:
+                faults.append(f"{path}: sha256 is {actual}, {SUMS} says {digest}")
+    if machine.is_file():
+        faults += _croissant_faults(machine, shards)
+    return faults
+
+
+class _FileObject(msgspec.Struct):
+    """What verify reads of an entry of `distribution`."""
+
+    id: str = msgspec.field(name="@id", default="")
+    sha256: str = ""
+
+
+class _Distribution(msgspec.Struct):
+    distribution: list[_FileObject]
+
+
+def _croissant_faults(path: Path, shards: Mapping[str, str]) -> list[str]:
+    try:
+        entries = msgspec.json.decode(path.read_bytes(), type=_Distribution).distribution
+    except (ValueError, RecursionError) as error:
+        return [f"{path} is damaged ({error})"]
+    hashes = {entry.id: entry.sha256 for entry in entries if entry.sha256}
+    return [
+        f"{path} says sha256 {hashes.get(name, 'nothing')} of {name}, the manifest says {digest}"
+        for name, digest in shards.items()
+        if hashes.get(name) != digest
+    ]
+
+
+def _hash_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

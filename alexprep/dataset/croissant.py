@@ -1,0 +1,255 @@
+"""croissant.json: a data set in MLCommons' Croissant 1.1, for tools that know no WebDataset.
+
+https://docs.mlcommons.org/croissant/docs/croissant-spec-1.1.html. Each tar is a FileObject with its
+sha256. A split has two FileSets in its tars, the images and the labels, and a RecordSet that joins
+them by key: mlcroissant joins two sources and no more, so that KEY.json is not in the records.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from pipelines.format import Manifest
+
+VERSION = "http://mlcommons.org/croissant/1.1"
+CONTEXT: dict[str, Any] = {
+    "@language": "en",
+    "@vocab": "https://schema.org/",
+    "data": {"@id": "cr:data", "@type": "@json"},
+    "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
+    "description": {"@container": "@language"},
+    "examples": {"@id": "cr:examples", "@type": "@json"},
+    "name": {"@container": "@language"},
+    "conformsTo": "dct:conformsTo",
+    "cr": "http://mlcommons.org/croissant/",
+    "dct": "http://purl.org/dc/terms/",
+    "prov": "http://www.w3.org/ns/prov#",
+    "rai": "http://mlcommons.org/croissant/RAI/",
+    "sc": "https://schema.org/",
+} | {
+    name: f"cr:{name}"
+    for name in (
+        *("arrayShape", "citeAs", "column", "containedIn", "equivalentProperty", "extract"),
+        *("field", "fileObject", "fileProperty", "fileSet", "format", "includes", "isArray"),
+        *("isLiveDataset", "jsonPath", "key", "md5", "parentField", "path", "recordSet"),
+        *("references", "regex", "repeated", "replace", "samplingRate", "separator", "source"),
+        *("subField", "transform"),
+    )
+}
+SPLITS = {
+    "train": "cr:TrainingSplit",
+    "validation": "cr:ValidationSplit",
+    "test": "cr:TestSplit",
+}
+MAX_NAMED = 100
+
+
+def croissant(
+    manifest: Manifest,
+    publication: Mapping[str, str],
+    *,
+    description: str,
+    license: str,
+    citation: str | None,
+) -> str:
+    """The text of croissant.json.
+
+    `publication` has version and, where they are known, author, url and published.
+    """
+    data: dict[str, Any] = {
+        "@context": CONTEXT,
+        "@type": "sc:Dataset",
+        "conformsTo": VERSION,
+        "name": manifest.name,
+        "description": description,
+        "license": _license_url(license),
+        "version": publication["version"],
+    }
+    if "author" in publication:
+        data["creator"] = {"@type": "sc:Person", "name": publication["author"]}
+    for name, field in (("url", "url"), ("datePublished", "published")):
+        if field in publication:
+            data[name] = publication[field]
+    if citation:
+        data["citeAs"] = citation
+    data |= _provenance(manifest)
+    data["distribution"] = [entry for split in manifest.splits for entry in _files(manifest, split)]
+    data["recordSet"] = [
+        _classes(manifest),
+        _splits(manifest),
+        *(entry for split in manifest.splits for entry in _records(split)),
+    ]
+    return json.dumps(data, indent=1, ensure_ascii=False) + "\n"
+
+
+def _license_url(license: str) -> str:
+    """The address of a license that has one, as Croissant recommends."""
+    if common := re.fullmatch(r"cc-(by(?:-nc)?(?:-sa|-nd)?)-(\d\.\d)", license):
+        return f"https://creativecommons.org/licenses/{common[1]}/{common[2]}/"
+    if license == "cc0-1.0":
+        return "https://creativecommons.org/publicdomain/zero/1.0/"
+    if license in ("mit", "apache-2.0", "bsd-2-clause", "bsd-3-clause", "odbl", "gpl-3.0"):
+        return f"https://choosealicense.com/licenses/{license.replace('odbl', 'odbl-1.0')}/"
+    return license
+
+
+def _provenance(manifest: Manifest) -> dict[str, Any]:
+    """Source, program, codec, settings and what was repaired or skipped, in PROV-O."""
+    source = manifest.source
+    values = {f"codec: {name}": value for name, value in sorted(manifest.codec.items())}
+    values |= {
+        f"setting: {name}": json.dumps(value)
+        for name, value in sorted(manifest.config.items())
+        if name != "classes"
+    }
+    values |= {f"images repaired: {fix}": count for fix, count in sorted(manifest.fixes.items())}
+    values["files skipped"] = len(manifest.left_out)
+    for number, entry in enumerate(manifest.left_out[:MAX_NAMED], start=1):
+        values[f"file skipped: {number}"] = f"{entry.path}: {entry.reason}"
+    for number, warning in enumerate(manifest.warnings, start=1):
+        values[f"warning: {number}"] = warning
+    return {
+        "prov:wasDerivedFrom": {
+            "@type": "prov:Entity",
+            "@id": f"urn:sha256:{source.get('sha256', '')}",
+            "prov:label": f"{source.get('name', '')} ({source.get('kind', '')})",
+        },
+        "prov:wasGeneratedBy": {
+            "@type": "prov:Activity",
+            "prov:label": "alexprep shard",
+            "prov:wasAssociatedWith": {
+                "@type": "prov:SoftwareAgent",
+                "prov:label": f"alexprep {manifest.alexprep}",
+            },
+            "additionalProperty": [
+                {"@type": "sc:PropertyValue", "propertyID": name, "value": value}
+                for name, value in values.items()
+            ],
+        },
+    }
+
+
+def _files(manifest: Manifest, split: str) -> list[dict[str, Any]]:
+    """The tars of a split, and the images and labels in them."""
+    shards = manifest.splits[split].shards
+    return [
+        *(
+            {
+                "@type": "cr:FileObject",
+                "@id": shard.name,
+                "name": shard.name,
+                "contentUrl": shard.name,
+                "contentSize": f"{shard.bytes} B",
+                "encodingFormat": "application/x-tar",
+                "sha256": shard.sha256,
+            }
+            for shard in shards
+        ),
+        *(
+            {
+                "@type": "cr:FileSet",
+                "@id": f"{split}-{suffix}",
+                "name": f"{split}-{suffix}",
+                "containedIn": [{"@id": shard.name} for shard in shards],
+                "encodingFormat": encoding,
+                "includes": f"*.{suffix}",
+            }
+            for suffix, encoding in (("jpg", "image/jpeg"), ("cls", "text/plain"))
+        ),
+    ]
+
+
+def _classes(manifest: Manifest) -> dict[str, Any]:
+    return {
+        "@type": "cr:RecordSet",
+        "@id": "classes",
+        "name": "classes",
+        "dataType": "sc:Enumeration",
+        "key": {"@id": "classes/label"},
+        "field": [
+            _field("classes/label", "sc:Integer"),
+            _field("classes/wnid", "sc:Text"),
+            _field("classes/name", "sc:Text"),
+        ],
+        "data": [
+            {"classes/label": label, "classes/wnid": wnid, "classes/name": names}
+            for label, (wnid, names) in enumerate(manifest.classes)
+        ],
+    }
+
+
+def _splits(manifest: Manifest) -> dict[str, Any]:
+    return {
+        "@type": "cr:RecordSet",
+        "@id": "splits",
+        "name": "splits",
+        "dataType": "cr:Split",
+        "key": {"@id": "splits/name"},
+        "field": [_field("splits/name", "sc:Text"), _field("splits/url", "sc:URL")],
+        "data": [
+            {"splits/name": split, "splits/url": SPLITS.get(split, "cr:Split")}
+            for split in manifest.splits
+        ],
+    }
+
+
+def _records(split: str) -> list[dict[str, Any]]:
+    """The labels of a split, and its images with them."""
+    labels = f"{split}_labels"
+    return [
+        {
+            "@type": "cr:RecordSet",
+            "@id": labels,
+            "name": labels,
+            "key": {"@id": f"{labels}/key"},
+            "field": [
+                _field(f"{labels}/key", "sc:Text", _key(f"{split}-cls")),
+                _field(f"{labels}/label", "sc:Integer", _content(f"{split}-cls")),
+            ],
+        },
+        {
+            "@type": "cr:RecordSet",
+            "@id": split,
+            "name": split,
+            "description": "Every image of the split. The label counts from 0, as in classes.",
+            "key": {"@id": f"{split}/key"},
+            "field": [
+                _field(f"{split}/key", "sc:Text", _key(f"{split}-jpg"))
+                | {"references": {"field": {"@id": f"{labels}/key"}}},
+                _field(f"{split}/split", "sc:Text")
+                | {"value": split, "references": {"field": {"@id": "splits/name"}}},
+                _field(f"{split}/image", "sc:ImageObject", _content(f"{split}-jpg")),
+                _field(
+                    f"{split}/label",
+                    ["sc:Integer", "cr:Label"],
+                    {"field": {"@id": f"{labels}/label"}},
+                ),
+            ],
+        },
+    ]
+
+
+def _field(
+    ident: str, kind: str | list[str], source: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    field: dict[str, Any] = {
+        "@type": "cr:Field",
+        "@id": ident,
+        "name": ident.rpartition("/")[2],
+        "dataType": kind,
+    }
+    return field | ({} if source is None else {"source": source})
+
+
+def _key(file_set: str) -> dict[str, Any]:
+    # A key has no dot. What follows it is optional: mlcroissant applies this to keys once more.
+    return {
+        "fileSet": {"@id": file_set},
+        "extract": {"fileProperty": "filename"},
+        "transform": {"regex": r"^([^.]+)"},
+    }
+
+
+def _content(file_set: str) -> dict[str, Any]:
+    return {"fileSet": {"@id": file_set}, "extract": {"fileProperty": "content"}}
