@@ -119,6 +119,7 @@ def test_every_file_of_a_set_is_on_the_page(root):
     tree = block(r"^## Folder\n\n((?:    .*?\n)+)").replace("imagenet1k", "zoo")
     words = [word.strip(",").removeprefix("ROOT/") for word in re.findall(r"\S+\.\w+", tree)]
     patterns = [word.replace("000000", "*").replace("train-*.idx", "*.idx") for word in words]
+    patterns.append("SHA256SUMS")
     known = {str(path.relative_to(root)) for p in patterns for path in root.glob(f"**/{p}")}
     assert files_below(root) - known == set()
 

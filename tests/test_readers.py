@@ -134,12 +134,58 @@ for split, rows in there.items():
 """
 
 
-@pytest.mark.parametrize("call", ['"webdataset", data_dir=root', "root"])
-def test_hugging_face_datasets(root, tmp_path, call):
+@pytest.mark.parametrize("how", ["", ", streaming=True"])
+@pytest.mark.parametrize("source", ['"webdataset", data_dir=root', "root"])
+def test_hugging_face_datasets(root, tmp_path, source, how):
+    call = source + how
     rows = read(tmp_path, HF % call, root)
     for split in SPLITS:
         assert sorted(row[1:] for row in rows if row[0] == split) == sorted(
             [key, label, pixels, True] for key, _, label, pixels in samples(root, split)
+        )
+
+
+HF_NAMES = """
+import datasets
+datasets.disable_progress_bars()
+for split, rows in datasets.load_dataset(root%s).items():
+    for s in rows:
+        say(split, s["__key__"], rows.features["cls"].int2str(s["cls"]))
+"""
+
+
+@pytest.mark.parametrize("how", ["", ", streaming=True"])
+def test_hugging_face_datasets_learns_the_class_names_from_the_card(root, tmp_path, how):
+    rows = read(tmp_path, HF_NAMES % how, root)
+    names = ("ant", "bee", "cat")
+    for split in SPLITS:
+        assert sorted(row[1:] for row in rows if row[0] == split) == sorted(
+            [key, names[label]] for key, _, label, _ in samples(root, split)
+        )
+
+
+MLCROISSANT = """
+import warnings
+warnings.simplefilter("ignore")
+import mlcroissant
+data = mlcroissant.Dataset(jsonld=f"{root}/croissant.json")
+issues = data.metadata.ctx.issues
+assert not issues.errors, issues.report()
+for split in ("train", "validation"):
+    for record in data.records(split):
+        s = {name.removeprefix(f"{split}/"): value for name, value in record.items()}
+        assert s["split"].decode() == split, s
+        say(split, s["key"].decode(), s["label"], pixels(s["image"]))
+say("classes", [record["classes/name"] for record in data.records("classes")])
+"""
+
+
+def test_mlcroissant_validates_the_description_and_reads_every_record(root, tmp_path):
+    *rows, names = read(tmp_path, MLCROISSANT, root)
+    assert names == ["classes", ["ant", "bee", "cat"]]
+    for split in SPLITS:
+        assert sorted(row[1:] for row in rows if row[0] == split) == sorted(
+            [key, label, pixels] for key, _, label, pixels in samples(root, split)
         )
 
 

@@ -108,7 +108,8 @@ def test_only_tars_lie_in_the_split_folders_and_nothing_is_left_over(made):
     assert {path.suffix for path in root.glob("*/*")} == {".tar", ".idx"}
     assert {path.suffix for path in root.glob("train/*")} == {".tar"}
     assert sorted(path.name for path in root.iterdir()) == [
-        *("_info.json", "index", "manifest.json", "synsets.txt", "train", "validation"),
+        *("README.md", "SHA256SUMS", "_info.json", "croissant.json", "index", "manifest.json"),
+        *("synsets.txt", "train", "validation"),
         *("wids-train.json", "wids-validation.json"),
     ]
 
@@ -136,7 +137,7 @@ def test_the_same_bytes_come_from_1_2_and_4_workers_a_second_run_and_a_sequentia
     }.items():
         shard(source, tmp_path / name, SMALL, options)
     first = contents(tmp_path / "one")
-    assert len(first) == 2 * 5 + 5
+    assert len(first) == 2 * 5 + 8
     for name in ("two", "four", "again", "sequential"):
         assert contents(tmp_path / name) == first
 

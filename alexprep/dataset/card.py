@@ -15,20 +15,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jinja2
 import msgspec
 import yaml
 
-from alexprep.dataset.croissant import croissant
+from alexprep.dataset.checksums import SUMS, checksums, digests
+from alexprep.dataset.croissant import CROISSANT, croissant
 from alexprep.errors import PrepareError
+from pipelines.atomic import write_whole
 from pipelines.errors import DataError
-from pipelines.files import write_whole
-from pipelines.format import MANIFEST, Manifest, Split
-from pipelines.imagestats import ImageStats, stats_paths
+from pipelines.format import Manifest, Split
+from pipelines.imagestats import ImageStats
 
-README, CROISSANT, SUMS = "README.md", "croissant.json", "SHA256SUMS"
+README = "README.md"
 COMMENT = re.compile(r"<!-- alexprep card (\{.*\}) -->\n\Z")
 MAX_CLASSES, MAX_SKIPPED = 100, 20
 IMAGENET_WNID = re.compile(r"n\d{8}")
@@ -92,9 +93,6 @@ class _Record(msgspec.Struct):
     readme: str
     croissant: str
     publication: dict[str, str]
-
-
-Status = Literal["missing", "generated", "edited"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -339,29 +337,6 @@ def _stats_row(stats: ImageStats) -> dict[str, Any]:
     return {"split": stats.split, "images": stats.images, **numbers}
 
 
-def checksums(digests: Mapping[str, str]) -> str:
-    """SHA256SUMS, as `sha256sum -c` reads it."""
-    return "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items()))
-
-
-def parse_checksums(text: str) -> dict[str, str]:
-    """SHA-256 by name; ValueError with the line that is none."""
-    digests: dict[str, str] = {}
-    for number, line in enumerate(text.splitlines(), start=1):
-        match = re.fullmatch(r"([0-9a-f]{64}) [ *](.+)", line)
-        if match is None:
-            raise ValueError(f"line {number}: expected a SHA-256 and a name, got {line[:80]!r}")
-        digests[match[2]] = match[1]
-    return digests
-
-
-def shard_digests(manifest: Manifest) -> dict[str, str]:
-    """SHA-256 of each tar, by its name."""
-    return {
-        shard.name: shard.sha256 for split in manifest.splits.values() for shard in split.shards
-    }
-
-
 def renew_card(
     root: Path, changes: Mapping[str, str] | None = None, *, force: bool = False
 ) -> tuple[str, ...]:
@@ -385,7 +360,7 @@ def renew_card(
         card = make_card(manifest, publication, _load_stats(root, manifest))
         for name, text in ((CROISSANT, card.croissant), (README, card.readme)):
             write_whole(root / name, (text or "").encode())
-    write_whole(root / SUMS, checksums(_digests(root, manifest)).encode())
+    write_whole(root / SUMS, checksums(digests(root, manifest)).encode())
     return edited
 
 
@@ -403,89 +378,6 @@ def _load_stats(root: Path, manifest: Manifest) -> list[ImageStats]:
         except DataError:
             continue  # none yet, or of other shards: the card does without
     return stats
-
-
-def _digests(root: Path, manifest: Manifest) -> dict[str, str]:
-    """What SHA256SUMS should say: of shards as the manifest does, of other files as it did.
-
-    A file is hashed only if it is new or one of the statistics, which are the files that change:
-    hashing all again would approve of damage.
-    """
-    try:
-        recorded = parse_checksums((root / SUMS).read_text())
-    except (OSError, ValueError):
-        recorded = {}
-    digests = shard_digests(manifest)
-    names = [MANIFEST, "synsets.txt", "_info.json", *(f"wids-{s}.json" for s in manifest.splits)]
-    names += [shard.index for split in manifest.splits.values() for shard in split.shards]
-    for name in names:
-        if name in recorded:
-            digests[name] = recorded[name]
-        elif (root / name).is_file():
-            digests[name] = _hash_file(root / name)
-    for split in manifest.splits:
-        paths = stats_paths(root, split)
-        for path in (paths.json, paths.npz, paths.png):
-            if path.is_file():
-                digests[path.name] = _hash_file(path)
-    return digests
-
-
-def card_faults(root: Path, manifest: Manifest) -> list[str]:
-    """What `alexprep verify` says of SHA256SUMS and croissant.json; nothing where they are missing.
-
-    The tars are not read: their hashes are compared with the manifest.
-    """
-    faults: list[str] = []
-    shards = shard_digests(manifest)
-    sums, machine = root / SUMS, root / CROISSANT
-    if sums.is_file():
-        try:
-            recorded = parse_checksums(sums.read_text(errors="replace"))
-        except ValueError as error:
-            recorded = shards
-            faults.append(f"{sums}, {error}")
-        faults += [f"{sums} has no line for {name}" for name in shards.keys() - recorded.keys()]
-        for name, digest in recorded.items():
-            path = root / name
-            if not path.resolve().is_relative_to(root.resolve()):
-                faults.append(f"{sums} names {name!r}, which is not in the data set")
-                continue
-            actual = shards.get(name) or (_hash_file(path) if path.is_file() else "missing")
-            if actual != digest:
-                faults.append(f"{path}: sha256 is {actual}, {SUMS} says {digest}")
-    if machine.is_file():
-        faults += _croissant_faults(machine, shards)
-    return faults
-
-
-class _FileObject(msgspec.Struct):
-    """What verify reads of an entry of `distribution`."""
-
-    id: str = msgspec.field(name="@id", default="")
-    sha256: str = ""
-
-
-class _Distribution(msgspec.Struct):
-    distribution: list[_FileObject]
-
-
-def _croissant_faults(path: Path, shards: Mapping[str, str]) -> list[str]:
-    try:
-        entries = msgspec.json.decode(path.read_bytes(), type=_Distribution).distribution
-    except (ValueError, RecursionError) as error:
-        return [f"{path} is damaged ({error})"]
-    hashes = {entry.id: entry.sha256 for entry in entries if entry.sha256}
-    return [
-        f"{path} says sha256 {hashes.get(name, 'nothing')} of {name}, the manifest says {digest}"
-        for name, digest in shards.items()
-        if hashes.get(name) != digest
-    ]
-
-
-def _hash_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sha256(text: str) -> str:

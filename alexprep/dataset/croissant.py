@@ -8,10 +8,15 @@ them by key: mlcroissant joins two sources and no more, so that KEY.json is not 
 import json
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from alexprep.dataset.checksums import shard_digests
 from pipelines.format import Manifest
 
+CROISSANT = "croissant.json"
 VERSION = "http://mlcommons.org/croissant/1.1"
 CONTEXT: dict[str, Any] = {
     "@language": "en",
@@ -253,3 +258,30 @@ def _key(file_set: str) -> dict[str, Any]:
 
 def _content(file_set: str) -> dict[str, Any]:
     return {"fileSet": {"@id": file_set}, "extract": {"fileProperty": "content"}}
+
+
+class _FileObject(msgspec.Struct):
+    """What verify reads of an entry of `distribution`."""
+
+    id: str = msgspec.field(name="@id", default="")
+    sha256: str = ""
+
+
+class _Distribution(msgspec.Struct):
+    distribution: list[_FileObject]
+
+
+def croissant_faults(path: Path, manifest: Manifest) -> list[str]:
+    """Where croissant.json, if there is one, does not have the hashes of the manifest."""
+    if not path.is_file():
+        return []
+    try:
+        entries = msgspec.json.decode(path.read_bytes(), type=_Distribution).distribution
+    except (ValueError, RecursionError) as error:
+        return [f"{path} is damaged ({error})"]
+    hashes = {entry.id: entry.sha256 for entry in entries if entry.sha256}
+    return [
+        f"{path} says sha256 {hashes.get(name, 'nothing')} of {name}, the manifest says {digest}"
+        for name, digest in shard_digests(manifest).items()
+        if hashes.get(name) != digest
+    ]

@@ -11,16 +11,10 @@ from typing import Any, cast
 import numpy as np
 
 from alexprep import __version__
-from alexprep.dataset.card import (
-    CROISSANT,
-    README,
-    SUMS,
-    Card,
-    checksums,
-    make_card,
-    shard_digests,
-)
+from alexprep.dataset.card import README, Card, make_card
+from alexprep.dataset.checksums import SUMS, checksums, shard_digests
 from alexprep.dataset.codec import CODEC
+from alexprep.dataset.croissant import CROISSANT
 from alexprep.dataset.shard_plan import ShardPlan
 from alexprep.dataset.shard_writer import Fault, ShardRecord
 from alexprep.dataset.store import STATE, Store, write_bytes

@@ -1,0 +1,90 @@
+"""SHA256SUMS: the hash of every file of a data set but its card, as `sha256sum -c` reads it."""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from pipelines.format import MANIFEST, Manifest
+from pipelines.imagestats import stats_paths
+
+SUMS = "SHA256SUMS"
+
+
+def checksums(digests: Mapping[str, str]) -> str:
+    """SHA256SUMS, as `sha256sum -c` reads it."""
+    return "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items()))
+
+
+def parse_checksums(text: str) -> dict[str, str]:
+    """SHA-256 by name; ValueError with the line that is none."""
+    digests: dict[str, str] = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        match = re.fullmatch(r"([0-9a-f]{64}) [ *](.+)", line)
+        if match is None:
+            raise ValueError(f"line {number}: expected a SHA-256 and a name, got {line[:80]!r}")
+        digests[match[2]] = match[1]
+    return digests
+
+
+def shard_digests(manifest: Manifest) -> dict[str, str]:
+    """SHA-256 of each tar, by its name."""
+    return {
+        shard.name: shard.sha256 for split in manifest.splits.values() for shard in split.shards
+    }
+
+
+def digests(root: Path, manifest: Manifest) -> dict[str, str]:
+    """What SHA256SUMS should say: of shards as the manifest does, of other files as it did.
+
+    A file is hashed only if it is new or one of the statistics, which are the files that change:
+    hashing all again would approve of damage.
+    """
+    try:
+        recorded = parse_checksums((root / SUMS).read_text())
+    except (OSError, ValueError):
+        recorded = {}
+    known = shard_digests(manifest)
+    names = [MANIFEST, "synsets.txt", "_info.json", *(f"wids-{s}.json" for s in manifest.splits)]
+    names += [shard.index for split in manifest.splits.values() for shard in split.shards]
+    for name in names:
+        if name in recorded:
+            known[name] = recorded[name]
+        elif (root / name).is_file():
+            known[name] = hash_file(root / name)
+    for split in manifest.splits:
+        paths = stats_paths(root, split)
+        for path in (paths.json, paths.npz, paths.png):
+            if path.is_file():
+                known[path.name] = hash_file(path)
+    return known
+
+
+def checksum_faults(root: Path, manifest: Manifest) -> dict[Path, str]:
+    """What differs from SHA256SUMS, if there is one, by file; tars are compared by the manifest."""
+    path = root / SUMS
+    if not path.is_file():
+        return {}
+    shards = shard_digests(manifest)
+    try:
+        recorded = parse_checksums(path.read_text(errors="replace"))
+    except ValueError as error:
+        return {path: f"{path}, {error}"}
+    faults = {
+        root / name: f"{path} has no line for {name}" for name in shards if name not in recorded
+    }
+    for name, digest in recorded.items():
+        if name.startswith("/") or ".." in name.split("/"):
+            faults[path] = f"{path} names {name!r}, which is not in the data set"
+            continue
+        is_file = (root / name).is_file()
+        actual = shards.get(name) or (hash_file(root / name) if is_file else "missing")
+        if actual != digest:
+            faults[root / name] = f"{root / name}: sha256 is {actual}, {SUMS} says {digest}"
+    return faults
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
