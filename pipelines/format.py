@@ -143,11 +143,6 @@ class Manifest:
             ) from error
         return manifest
 
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """What is probably wrong with the source; in `source`, where old readers take any field."""
-        return tuple(self.source.get("warnings", ()))
-
     def _check_names(self) -> None:
         """ValueError for a shard that lies elsewhere than in its split's folder."""
         for split, contents in self.splits.items():

@@ -168,6 +168,17 @@ def is_imagenet(manifest: Manifest) -> bool:
     return all(IMAGENET_WNID.fullmatch(wnid) for wnid, _ in manifest.classes)
 
 
+class _Dumper(yaml.SafeDumper):
+    """Safe YAML that gives any text back: unquoted, PyYAML folds U+0085 and its like."""
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        style = None if text.isprintable() else '"'
+        return yaml.ScalarNode("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
+
+
 def front_matter(manifest: Manifest, publication: Publication) -> str:
     """The YAML that the Hub and `datasets` read: license, files of each split, features."""
     header: dict[str, Any] = {"license": publication.license or "unknown"}
@@ -194,7 +205,7 @@ def front_matter(manifest: Manifest, publication: Publication) -> str:
         ],
         "dataset_info": _dataset_info(manifest),
     }
-    return yaml.safe_dump(header, sort_keys=False, allow_unicode=True, width=100)
+    return yaml.dump(header, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
 def _dataset_info(manifest: Manifest) -> dict[str, Any]:
@@ -280,6 +291,7 @@ def _body(manifest: Manifest, publication: Publication, stats: Sequence[ImageSta
         source={"name": "", "kind": "", "sha256": ""} | dict(manifest.source),
         facts=_facts(manifest, publication),
         fixes=sorted(manifest.fixes.items()),
+        duplicates=sorted(manifest.duplicates.items()),
         skipped=manifest.left_out,
         max_skipped=MAX_SKIPPED,
         warnings=manifest.warnings,

@@ -109,6 +109,9 @@ def _provenance(manifest: Manifest) -> dict[str, Any]:
         if name != "classes"
     }
     values |= {f"images repaired: {fix}": count for fix, count in sorted(manifest.fixes.items())}
+    values |= {
+        f"duplicate files: {kind}": count for kind, count in sorted(manifest.duplicates.items())
+    }
     values["files skipped"] = len(manifest.left_out)
     for number, entry in enumerate(manifest.left_out[:MAX_NAMED], start=1):
         values[f"file skipped: {number}"] = f"{entry.path}: {entry.reason}"

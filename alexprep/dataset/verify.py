@@ -18,6 +18,8 @@ import simplejpeg  # pyright: ignore[reportMissingTypeStubs]
 from numpy.typing import NDArray
 from PIL import Image
 
+from alexprep.dataset.checksums import checksum_faults
+from alexprep.dataset.croissant import CROISSANT, croissant_faults
 from alexprep.dataset.duplicates import (
     UNKNOWN,
     count_duplicates,
@@ -116,6 +118,7 @@ def verify(
     plan = plan_again(manifest, source, root) if rebuild and source is not None else None
     findings = _check_shards(root, manifest, workers or cores())
     faults = [*_file_faults(root, manifest), *_statistics_faults(root, manifest)]
+    faults += croissant_faults(root / CROISSANT, manifest)
     for split in manifest.splits:
         faults += [fault for shard in findings[split] for fault in shard.faults]
         faults += _split_faults(split, manifest, findings[split])
@@ -124,6 +127,8 @@ def verify(
     counts, warnings = _duplicates(manifest, findings)
     if manifest.duplicates and dict(manifest.duplicates) != counts:
         faults.append(f"duplicates are {counts}, the manifest says {dict(manifest.duplicates)}")
+    if not faults:  # of what is at fault already the checksum is another too
+        faults += checksum_faults(root, manifest)
     rebuilt: tuple[str, ...] = ()
     if plan is not None:
         rebuilt, differences = rebuild_shards(plan, manifest, rebuild, workers or cores())
