@@ -9,8 +9,10 @@ The order and all draws are functions of (seed, epoch, position): `state_dict` i
 loader with other threads, another backend or another number of ranks continues the same sequence.
 """
 
+import atexit
 import hashlib
 import threading
+import weakref
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing, suppress
 from functools import partial
@@ -31,6 +33,15 @@ from pipelines.plan import Plan, Task
 from pipelines.prefetch import prefetch
 from pipelines.shards import RawBatch, SampleReader, read_batch
 from pipelines.source import Source, open_source, prefer_planes
+
+_OPEN: "weakref.WeakSet[Loader]" = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Close what the program left open: later the modules that closing needs are gone."""
+    for loader in list(_OPEN):
+        loader.close()
 
 
 class Loader:
@@ -62,6 +73,7 @@ class Loader:
         self._stream: Generator[tuple[RawBatch, Tensor]] | None = None
         self._lock = threading.RLock()  # an RLock: a signal handler may close while `_next` waits
         self._closed = False
+        _OPEN.add(self)
 
     def __len__(self) -> int:
         """Batches of a whole epoch."""

@@ -1,6 +1,8 @@
 """The loader: ranks, exact resume, epochs, and what it says of itself."""
 
 import json
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -240,3 +242,15 @@ def test_statistics_are_asked_for_only_when_they_are_needed(tmp_path, rng):
         assert len(labels_of(loader)) == 2
     with pytest.raises(DataError, match="alexprep stats"):
         open_loader(tmp_path)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_program_may_end_without_closing_its_loader(root, backend):
+    program = (
+        "from pipelines import LoaderConfig, open_loader\n"
+        f"config = LoaderConfig(batch=8, backend={backend!r})\n"
+        f"batches = iter(open_loader({str(root)!r}, config=config))\n"
+        "next(batches), print(len(next(batches)[1]))\n"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (run.returncode, run.stdout, run.stderr) == (0, "8\n", "")
