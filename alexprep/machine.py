@@ -65,6 +65,13 @@ def instruction_sets() -> str:
     return ", ".join([*names, *limits])
 
 
+def computes_bfloat16() -> bool:
+    """Whether oneDNN has instructions of the processor for it; without them it is emulated."""
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "DEFAULT").upper()
+    allowed = limit == "DEFAULT" or "BF16" in limit or "AMX" in limit or "FP16" in limit
+    return allowed and any("BF16" in name for name in instruction_sets().split(", "))
+
+
 def cores() -> int:
     """Cores this process may run on, which a container may have made fewer than there are."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.distributed.device_mesh import DeviceMesh
 
-from alexnet.errors import RunError
+from alexnet.errors import LostConnection, RunError
 from alexnet.model.norms_cpu import memory_format
 
 TIMEOUT_SECONDS = 60.0
@@ -65,11 +65,11 @@ class Team:
         return self.mesh.size(1)
 
     def exchange(self, collective: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        """Run a collective of torch.distributed; RunError if another process is gone or stuck."""
+        """Run a collective of torch.distributed; LostConnection if another process is gone."""
         try:
             return collective(*args, **options)
         except RuntimeError as error:
-            raise RunError(
+            raise LostConnection(
                 f"Rank {dist.get_rank()} lost the connection to another process. See the errors "
                 "of the other ranks and the report of torchrun, then run the command again to "
                 "resume from the last checkpoint."
@@ -89,8 +89,8 @@ def join(device: str = "cpu", *, columns: int = 2, timeout: float = TIMEOUT_SECO
     """Join the processes started by torchrun, or by any launcher that sets its variables.
 
     Neighbouring ranks are the columns of one replica: they exchange the most. If a process dies,
-    the others end with a RunError: at once with gloo, after `timeout` with NCCL. torchrun ends them
-    sooner and names the rank that failed first.
+    the others end with LostConnection: at once with gloo, after `timeout` with NCCL. torchrun ends
+    them sooner and names the rank that failed first.
 
     Args:
         device: "cpu" (gloo) or "cuda" (NCCL; the device is the local rank's).

@@ -1,11 +1,20 @@
 """The commands that train, evaluate and use a network."""
 
+import os
 from pathlib import Path
 from typing import Literal
 
 import click
 
-from alexprep.commands.options import PATH, json_option, print_json, seed_option, usage
+from alexprep.commands.options import (
+    PATH,
+    announced_device,
+    device_option,
+    json_option,
+    print_json,
+    seed_option,
+    usage,
+)
 
 
 def complete_recipe(_ctx: click.Context, _param: click.Parameter, prefix: str) -> list[str]:
@@ -36,9 +45,31 @@ def parse_weights(text: str) -> tuple[float, ...]:
 @click.option("--smoke", is_flag=True, help="Train a small version, sized for a CPU.")
 @click.option(
     "--devices",
-    default="cpu",
+    default="auto",
     show_default=True,
-    help="cpu, cuda:0, or cuda:0,cuda:1 for one column per GPU.",
+    help="auto, cpu, cuda:0, or cuda:0,cuda:1 for one column per GPU. auto uses a GPU for each "
+    "column, or the only GPU, or the CPU.",
+)
+@click.option(
+    "--replicas",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Copies of the network that share each batch. With more than one, each column of each "
+    "copy gets its own process and GPU.",
+)
+@click.option(
+    "--nodes",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Machines that share the replicas. Run the same command on each.",
+)
+@click.option(
+    "--coordinator",
+    default="",
+    metavar="HOST:PORT",
+    help="Where the machines meet: one of them, and a free port.",
 )
 @click.option(
     "--backend",
@@ -69,6 +100,9 @@ def train(
     recipe: str,
     smoke: bool,
     devices: str,
+    replicas: int,
+    nodes: int,
+    coordinator: str,
     backend: Literal["auto", "dali", "torch"],
     epochs: int | None,
     seed: int,
@@ -81,8 +115,10 @@ def train(
 
     \b
     Example:
-        alexprep train ~/imagenet256 --run ~/run --devices cuda:0,cuda:1
+        alexprep train ~/imagenet256 --run ~/run
+        alexprep train ~/imagenet256 --run ~/run --replicas 4     # on eight GPUs
     """
+    from alexprep.model.placement import Launch
     from alexprep.model.training import TrainOptions
     from alexprep.model.training import train as work
 
@@ -94,6 +130,7 @@ def train(
                 recipe=recipe,
                 smoke=smoke,
                 devices=tuple(devices.split(",")),
+                launch=Launch(replicas=replicas, nodes=nodes, coordinator=coordinator),
                 backend=backend,
                 epochs=epochs,
                 seed=seed,
@@ -101,7 +138,9 @@ def train(
                 init_from=init_from,
             ),
         )
-    click.echo(summary.text())
+    # Started by torchrun, only the first process speaks.
+    if os.environ.get("RANK", "0") == "0":
+        click.echo(summary.text())
     raise SystemExit(summary.exit_code)
 
 
@@ -117,7 +156,7 @@ def train(
     help="1: centre crop. 10: corners, centre and their mirror images, as in the paper.",
 )
 @click.option("--batch", default=100, show_default=True, help="Batch size.")
-@click.option("--device", default="cpu", show_default=True, help="Device: cpu or cuda:0.")
+@device_option
 @click.option("--weights", help="Weight of each checkpoint in the average, for example 1,1,2.")
 @click.option("--labels", type=PATH, help="JSON file of other labels: {key: [label, ...]}.")
 @click.option(
@@ -158,7 +197,7 @@ def evaluate(
             split=split,
             views=1 if views == "1" else 10,
             batch=batch,
-            device=device,
+            device=announced_device(device),
             weights=parse_weights(weights) if weights else (),
             labels=labels,
         )
@@ -183,7 +222,7 @@ def evaluate(
     "--views", type=click.Choice(["1", "10"]), default="10", show_default=True, help="As for eval."
 )
 @click.option("--top", default=5, show_default=True, help="Number of classes to print.")
-@click.option("--device", default="cpu", show_default=True, help="Device: cpu or cuda:0.")
+@device_option
 @json_option
 def predict(
     checkpoint: Path, images: tuple[Path, ...], views: str, top: int, device: str, as_json: bool
@@ -201,7 +240,9 @@ def predict(
     from alexprep.model.predict import predict as work
 
     with usage():
-        options = PredictOptions(views=1 if views == "1" else 10, top=top, device=device)
+        options = PredictOptions(
+            views=1 if views == "1" else 10, top=top, device=announced_device(device)
+        )
         predictions = list(work(checkpoint, images, options))
     if as_json:
         print_json([prediction.to_dict() for prediction in predictions])

@@ -20,6 +20,13 @@ scheduler_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 seed_option = click.option("--seed", type=int, default=0, show_default=True, help="Random seed.")
 
+device_option = click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    help="Device: auto, cpu or cuda:0. auto is the first GPU, or the CPU.",
+)
+
 
 @contextmanager
 def usage() -> Generator[None]:
@@ -33,3 +40,13 @@ def usage() -> Generator[None]:
 def print_json(value: object) -> None:
     """Print a result as JSON."""
     click.echo(json.dumps(value, indent=1))
+
+
+def announced_device(device: str) -> str:
+    """The device that "auto" is on this machine, which is said on stderr."""
+    from alexprep.model.placement import choose_device
+
+    name, reason = choose_device(device)
+    if reason:
+        click.echo(f"device {name} ({reason})", err=True)
+    return name

@@ -4,7 +4,15 @@ from pathlib import Path
 
 import click
 
-from alexprep.commands.options import PATH, json_option, print_json, usage, workers_option
+from alexprep.commands.options import (
+    PATH,
+    announced_device,
+    device_option,
+    json_option,
+    print_json,
+    usage,
+    workers_option,
+)
 
 
 @click.command()
@@ -30,7 +38,7 @@ def demo(out: Path) -> None:
 @click.option(
     "--images", default=5000, show_default=True, help="Number of validation images to evaluate."
 )
-@click.option("--device", default="cpu", show_default=True, help="Device: cpu or cuda:0.")
+@device_option
 def report(path: Path, out: Path | None, data: Path | None, images: int, device: str) -> None:
     """Write an HTML report of a run or a data set.
 
@@ -43,7 +51,7 @@ def report(path: Path, out: Path | None, data: Path | None, images: int, device:
     from alexprep.report import write_report
 
     with usage():
-        page = write_report(path, out, data=data, images=images, device=device)
+        page = write_report(path, out, data=data, images=images, device=announced_device(device))
     click.echo(page)
 
 

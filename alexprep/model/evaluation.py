@@ -29,6 +29,7 @@ from alexnet.training.evaluate import (
     rank_of_label,
 )
 from alexprep import schema
+from alexprep.model.placement import choose_device
 from alexprep.model.predictions import SUFFIX, Predictions, check_output
 from alexprep.model.trained import Trained, load_trained
 from pipelines.config import BackendName, LoaderConfig
@@ -49,7 +50,7 @@ class EvalOptions:
         split: of the data set.
         views: 1: the centre crop; 10: corners, centre and their mirrors, probabilities averaged.
         batch: crops the network takes at once.
-        device: "cpu" or "cuda:0".
+        device: "auto", "cpu" or "cuda:0".
         backend: of the loader.
         weights: of the checkpoints in the average; none: equal.
         labels: a file of other labels.
@@ -58,7 +59,7 @@ class EvalOptions:
     split: str = "validation"
     views: Literal[1, 10] = 1
     batch: int = 100
-    device: str = "cpu"
+    device: str = "auto"
     backend: BackendName = "auto"
     weights: tuple[float, ...] = ()
     labels: Path | None = None
@@ -169,6 +170,7 @@ def evaluate(
         ValueError: weights that are not one a checkpoint.
     """
     started = time.perf_counter()
+    options = replace(options, device=choose_device(options.device)[0])
     manifest = Manifest.load(dataset)
     manifest.split(options.split, dataset)
     # What can be wrong is found here, before the networks run for hours.

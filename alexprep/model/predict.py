@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ import torch
 
 from alexnet.training.evaluate import view_probabilities
 from alexprep.dataset.codec import ImageError, encode
+from alexprep.model.placement import choose_device
 from alexprep.model.trained import Trained, load_trained
 from pipelines.augment import centre, colours
 from pipelines.jpeg import decode
@@ -26,7 +27,7 @@ class PredictOptions:
 
     views: Literal[1, 10] = 10
     top: int = 5
-    device: str = "cpu"
+    device: str = "auto"
 
     def __post_init__(self) -> None:
         if self.top < 1 or self.views not in (1, VIEWS):
@@ -71,6 +72,7 @@ def predict(
     A file that is not an image gets a Prediction with `problem`; the others are still classified.
     RunError for a checkpoint that cannot be used.
     """
+    options = replace(options, device=choose_device(options.device)[0])
     trained = load_trained(checkpoint, options.device)
     for image in images:
         yield _predict_image(trained, str(image), options)
