@@ -32,8 +32,7 @@ from alexprep.sources.ilsvrc import TRAIN_TAR
 from alexprep.sources.synsets import ilsvrc2012
 from alexprep.tar import build_header
 from pipelines import AugmentSpec, LoaderConfig, open_loader
-from pipelines.format import BLOCK, Manifest
-from pipelines.index import parse_arrays
+from pipelines.format import BLOCK, Manifest, ShardIndex
 from pipelines.order import global_order
 
 ILSVRC_TRAIN = 1_281_167
@@ -246,7 +245,7 @@ def index_megabytes(root: Path) -> float:
     split = Manifest.load(root).split("train", root)
     empty = _resident()
     indexes = [
-        parse_arrays((root / shard.index).read_bytes(), shard, shard.index)
+        ShardIndex.parse((root / shard.index).read_bytes(), shard, shard.index)
         for shard in split.shards
     ]
     order = global_order(split.samples, 0, 0)

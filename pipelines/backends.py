@@ -1,6 +1,11 @@
-"""Which backend works here, and its stream of images."""
+"""What a LoaderConfig chooses: who reads the samples, and which backend makes images of them."""
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -8,9 +13,105 @@ from torch import Tensor
 from pipelines.config import LoaderConfig
 from pipelines.cpu import cpu_batches, pillow_decoded
 from pipelines.errors import DataError
+from pipelines.format import Manifest
+from pipelines.imagestats import ImageStats
 from pipelines.normalize import Normalize, Preprocess
-from pipelines.plan import Plan
-from pipelines.shards import RawBatch, SampleReader
+from pipelines.order import BatchSchedule
+from pipelines.shards import RawBatch, SampleReader, SplitReader
+
+
+class Source(NamedTuple):
+    """A data set, wherever it is.
+
+    streamed: whether its shards can only be read from begin to end.
+    stats: loads the statistics of the train split.
+    reader: opens a split by its name.
+    """
+
+    root: str
+    manifest: Manifest
+    streamed: bool
+    stats: Callable[[], ImageStats]
+    reader: Callable[[str], SampleReader]
+
+
+def open_source(root: Path | str, config: LoaderConfig) -> Source:
+    """Find out what `root` is and read its manifest; DataError if it is no data set."""
+    name = str(root)
+    # A Path is a folder whatever it is called: one called "pipe:..." must not become a command.
+    if _is_url(root):
+        return _streamed(name, config, None)
+    manifest = Manifest.load(Path(root))
+    if config.backend == "webdataset":
+        return _streamed(name, config, manifest)
+    return Source(
+        root=name,
+        manifest=manifest,
+        streamed=False,
+        stats=partial(ImageStats.load, Path(root), manifest),
+        reader=partial(_reader_class(config), Path(root), manifest, check=config.check),
+    )
+
+
+def _is_url(root: Path | str) -> bool:
+    return isinstance(root, str) and ("://" in root or root.startswith("pipe:"))
+
+
+def prefer_planes(root: Path | str, split: str, config: LoaderConfig) -> LoaderConfig:
+    """With backend "planes" or "resident" for "auto" where decoded images are stored for the split.
+
+    A GPU that cannot hold them all keeps DALI, which decodes there.
+    """
+    if config.backend != "auto" or _is_url(root) or find_spec("numba") is None:
+        return config
+    if not (Path(root) / "planes").is_dir():
+        return config
+    from pipelines.planestore import has_planes  # noqa: PLC0415 - optional, needs numba
+
+    manifest = Manifest.load(Path(root))
+    if not has_planes(Path(root), manifest, split):
+        return config
+    if config.device == "cpu":
+        return replace(config, backend="planes")
+    from pipelines import resident  # noqa: PLC0415 - optional, needs numba
+
+    samples, device = manifest.splits[split].samples, torch.device(config.device)
+    fits = torch.cuda.is_available() and find_spec("triton") is not None
+    fits = fits and resident.fits_on_device(samples, manifest.size, device)
+    return replace(config, backend="resident") if fits else config
+
+
+def _reader_class(config: LoaderConfig) -> Callable[..., SampleReader]:
+    if config.backend not in ("planes", "resident"):
+        return SplitReader
+    if find_spec("numba") is None:
+        raise DataError(
+            f"LoaderConfig.backend {config.backend!r} needs numba, which is not installed. Install "
+            "it with `pip install numba`, or use backend='auto'."
+        )
+    if config.backend == "planes":
+        from pipelines.planestore import PlanesReader  # noqa: PLC0415 - optional, needs numba
+
+        return PlanesReader
+    from pipelines import resident  # noqa: PLC0415 - optional, needs numba
+
+    resident.check_resident(torch.device(config.device))
+    return partial(resident.open_resident, config=config)
+
+
+def _streamed(root: str, config: LoaderConfig, manifest: Manifest | None) -> Source:
+    from pipelines import remote  # noqa: PLC0415 - only here: webdataset takes 0.4 s to import
+
+    manifest = manifest or remote.manifest_of(root, config.timeout)
+    return Source(
+        root=root,
+        manifest=manifest,
+        streamed=True,
+        stats=partial(remote.stats_of, root, manifest, config.timeout),
+        reader=partial(
+            remote.RemoteReader, root, manifest, streams=config.readers, timeout=config.timeout
+        ),
+    )
 
 
 def choose_backend(config: LoaderConfig, means: str = "") -> str:
@@ -52,7 +153,7 @@ def backend_stream(
     raw: Iterator[RawBatch],
     reader: SampleReader,
     preprocess: Preprocess,
-    plan: Plan,
+    schedule: BatchSchedule,
     config: LoaderConfig,
 ) -> Generator[tuple[RawBatch, Tensor]]:
     """Images of raw batches by the backend of `choose_backend`; closing ends its threads."""
@@ -71,7 +172,7 @@ def backend_stream(
     options = dali.DaliOptions(
         device=torch.device(config.device),
         threads=config.threads,
-        batch=-(-plan.batch // plan.world),
+        batch=-(-schedule.batch // schedule.world),
         prefetch=config.prefetch,
         decode=config.decode,
     )

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipelines.normalize import VIEWS
-from pipelines.plan import Order
+from pipelines.order import Order
 from pipelines.shards import Check
 
 BackendName = Literal["auto", "dali", "torch", "planes", "resident", "webdataset"]

@@ -84,7 +84,7 @@ def _jobs(decoded: Iterator[Decoded], normalize: Normalize, count: int) -> Itera
     for batch, pixels in decoded:
         images = len(batch.jpgs)
         out = blocks.empty(normalize.shape(images), normalize.dtype)
-        factors = normalize.factors(batch.task.draws)
+        factors = normalize.factors(batch.plan.draws)
         step = -(-images // count)
         for start in range(0, images, step):
             yield Job(batch, pixels, factors, out, range(start, min(images, start + step)))
@@ -110,10 +110,10 @@ def pillow_decoded(
 def _decoder(
     batch: RawBatch, reader: SampleReader, preprocess: Preprocess
 ) -> Callable[[int], Pixels]:
-    draws, side = batch.task.draws, preprocess.spec.crop
+    draws, side = batch.plan.draws, preprocess.spec.crop
 
     def pixels(i: int) -> Pixels:
-        image_HWC = decode_at(reader, batch.jpgs[i], int(batch.task.places[i]))
+        image_HWC = decode_at(reader, batch.jpgs[i], int(batch.plan.indices[i]))
         if preprocess.views > 1:
             return image_HWC
         y, x = int(draws.y[i]), int(draws.x[i])
@@ -122,12 +122,12 @@ def _decoder(
     return pixels
 
 
-def decode_at(reader: SampleReader, jpg: NDArray[np.uint8], place: int) -> Pixels:
+def decode_at(reader: SampleReader, jpg: NDArray[np.uint8], index: int) -> Pixels:
     """RGB pixels; DataError naming shard, key and offset if the bytes are no whole JPEG."""
     try:
         return decode(jpg)
     except ValueError as error:
         raise DataError(
-            f"{reader.where(place)}: {error}. Find all damage with `alexprep verify`, "
+            f"{reader.where(index)}: {error}. Find all damage with `alexprep verify`, "
             "then copy or make the shard again."
         ) from error

@@ -57,12 +57,12 @@ def dali_decoded(
     raw: Iterator[RawBatch], reader: SampleReader, preprocess: Preprocess, options: DaliOptions
 ) -> Generator[tuple[RawBatch, Callable[[int], np.ndarray]]]:
     """Decoded crops of each raw batch on the CPU, whole images for ten views."""
-    feed = _Feed(raw, partial(_crop_place, preprocess=preprocess))
+    feed = _Feed(raw, partial(_crop_origin, preprocess=preprocess))
     outputs = 3 if preprocess.views == 1 else 1  # the file, and y and x of a crop
     pipeline = _pipeline(options)
     with pipeline:
-        jpg, *place = fn.external_source(source=feed, num_outputs=outputs, batch=True)
-        pipeline.set_outputs(_decode(jpg, place, preprocess.spec.crop))
+        jpg, *origin = fn.external_source(source=feed, num_outputs=outputs, batch=True)
+        pipeline.set_outputs(_decode(jpg, origin, preprocess.spec.crop))
     pipeline.build()
     with closing(_outputs(pipeline, feed, reader, options.device)) as batches:
         for batch, pixels in batches:
@@ -83,7 +83,7 @@ def dali_batches(
         for batch, images in outputs:
             if preprocess.channels_last:
                 images = images.permute(0, 3, 1, 2)
-            yield batch, finish(images, batch.task.draws)
+            yield batch, finish(images, batch.plan.draws)
 
 
 def _pipeline(options: DaliOptions) -> Pipeline:
@@ -147,8 +147,8 @@ class _Feed:
 
 def arguments(batch: RawBatch, preprocess: Preprocess) -> Arguments:
     """What a GPU takes for each sample: mirror; y and x of a crop; mean and std of float output."""
-    draws, colours = batch.task.draws, preprocess.colours
-    values = [draws.mirror.astype(np.int32), *_crop_place(batch, preprocess)]
+    draws, colours = batch.plan.draws, preprocess.colours
+    values = [draws.mirror.astype(np.int32), *_crop_origin(batch, preprocess)]
     if preprocess.dtype != "uint8":
         mean = colours.mean - shift(draws, colours.axes)
         std = np.broadcast_to(draws.divide * colours.sd, mean.shape)
@@ -156,19 +156,19 @@ def arguments(batch: RawBatch, preprocess: Preprocess) -> Arguments:
     return values
 
 
-def _crop_place(batch: RawBatch, preprocess: Preprocess) -> Arguments:
-    """Where crops begin, as DALI takes it: 0 is the first place, 1 the last; none for ten views."""
+def _crop_origin(batch: RawBatch, preprocess: Preprocess) -> Arguments:
+    """Where crops begin, as DALI takes it: 0 is the first pixel, 1 the last; none for ten views."""
     if preprocess.views > 1:
         return []
     room = np.float32(max(1, preprocess.spec.source - preprocess.spec.crop))
-    return [start.astype(np.float32) / room for start in (batch.task.draws.y, batch.task.draws.x)]
+    return [start.astype(np.float32) / room for start in (batch.plan.draws.y, batch.plan.draws.x)]
 
 
-def _decode(jpg: DataNode, place: list[DataNode], crop: int) -> DataNode:
+def _decode(jpg: DataNode, origin: list[DataNode], crop: int) -> DataNode:
     """Decode on the CPU, nothing but the crop if there is one."""
-    if not place:
+    if not origin:
         return fn.decoders.image(jpg, device="cpu", output_type=RGB)
-    y, x = place
+    y, x = origin
     return fn.decoders.image_crop(
         jpg, device="cpu", output_type=RGB, crop=(crop, crop), crop_pos_y=y, crop_pos_x=x
     )
@@ -179,18 +179,18 @@ def _on_gpu(feed: _Feed, preprocess: Preprocess, options: DaliOptions) -> DataNo
     jpg, mirror, *values = fn.external_source(
         source=feed, num_outputs=2 + 2 * crops + 2 * floats, batch=True
     )
-    place, levels = (values[:2], values[2:]) if crops else ([], values)
+    origin, levels = (values[:2], values[2:]) if crops else ([], values)
     if options.decode != "cpu":
         images = fn.decoders.image(jpg, device="mixed", output_type=RGB)
     else:
-        images, place = _decode(jpg, place, preprocess.spec.crop).gpu(), []
-    return _normalize(images, mirror, place, levels, preprocess)
+        images, origin = _decode(jpg, origin, preprocess.spec.crop).gpu(), []
+    return _normalize(images, mirror, origin, levels, preprocess)
 
 
 def _normalize(
     images: DataNode,
     mirror: DataNode,
-    place: list[DataNode],
+    origin: list[DataNode],
     levels: list[DataNode],
     preprocess: Preprocess,
 ) -> DataNode:
@@ -199,8 +199,8 @@ def _normalize(
     (The GPU's JPEG engine takes whole images, and memory stays as it is when all have one size.)
     """
     side = preprocess.spec.crop
-    where: dict[str, Any] = dict(zip(("crop_pos_y", "crop_pos_x"), place, strict=False))
-    where |= {"crop": (side, side)} if place else {}
+    where: dict[str, Any] = dict(zip(("crop_pos_y", "crop_pos_x"), origin, strict=False))
+    where |= {"crop": (side, side)} if origin else {}
     mean, std = levels or ([0.0], [1.0])
     return fn.crop_mirror_normalize(
         images,
@@ -287,13 +287,13 @@ class Finish:
 
 def _blame(batch: RawBatch, reader: SampleReader, error: RuntimeError) -> DataError:
     """DALI says which batch it could not decode; Pillow finds the image in it."""
-    places = batch.task.places.tolist()
+    indices = batch.plan.indices.tolist()
     try:
-        for place, jpg in zip(places, batch.jpgs, strict=True):
-            decode_at(reader, jpg, place)
+        for index, jpg in zip(indices, batch.jpgs, strict=True):
+            decode_at(reader, jpg, index)
     except DataError as culprit:
         return culprit
     return DataError(
-        f"DALI cannot decode a batch that begins with {reader.where(places[0])}: {error}. "
+        f"DALI cannot decode a batch that begins with {reader.where(indices[0])}: {error}. "
         "Pillow can: try LoaderConfig(backend='torch')."
     )

@@ -24,6 +24,8 @@ from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, NamedTuple, Self, cast
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from pipelines.errors import DataError
 
@@ -37,6 +39,11 @@ MTIME = (
     1_349_049_600  # 2012-10-01, the month the ILSVRC2012 results came out; any constant would do
 )
 MEMBERS = ("jpg", "cls", "json")
+# Offset, size and name of each member. 18 digits are below 2**63; nobody reads the later names.
+INDEX_LINE = re.compile(
+    rb"jpg (\d{1,18}) (\d{1,18}) ([^ ]*)\.jpg"
+    rb" cls (\d{1,18}) (\d{1,18}) [^ ]+ json (\d{1,18}) (\d{1,18}) [^ ]+"
+)
 FIXES = (
     *("cmyk", "gray", "exif", "progressive", "16bit", "palette", "alpha", "damaged"),
     *("png", "gif", "bmp", "tiff", "webp", "ppm"),
@@ -231,26 +238,74 @@ def format_index(samples: Iterable[Sample]) -> str:
     return "\n".join([f"v1.2 {len(lines)}", *lines]) + "\n"
 
 
-def parse_index(text: str, path: Path) -> list[Sample]:
+def parse_index(data: bytes, path: Path) -> list[Sample]:
     """Samples of a DALI index that `format_index` wrote; DataError names the line at fault."""
-    head, *lines = text.splitlines() or [""]
-    if head != f"v1.2 {len(lines)}":
-        raise DataError(
-            f"{path} begins with {head[:40]!r} and has {len(lines)} samples; expected "
-            f"'v1.2 {len(lines)}'. Run `alexprep verify` and `alexprep shard` again."
-        )
-    samples: list[Sample] = []
-    for number, line in enumerate(lines, start=2):
-        word = line.split(" ")
-        if len(word) != 4 * len(MEMBERS) or tuple(word[::4]) != MEMBERS:
+    remedy = "Run `alexprep verify` and `alexprep shard` again."
+    keys, numbers = _parse_lines(data, str(path), remedy)
+    return [
+        Sample(key.decode("utf-8", "replace"), *(Member(*pair) for pair in members))
+        for key, members in zip(keys, numbers.tolist(), strict=True)
+    ]
+
+
+class ShardIndex(NamedTuple):
+    """Where the JPEGs of one shard lie, in tar order: 30 bytes a sample.
+
+    keys: bytes (N,); offsets, sizes: in bytes, (N,). The label follows each JPEG in the tar.
+    """
+
+    keys: NDArray[np.bytes_]
+    offsets: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+
+    def key(self, row: int) -> str:
+        return self.keys[row].decode("ascii", "replace")
+
+    @classmethod
+    def parse(cls, data: bytes, shard: Shard, where: str) -> Self:
+        """Read a DALI index; DataError if it is not that of `shard`."""
+        remedy = f"Make it again with `alexprep index {shard.name}`."
+        keys, numbers = _parse_lines(data, where, remedy)
+        if len(keys) != shard.samples:
             raise DataError(
-                f"{path}, line {number}: expected jpg, cls and json, got {line[:80]!r}."
+                f"{where} has {len(keys)} lines, the manifest gives {shard.name} {shard.samples} "
+                f"samples. {remedy}"
             )
-        try:
-            jpg, cls, jsn = (
-                Member(int(word[i + 1]), int(word[i + 2])) for i in range(0, len(word), 4)
+        offsets, sizes = numbers[..., 0], numbers[..., 1]
+        # Every member of a tar follows from the one before. A line that stands twice or elsewhere
+        # would give one image twice and another never, and no hash of a shard finds that.
+        ends = (offsets + -(-sizes // BLOCK) * BLOCK).ravel()
+        starts = np.concatenate([[BLOCK], ends[:-1] + BLOCK])[: len(ends)].reshape(-1, 3)
+        wrong = (sizes[:, 0] <= 0) | (ends[2::3] > shard.bytes) | (starts != offsets).any(axis=1)
+        if wrong.any():
+            row = int(np.argmax(wrong))
+            line = data.splitlines()[row + 1][:80].decode("ascii", "replace")
+            raise DataError(
+                f"{where}, line {row + 2}: {line!r} is not the next sample of {shard.name} "
+                f"({shard.bytes} bytes). {remedy}"
             )
-        except ValueError as error:
-            raise DataError(f"{path}, line {number}: {error}.") from error
-        samples.append(Sample(word[3].removesuffix(".jpg"), jpg, cls, jsn))
-    return samples
+        # Copies: views would keep the numbers of the two other members in memory.
+        return cls(np.array(keys, np.bytes_), offsets[:, 0].copy(), sizes[:, 0].copy())
+
+
+def _parse_lines(data: bytes, where: str, remedy: str) -> tuple[list[bytes], NDArray[np.int64]]:
+    """The key of each line, and offset and size of its three members: (N, 3, 2)."""
+    head, *lines = data.splitlines() or [b""]
+    if head != b"v1.2 %d" % len(lines):
+        raise DataError(
+            f"{where} begins with {head[:40].decode('ascii', 'replace')!r} and has {len(lines)} "
+            f"lines; expected 'v1.2 {len(lines)}'. {remedy}"
+        )
+    keys: list[bytes] = []
+    numbers: list[tuple[bytes, ...]] = []
+    for number, line in enumerate(lines, start=2):
+        match = INDEX_LINE.fullmatch(line)
+        if match is None:
+            raise DataError(
+                f"{where}, line {number}: expected jpg, cls and json, each with offset, size and "
+                f"name, got {line[:80].decode('ascii', 'replace')!r}. {remedy}"
+            )
+        key, *digits = match.group(3, 1, 2, 4, 5, 6, 7)
+        keys.append(key)
+        numbers.append(tuple(digits))
+    return keys, np.array(numbers, np.bytes_).astype(np.int64).reshape(-1, 3, 2)

@@ -24,15 +24,21 @@ import torch
 from torch import Tensor
 
 from pipelines.augment import AugmentSpec, colours
-from pipelines.backends import backend_stream, choose_backend, on_gpu
+from pipelines.backends import (
+    Source,
+    backend_stream,
+    choose_backend,
+    on_gpu,
+    open_source,
+    prefer_planes,
+)
 from pipelines.config import LoaderConfig
 from pipelines.errors import DataError
 from pipelines.imagestats import ImageStats
 from pipelines.normalize import Preprocess
-from pipelines.plan import Plan, Task
+from pipelines.order import BatchPlan, BatchSchedule
 from pipelines.prefetch import prefetch
 from pipelines.shards import RawBatch, SampleReader, read_batch
-from pipelines.source import Source, open_source, prefer_planes
 
 _OPEN: "weakref.WeakSet[Loader]" = weakref.WeakSet()
 
@@ -56,15 +62,19 @@ class Loader:
     """
 
     def __init__(
-        self, reader: SampleReader, plan: Plan, preprocess: Preprocess, config: LoaderConfig
+        self,
+        reader: SampleReader,
+        schedule: BatchSchedule,
+        preprocess: Preprocess,
+        config: LoaderConfig,
     ) -> None:
         self.classes = reader.manifest.classes
-        self.samples = plan.samples
+        self.samples = schedule.samples
         self.backend = choose_backend(config, reader.means)
         self.epoch = 0
         self.step = 0
         self._reader = reader
-        self._plan = plan
+        self._schedule = schedule
         self._preprocess = preprocess
         self._config = config
         self._data = hashlib.sha256(
@@ -77,7 +87,7 @@ class Loader:
 
     def __len__(self) -> int:
         """Batches of a whole epoch."""
-        return self._plan.steps
+        return self._schedule.steps
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The rest of this epoch: (images, labels), both on the configured device.
@@ -94,9 +104,9 @@ class Loader:
     def keys(self) -> list[str]:
         """Keys of this rank's samples in evaluation order."""
         keys = self._reader.keys()
-        order = self._plan.order_of(0)
+        order = self._schedule.order_of(0)
         steps = range(len(self))
-        return [keys[place] for step in steps for place in order[self._plan.positions(step)]]
+        return [keys[index] for step in steps for index in order[self._schedule.positions(step)]]
 
     def state_dict(self) -> dict[str, Any]:
         """Where the sequence stands, by what was given out, not by what was read ahead; JSON."""
@@ -132,14 +142,14 @@ class Loader:
 
     def _identity(self) -> dict[str, Any]:
         """What the sequence depends on; world only where ranks read their own shards."""
-        plan = self._plan
-        own = {"world": plan.world} if plan.order == "shards" else {}
-        window = {"window": plan.window} if plan.order == "window" else {}
+        schedule = self._schedule
+        own = {"world": schedule.world} if schedule.order == "shards" else {}
+        window = {"window": schedule.window} if schedule.order == "window" else {}
         return {
-            "train": plan.train,
-            "seed": plan.seed,
-            "batch": plan.batch,
-            "order": plan.order,
+            "train": schedule.train,
+            "seed": schedule.seed,
+            "batch": schedule.batch,
+            "order": schedule.order,
             **window,
             **own,
             "samples": self.samples,
@@ -150,9 +160,9 @@ class Loader:
         with self._lock:
             self._refuse_if_closed()
             if self._stream is None:
-                tasks = self._reader.tasks(self._plan, self.epoch, self.step)
+                plans = self._reader.batches(self._schedule, self.epoch, self.step)
                 self._stream = _stream(
-                    tasks, self._reader, self._plan, self._preprocess, self._config
+                    plans, self._reader, self._schedule, self._preprocess, self._config
                 )
             try:
                 raw, images = next(self._stream)
@@ -164,9 +174,9 @@ class Loader:
             if self._closed:
                 self._stop()
                 self._refuse_if_closed()
-        last = raw.task.step + 1 == len(self)
+        last = raw.plan.step + 1 == len(self)
         self.epoch, self.step = (
-            (raw.task.epoch + 1, 0) if last else (raw.task.epoch, raw.task.step + 1)
+            (raw.plan.epoch + 1, 0) if last else (raw.plan.epoch, raw.plan.step + 1)
         )
         labels = _pinned(torch.as_tensor(raw.labels), self._config)
         device = self._config.device
@@ -217,7 +227,7 @@ def open_loader(
     _check(source, config, spec)
     numbers = colours(spec, stats or (source.stats() if spec.needs_stats else None))
     reader = source.reader(split)
-    plan = Plan(
+    schedule = BatchSchedule(
         lengths=reader.lengths,
         spec=spec,
         train=train,
@@ -228,14 +238,14 @@ def open_loader(
         order=config.order,
         window=config.window,
     )
-    if train and plan.smallest < 1:
+    if train and schedule.smallest < 1:
         raise DataError(
-            f"{split} of {root} has {plan.samples} images: with batch={config.batch} a rank of "
+            f"{split} of {root} has {schedule.samples} images: with batch={config.batch} a rank of "
             f"{config.world} would get none in the last step. Use a larger batch or fewer ranks."
         )
     views = 1 if train else config.views
     preprocess = Preprocess(spec, numbers, views, config.dtype, config.channels_last)
-    return Loader(reader, plan, preprocess, config)
+    return Loader(reader, schedule, preprocess, config)
 
 
 def _check(source: Source, config: LoaderConfig, spec: AugmentSpec) -> None:
@@ -258,26 +268,26 @@ def _check(source: Source, config: LoaderConfig, spec: AugmentSpec) -> None:
 
 
 def _stream(
-    tasks: Iterator[Task],
+    plans: Iterator[BatchPlan],
     reader: SampleReader,
-    plan: Plan,
+    schedule: BatchSchedule,
     preprocess: Preprocess,
     config: LoaderConfig,
 ) -> Generator[tuple[RawBatch, Tensor]]:
-    """Images of the tasks, read and made early; closing it ends all threads."""
+    """Images of the plans, read and made early; closing it ends all threads."""
     if config.backend == "resident":
         from pipelines import resident  # noqa: PLC0415 - optional, needs numba
 
         # No thread either: one kernel a batch, queued before the step that takes it.
         yield from resident.resident_batches(
-            tasks, cast(resident.ResidentReader, reader), preprocess
+            plans, cast(resident.ResidentReader, reader), preprocess
         )
         return
     readers = config.readers if reader.concurrent else 1
     read = partial(read_batch, reader)
     with (
-        closing(prefetch(tasks, read, readers, config.readers + 1)) as raw,
-        closing(backend_stream(raw, reader, preprocess, plan, config)) as images,
+        closing(prefetch(plans, read, readers, config.readers + 1)) as raw,
+        closing(backend_stream(raw, reader, preprocess, schedule, config)) as images,
     ):
         if on_gpu(config):
             # No thread here. DALI makes its batches early in threads of its own, and its output is

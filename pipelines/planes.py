@@ -24,11 +24,10 @@ import simplejpeg
 from numba import int16, int32, uint8
 from numpy.typing import NDArray
 
-from pipelines.jpeg import SOI, segment
+from pipelines.jpeg import BASELINE, SOI, segment, segments
 from pipelines.row_loops import compiled
 
 Array = Any  # numba's
-BASELINE = (0xC0,)
 # Adobe's marker with transform 0 says that the three components are not to be converted.
 UNCONVERTED = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00"
 APPLICATION = range(0xE0, 0xF0)  # markers APP0 to APP15; JFIF's and Adobe's name the colour space
@@ -43,7 +42,7 @@ def check_subsampling(jpg: bytes, size: int) -> None:
     """ValueError unless planes can hold this JPEG: baseline, 4:2:0, even sides of `size`."""
     if size % 2:
         raise ValueError(f"its sides of {size} pixels are odd; planes need even sides")
-    frame = segment(jpg, BASELINE)
+    frame = segment(jpg, (BASELINE,))
     components = jpg[frame + 9]
     sampling = tuple(jpg[frame + 11 + 3 * number] for number in range(min(components, 3)))
     if components != 3 or sampling != (0x22, 0x11, 0x11):
@@ -72,10 +71,8 @@ def decode_planes(jpg: bytes, size: int, out: NDArray[np.uint8]) -> None:
 
 def _unconverted(jpg: bytes) -> bytes:
     """The JPEG without its own application markers, under one that forbids colour conversion."""
-    position = 2
-    while jpg[position] == 0xFF and jpg[position + 1] in APPLICATION:
-        position += 2 + int.from_bytes(jpg[position + 2 : position + 4], "big")
-    return SOI + UNCONVERTED + jpg[position:]
+    first = next(offset for marker, offset in segments(jpg) if marker not in APPLICATION)
+    return SOI + UNCONVERTED + jpg[first:]
 
 
 def rgb_from_planes(planes: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:

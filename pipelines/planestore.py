@@ -35,7 +35,7 @@ from pipelines.cpu import Decoded
 from pipelines.errors import DataError
 from pipelines.format import Manifest, Shard
 from pipelines.normalize import Pixels, Preprocess
-from pipelines.plan import Plan, Task
+from pipelines.order import BatchPlan, BatchSchedule
 from pipelines.planes import decode_planes, plane_bytes, rgb_crop
 from pipelines.shards import HASHED_BYTES, Check, Image, RawBatch, SampleReader, SplitReader
 
@@ -240,38 +240,33 @@ class PlanesReader:
         stored = sum(planes_file_bytes(manifest.size, length) for length in self.lengths)
         self._hashes = check == "sha256" or (check == "auto" and stored <= HASHED_BYTES)
         self._hashed: set[int] = set()
-        self._starts = np.concatenate([[0], np.cumsum(self.lengths, dtype=np.int64)])
         self._open: OrderedDict[int, tuple[PlanesFile, NDArray[np.int64]]] = OrderedDict()
         self._lock = threading.Lock()
         for shard in self.split.shards:
             PlanesFile(root, shard, manifest.size).close()
 
-    def read(self, place: int) -> Image:
-        """Planes and label of the sample at `place` in the split's own order."""
-        number, row = self._locate(place)
+    def read(self, index: int) -> Image:
+        """Planes and label of the sample at `index` in the split's own order."""
+        number, row = self._samples.locate(index)
         file, labels = self._file(number)
         return Image(file.planes(row), int(labels[row]))
 
-    def where(self, place: int) -> str:
+    def where(self, index: int) -> str:
         """File and row of a sample, for messages."""
-        number, row = self._locate(place)
+        number, row = self._samples.locate(index)
         return f"{planes_path(self.root, self.split.shards[number])}, sample {row}"
 
     def keys(self) -> list[str]:
         """Keys of the whole split in its own order."""
         return self._samples.keys()
 
-    def tasks(self, plan: Plan, epoch: int, step: int) -> Iterator[Task]:
-        """The plan's tasks from here on."""
-        return plan.tasks(epoch, step)
+    def batches(self, schedule: BatchSchedule, epoch: int, step: int) -> Iterator[BatchPlan]:
+        """Plans of the schedule, from a step on."""
+        return schedule.batches(epoch, step)
 
     def close(self) -> None:
         with self._lock:
             self._open.clear()
-
-    def _locate(self, place: int) -> tuple[int, int]:
-        number = int(np.searchsorted(self._starts, place, side="right")) - 1
-        return number, place - int(self._starts[number])
 
     def _file(self, number: int) -> tuple[PlanesFile, NDArray[np.int64]]:
         with self._lock:
@@ -313,7 +308,7 @@ def planes_decoded(
 
 
 def _crops(batch: RawBatch, preprocess: Preprocess, size: int) -> Callable[[int], Pixels]:
-    draws, side = batch.task.draws, preprocess.spec.crop
+    draws, side = batch.plan.draws, preprocess.spec.crop
 
     def pixels(i: int) -> Pixels:
         if preprocess.views > 1:

@@ -4,10 +4,11 @@
     open_loader("s3://bucket/imagenet", "train", LoaderConfig(order="shards"))
     open_loader("pipe:ssh host cat /data/imagenet/{}", ...)    {} is the path under the root
 
-The tars are taken apart by the webdataset library, in the order of `Plan.runs`: one shard after the
-other, each in one go, with the next ones opened while one is read. Every shard is counted and
-hashed as it passes; one that is not the manifest's is an error at its end. A connection that breaks
-is tried again from the sample it broke at; a server that stays silent is an error.
+The tars are taken apart by the webdataset library, in the order of
+`BatchSchedule.row_ranges`: one shard after the other, each in one go, with the next ones opened
+while one is read. Every shard is counted and hashed as it passes; one that is not the manifest's is
+an error at its end. A connection that breaks is tried again from the sample it broke at; a server
+that stays silent is an error.
 """
 
 import shlex
@@ -18,14 +19,11 @@ from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import numpy as np
-
 from pipelines.errors import DataError
-from pipelines.format import MANIFEST, Manifest, decode_object
+from pipelines.format import MANIFEST, Manifest, ShardIndex, decode_object
 from pipelines.imagestats import ImageStats, stats_paths
-from pipelines.index import ShardIndex, parse_arrays
-from pipelines.plan import Plan, Run, Task
-from pipelines.shards import Image
+from pipelines.order import BatchPlan, BatchSchedule, RowRange
+from pipelines.shards import Image, first_indices, locate
 from pipelines.streams import ShardStream, fetch
 
 
@@ -52,7 +50,7 @@ def stats_of(root: str, manifest: Manifest, timeout: float) -> ImageStats:
 
 
 class RemoteReader:
-    """One split read from begin to end; `read` takes the places in the order of the plan.
+    """One split read from begin to end; `read` takes the indices in the order of the schedule.
 
     Args:
         root: URL or command, see the module; a folder too.
@@ -72,37 +70,35 @@ class RemoteReader:
         self.manifest = manifest
         self.split = manifest.split(split, Path(root))
         self.lengths = [shard.samples for shard in self.split.shards]
-        self._starts = np.concatenate([[0], np.cumsum(self.lengths, dtype=np.int64)])
+        self._first_indices = first_indices(self.lengths)
         self._streams = streams
         self._timeout = timeout
-        self._runs: Iterator[Run] = iter(())
+        self._ranges: Iterator[RowRange] = iter(())
         self._open: deque[ShardStream] = deque()
         self._lock = threading.Lock()
 
-    def tasks(self, plan: Plan, epoch: int, step: int) -> Iterator[Task]:
-        """The plan's tasks from here on; their shards begin to be read."""
+    def batches(self, schedule: BatchSchedule, epoch: int, step: int) -> Iterator[BatchPlan]:
+        """Plans of the schedule, from a step on; `read` opens their shards ahead."""
         self.close()
-        self._runs = plan.runs(epoch, step)
-        return plan.tasks(epoch, step)
+        self._ranges = schedule.row_ranges(epoch, step)
+        return schedule.batches(epoch, step)
 
-    def read(self, place: int) -> Image:
-        """The next sample, which must be the one at `place`."""
+    def read(self, index: int) -> Image:
+        """The next sample, which must be the one at `index`."""
         with self._lock:
             while self._open and self._open[0].at_end:
                 self._open.popleft().close()
-            for run in islice(self._runs, self._streams - len(self._open)):
-                self._open.append(self._start(run))
+            for rows in islice(self._ranges, self._streams - len(self._open)):
+                self._open.append(self._start(rows))
             stream = self._open[0]
-        number = int(np.searchsorted(self._starts, place, side="right")) - 1
-        row = place - int(self._starts[number])
+        number, row = locate(self._first_indices, index)
         if (stream.number, stream.row) != (number, row):
-            raise RuntimeError(f"{self.where(place)} was asked for out of its turn")
+            raise RuntimeError(f"{self.where(index)} was asked for out of its turn")
         return stream.next()
 
-    def where(self, place: int) -> str:
+    def where(self, index: int) -> str:
         """Shard, key and byte offset of a sample, for messages; the index is asked for them."""
-        number = int(np.searchsorted(self._starts, place, side="right")) - 1
-        return self._where(number, place - int(self._starts[number]))
+        return self._where(*locate(self._first_indices, index))
 
     def keys(self) -> list[str]:
         """Keys of the whole split in its own order; fetches every index."""
@@ -110,20 +106,20 @@ class RemoteReader:
         return [index.key(row) for index in indexes for row in range(len(index.keys))]
 
     def close(self) -> None:
-        """End all streams; `tasks` begins anew."""
+        """End all streams; `batches` opens new ones."""
         with self._lock:
-            self._runs = iter(())
+            self._ranges = iter(())
             for stream in self._open:
                 stream.cancel()
             while self._open:
                 self._open.popleft().close()
 
-    def _start(self, run: Run) -> ShardStream:
-        shard = self.split.shards[run.number]
+    def _start(self, rows: RowRange) -> ShardStream:
+        shard = self.split.shards[rows.number]
         stream = ShardStream(
-            url_of(self.root, shard.name), shard, run, self._timeout, self.manifest
+            url_of(self.root, shard.name), shard, rows, self._timeout, self.manifest
         )
-        stream.where = lambda row: self._where(run.number, row)
+        stream.where = lambda row: self._where(rows.number, row)
         stream.start()
         return stream
 
@@ -138,4 +134,4 @@ class RemoteReader:
     def _index(self, number: int) -> ShardIndex:
         shard = self.split.shards[number]
         url = url_of(self.root, shard.index)
-        return parse_arrays(fetch(url, self._timeout), shard, url)
+        return ShardIndex.parse(fetch(url, self._timeout), shard, url)

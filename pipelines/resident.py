@@ -24,7 +24,7 @@ from pipelines.config import LoaderConfig
 from pipelines.errors import DataError
 from pipelines.format import Manifest
 from pipelines.normalize import VIEWS, Normalize, Preprocess
-from pipelines.plan import Plan, Task
+from pipelines.order import BatchPlan, BatchSchedule
 from pipelines.planes import decode_planes, plane_bytes
 from pipelines.planestore import PlanesReader, has_planes
 from pipelines.prefetch import prefetch
@@ -98,8 +98,8 @@ def load_store(reader: SampleReader, device: torch.device, *, threads: int) -> R
     def load(start: int) -> int:
         stop = min(start + CHUNK, samples)
         chunk = np.empty((stop - start, plane_bytes(size)), np.uint8)
-        for position in range(start, stop):
-            labels[position] = _load(reader, position, size, chunk[position - start])
+        for index in range(start, stop):
+            labels[index] = _load(reader, index, size, chunk[index - start])
         planes, middle = torch.as_tensor(chunk), max(start, min(stop, count))
         on_device[start:middle].copy_(planes[: middle - start])
         on_host[middle - count : stop - count].copy_(planes[middle - start :])
@@ -111,9 +111,9 @@ def load_store(reader: SampleReader, device: torch.device, *, threads: int) -> R
     return ResidentStore((on_device, on_host), labels)
 
 
-def _load(reader: SampleReader, position: int, size: int, out: NDArray[np.uint8]) -> int:
+def _load(reader: SampleReader, index: int, size: int, out: NDArray[np.uint8]) -> int:
     """Fill `out` with the planes of a sample and return its label."""
-    image = reader.read(position)
+    image = reader.read(index)
     if isinstance(reader, PlanesReader):
         out[:] = image.jpg
         return image.label
@@ -121,7 +121,7 @@ def _load(reader: SampleReader, position: int, size: int, out: NDArray[np.uint8]
         decode_planes(image.jpg.tobytes(), size, out)
     except ValueError as error:
         raise DataError(
-            f"{reader.where(position)}: {error}, so it cannot be held as planes. Use another "
+            f"{reader.where(index)}: {error}, so it cannot be held as planes. Use another "
             "backend, or make the data set again with `alexprep shard`."
         ) from error
     return image.label
@@ -152,17 +152,17 @@ class ResidentReader:
             self.reader.close()
         return self._store
 
-    def tasks(self, plan: Plan, epoch: int, step: int) -> Iterator[Task]:
-        return plan.tasks(epoch, step)
+    def batches(self, schedule: BatchSchedule, epoch: int, step: int) -> Iterator[BatchPlan]:
+        return schedule.batches(epoch, step)
 
     def keys(self) -> list[str]:
         return self.reader.keys()
 
-    def read(self, place: int) -> Image:
-        return self.reader.read(place)
+    def read(self, index: int) -> Image:
+        return self.reader.read(index)
 
-    def where(self, place: int) -> str:
-        return self.reader.where(place)
+    def where(self, index: int) -> str:
+        return self.reader.where(index)
 
     def close(self) -> None:
         self.reader.close()
@@ -180,7 +180,7 @@ def open_resident(
 
 
 class ResidentImages:
-    """Makes images of tasks from a store.
+    """Makes images of plans from a store.
 
     Images are (N, 3, crop, crop), or (N, 10, 3, crop, crop) with ten views, and channels_last in
     memory if `preprocess` says so.
@@ -195,15 +195,15 @@ class ResidentImages:
         self.mean_HWC = torch.as_tensor(mean.astype(np.float32)).to(self.device)
         self.dtype: torch.dtype = getattr(torch, preprocess.dtype)
 
-    def images(self, task: Task, out: Tensor | None = None) -> Tensor:
-        """The images of a task; written to `out`, channels_last (N, 3, side, side), if given.
+    def images(self, plan: BatchPlan, out: Tensor | None = None) -> Tensor:
+        """The images of a plan; written to `out`, channels_last (N, 3, side, side), if given.
 
         A larger side than the crop's leaves zeros behind it: the padding that a network wants.
         """
         from pipelines.planes_triton import crop_planes  # noqa: PLC0415 - Triton is optional
 
         preprocess, crop = self.preprocess, self.preprocess.spec.crop
-        rows, origins, levels = self._arguments(task)
+        rows, origins, levels = self._arguments(plan)
         if out is None:
             out = torch.empty(
                 (len(rows), 3, crop, crop),
@@ -226,9 +226,9 @@ class ResidentImages:
             return out.contiguous().view(-1, VIEWS, *out.shape[1:])
         return out if preprocess.channels_last else out.contiguous()
 
-    def _arguments(self, task: Task) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    def _arguments(self, plan: BatchPlan) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
         """Stored image (N,), top, left and mirror (N, 3), and factors (N, 6) of each crop."""
-        draws, rows = task.draws, task.places
+        draws, rows = plan.draws, plan.indices
         if self.preprocess.views == 1:
             origins = np.stack([draws.y, draws.x, draws.mirror], axis=1)
             levels = self.normalize.factors(draws).levels
@@ -246,13 +246,13 @@ class ResidentImages:
 
 
 def resident_batches(
-    tasks: Iterator[Task], reader: ResidentReader, preprocess: Preprocess
+    plans: Iterator[BatchPlan], reader: ResidentReader, preprocess: Preprocess
 ) -> Generator[tuple[RawBatch, Tensor]]:
-    """Images of each task, queued on the current stream of the thread that asks for them."""
+    """Images of each plan, queued on the current stream of the thread that asks for them."""
     store = reader.store()
     maker = ResidentImages(store, preprocess, reader.manifest.size)
-    for task in tasks:
-        yield RawBatch(task, [], store.labels[task.places]), maker.images(task)
+    for plan in plans:
+        yield RawBatch(plan, [], store.labels[plan.indices]), maker.images(plan)
 
 
 def check_resident(device: torch.device) -> None:

@@ -17,10 +17,11 @@ data pass any decoder; only the hash of the shard finds them (see Check).
 import contextlib
 import hashlib
 import os
+import re
 import resource
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
@@ -28,14 +29,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.errors import DataError
-from pipelines.format import BLOCK, Manifest, Shard, Split, padded
-from pipelines.index import ShardIndex, parse_arrays
+from pipelines.format import BLOCK, Manifest, Shard, ShardIndex, Split, padded
 from pipelines.jpeg import check_jpeg, check_scan, decode
-from pipelines.plan import Plan, Task
+from pipelines.order import BatchPlan, BatchSchedule
 
 Check = Literal["auto", "size", "sha256"]
 # Hashing runs at 1.4 GB/s, so that `auto` adds less than a second to the first epoch.
 HASHED_BYTES = 1 << 30
+TAR_SIZE = re.compile(rb"[0-7]{11}")  # int() would also take signs, spaces and underscores
 
 
 class Image(NamedTuple):
@@ -46,7 +47,7 @@ class Image(NamedTuple):
 
 
 class SampleReader(Protocol):
-    """Samples by their place in the split's own order, read as the plan wants them.
+    """Samples by their index in the split, read in the order of a schedule.
 
     concurrent: whether several threads may read, in any order.
     means: how it reads, for `Loader.backend`; nothing if by index.
@@ -58,26 +59,37 @@ class SampleReader(Protocol):
     split: Split
     lengths: list[int]
 
-    def tasks(self, plan: Plan, epoch: int, step: int) -> Iterator[Task]: ...
+    def batches(self, schedule: BatchSchedule, epoch: int, step: int) -> Iterator[BatchPlan]: ...
     def keys(self) -> list[str]: ...
-    def read(self, place: int) -> Image: ...
-    def where(self, place: int) -> str: ...
+    def read(self, index: int) -> Image: ...
+    def where(self, index: int) -> str: ...
     def close(self) -> None: ...
 
 
 class RawBatch(NamedTuple):
     """The stored bytes of one batch and how they are to be augmented."""
 
-    task: Task
+    plan: BatchPlan
     jpgs: list[NDArray[np.uint8]]
     labels: NDArray[np.int64]  # (N,)
 
 
-def read_batch(reader: SampleReader, task: Task) -> RawBatch:
-    """The bytes and labels that a task names."""
-    images = [reader.read(place) for place in task.places.tolist()]
+def read_batch(reader: SampleReader, plan: BatchPlan) -> RawBatch:
+    """The bytes and labels of the samples of a plan."""
+    images = [reader.read(index) for index in plan.indices.tolist()]
     labels = np.fromiter((image.label for image in images), np.int64, len(images))
-    return RawBatch(task, [image.jpg for image in images], labels)
+    return RawBatch(plan, [image.jpg for image in images], labels)
+
+
+def first_indices(lengths: Sequence[int]) -> NDArray[np.int64]:
+    """Index of the first sample of each shard, and the number of samples: (shards + 1,)."""
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+
+
+def locate(firsts: NDArray[np.int64], index: int) -> tuple[int, int]:
+    """Number of the shard and row in it of the sample at `index`."""
+    number = int(np.searchsorted(firsts, index, side="right")) - 1
+    return number, index - int(firsts[number])
 
 
 class _File:
@@ -115,7 +127,7 @@ class SplitReader:
         self.lengths = [shard.samples for shard in self.split.shards]
         total = sum(shard.bytes for shard in self.split.shards)
         self.hashes = check == "sha256" or (check == "auto" and total <= HASHED_BYTES)
-        self._starts = np.concatenate([[0], np.cumsum(self.lengths, dtype=np.int64)])
+        self._first_indices = first_indices(self.lengths)
         self._indexes: dict[int, ShardIndex] = {}
         self._files: OrderedDict[int, _File] = OrderedDict()
         self._most_files = max(16, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
@@ -123,53 +135,53 @@ class SplitReader:
         for shard in self.split.shards:
             self._check_size(shard)
 
-    def read(self, place: int) -> Image:
-        """The sample at `place` in the split's own order: shard by shard, tar order."""
-        number, row = self._locate(place)
-        try:
-            return self._sample(number, row, self._index(number))
-        except (ValueError, OSError) as error:
-            raise DataError(f"{self.where(place)}: {error}. {self._remedy()}") from error
+    def locate(self, index: int) -> tuple[int, int]:
+        """Number of the shard and row in it of the sample at `index`."""
+        return locate(self._first_indices, index)
 
-    def where(self, place: int) -> str:
+    def read(self, index: int) -> Image:
+        """The sample at `index` in the split's own order: shard by shard, tar order."""
+        number, row = self.locate(index)
+        try:
+            return self._sample(number, row, self._shard_index(number))
+        except (ValueError, OSError) as error:
+            raise DataError(f"{self.where(index)}: {error}. {self._remedy()}") from error
+
+    def where(self, index: int) -> str:
         """Shard, key and byte offset of a sample, for messages."""
-        number, row = self._locate(place)
-        index = self._indexes.get(number)
-        if index is None:
+        number, row = self.locate(index)
+        entries = self._indexes.get(number)
+        if entries is None:
             return str(self._path(number))
-        return f"{self._path(number)}, key {index.key(row)}, offset {index.offsets[row]}"
+        return f"{self._path(number)}, key {entries.key(row)}, offset {entries.offsets[row]}"
 
     def keys(self) -> list[str]:
         """Keys of the whole split in its own order; parses every index (1.5 s for 1024 shards)."""
-        indexes = (self._index(number) for number in range(len(self.lengths)))
+        indexes = (self._shard_index(number) for number in range(len(self.lengths)))
         return [index.key(row) for index in indexes for row in range(len(index.keys))]
 
-    def tasks(self, plan: Plan, epoch: int, step: int) -> Iterator[Task]:
-        """The plan's tasks from here on; a window of shards is read into memory ahead."""
-        tasks = plan.tasks(epoch, step)
-        return self._advised(tasks) if plan.order == "window" else tasks
+    def batches(self, schedule: BatchSchedule, epoch: int, step: int) -> Iterator[BatchPlan]:
+        """Plans of the schedule, from a step on; a window of shards is read into memory ahead."""
+        plans = schedule.batches(epoch, step)
+        return self._advised(plans) if schedule.order == "window" else plans
 
-    def _advised(self, tasks: Iterator[Task]) -> Iterator[Task]:
-        """`tasks`, asking the system to read a shard ahead whole when an epoch first touches it."""
+    def _advised(self, plans: Iterator[BatchPlan]) -> Iterator[BatchPlan]:
+        """`plans`, asking the system to read a shard ahead whole when an epoch first touches it."""
         epoch, touched = -1, set[int]()
-        for task in tasks:
-            if task.epoch != epoch:
-                epoch, touched = task.epoch, set[int]()
-            numbers = np.searchsorted(self._starts, task.places, side="right") - 1
+        for plan in plans:
+            if plan.epoch != epoch:
+                epoch, touched = plan.epoch, set[int]()
+            numbers = np.searchsorted(self._first_indices, plan.indices, side="right") - 1
             for number in set(map(int, numbers)) - touched:
                 touched.add(number)
                 # Not every system has it; if the file is gone, the read that follows says so.
                 with contextlib.suppress(OSError, AttributeError):
                     os.posix_fadvise(self._file(number).fd, 0, 0, os.POSIX_FADV_WILLNEED)
-            yield task
+            yield plan
 
     def close(self) -> None:
         with self._lock:
             self._files.clear()
-
-    def _locate(self, place: int) -> tuple[int, int]:
-        number = int(np.searchsorted(self._starts, place, side="right")) - 1
-        return number, place - int(self._starts[number])
 
     def _sample(self, number: int, row: int, index: ShardIndex) -> Image:
         offset, size = int(index.offsets[row]), int(index.sizes[row])
@@ -215,13 +227,13 @@ class SplitReader:
             self._files.move_to_end(number)
             return file
 
-    def _index(self, number: int) -> ShardIndex:
+    def _shard_index(self, number: int) -> ShardIndex:
         index = self._indexes.get(number)
         if index is None:
             shard = self.split.shards[number]
             path = self.root / shard.index
             try:
-                index = parse_arrays(path.read_bytes(), shard, str(path))
+                index = ShardIndex.parse(path.read_bytes(), shard, str(path))
             except FileNotFoundError:
                 raise DataError(
                     f"{path} is missing. Make it again with `alexprep index {shard.name}`."
@@ -234,12 +246,12 @@ class SplitReader:
     def _check_sha256(self, number: int, index: ShardIndex) -> None:
         path, expected = self._path(number), self.split.shards[number].sha256
         with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found == expected:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        if sha256 == expected:
             return
         self._indexes[number] = index
         raise DataError(
-            f"{self._culprit(number, index) or path}: the shard's sha256 is {found}, the manifest "
+            f"{self._culprit(number, index) or path}: the shard's sha256 is {sha256}, the manifest "
             f"says {expected}: its bytes were changed. {self._remedy()}"
         )
 
@@ -251,18 +263,20 @@ class SplitReader:
                 check_scan(jpg.tobytes())
                 decode(jpg)
             except (ValueError, OSError) as error:
-                return f"{self.where(int(self._starts[number]) + row)}: {error}"
+                return f"{self.where(int(self._first_indices[number]) + row)}: {error}"
         return ""
 
 
 def check_header(data: bytes, name: bytes, size: int) -> None:
     """ValueError unless `data` begins with the tar header of a file of that name and size."""
-    found = data[:100].rstrip(b"\0")
-    if found != name or data[257:262] != b"ustar":
-        raise ValueError(f"the index names {name.decode()}, the tar has {found[:60]!r} there")
-    length = int(data[124:135], 8)
-    if length != size:
-        raise ValueError(f"the index gives {name.decode()} {size} bytes, the tar {length}")
+    stored = data[:100].rstrip(b"\0")
+    if stored != name or data[257:262] != b"ustar":
+        raise ValueError(f"the index names {name.decode()}, the tar has {stored[:60]!r} there")
+    digits = data[124:135]
+    if not TAR_SIZE.fullmatch(digits):
+        raise ValueError(f"the tar gives {name.decode()} a size of {digits!r}, not octal digits")
+    if int(digits, 8) != size:
+        raise ValueError(f"the index gives {name.decode()} {size} bytes, the tar {int(digits, 8)}")
 
 
 def parse_label(digits: bytes, classes: int) -> int:

@@ -20,7 +20,7 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 from pipelines.errors import DataError
 from pipelines.format import Manifest, Shard
 from pipelines.jpeg import check_jpeg
-from pipelines.plan import Run
+from pipelines.order import RowRange
 from pipelines.shards import Image, parse_label
 
 WAITING = 256  # samples of one shard read ahead: 9 MB of 256-pixel JPEGs
@@ -94,19 +94,19 @@ class Counted:
 
 
 class ShardStream(threading.Thread):
-    """Rows run.start to run.stop of a shard in order; errors come out of `next`, at their turn."""
+    """A range of rows of a shard, in order; errors come out of `next`, at their turn."""
 
     def __init__(
-        self, url: str, shard: Shard, run: Run, timeout: float, manifest: Manifest
+        self, url: str, shard: Shard, rows: RowRange, timeout: float, manifest: Manifest
     ) -> None:
-        super().__init__(name=f"alexprep-stream-{run.number}", daemon=True)
+        super().__init__(name=f"alexprep-stream-{rows.number}", daemon=True)
         self.url = url
         self.shard = shard
-        self.number = run.number
-        self.row = run.start  # of the sample that `next` gives
+        self.number = rows.number
+        self.row = rows.start  # of the sample that `next` gives
         self.where: Callable[[int], str] = lambda row: f"{url}, sample {row}"
-        self._fetched = run.start  # row that the thread reads next
-        self._stop_row = run.stop
+        self._fetched = rows.start  # row that the thread reads next
+        self._stop_row = rows.stop
         self._timeout = timeout
         self._manifest = manifest
         self._queue: queue.Queue[Image | BaseException] = queue.Queue(WAITING)

@@ -18,7 +18,6 @@ HEAVY = ("torch", "nvidia.dali", "webdataset", "numpy", "PIL", "rich", "dask")
 POOR_NAMES = 0.0521
 NAMED_TWICE = {
     "files",
-    "jpeg",
     "progress",
 }
 SHORT = {
@@ -27,14 +26,9 @@ SHORT = {
     "alexprep/cli.py": "entry point",
     "alexprep/commands/options.py": "to be merged",
     "alexprep/sources/find.py": "to be merged",
-    "pipelines/backends.py": "to be merged",
     "pipelines/atomic.py": "atomic writes, imported by everything that writes",
-    "pipelines/index.py": "to be merged",
-    "pipelines/jpeg.py": "to be merged",
     "pipelines/philox.py": "a random generator, tested with its authors' numbers",
     "pipelines/prefetch.py": "one function, for every stage of the loader",
-    "pipelines/readahead.py": "to be merged",
-    "pipelines/source.py": "to be merged",
 }
 
 

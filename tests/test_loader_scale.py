@@ -66,7 +66,7 @@ def test_the_whole_index_takes_less_than_100_megabytes(imagenet):
 
 def loader_order_bytes(root):
     with open_loader(root, config=LoaderConfig(backend="torch"), augment=RAW) as loader:
-        return loader._plan.order_of(0).nbytes
+        return loader._schedule.order_of(0).nbytes
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

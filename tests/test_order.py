@@ -6,13 +6,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.augment import AugmentSpec
-from pipelines.order import batch_bounds, global_order, shard_order, window_order
-from pipelines.plan import Plan
+from pipelines.order import (
+    BatchSchedule,
+    batch_bounds,
+    global_order,
+    shard_order,
+    window_order,
+)
 
 
-def plan(lengths, *, batch, rank=0, world=1, order="global", train=True):
+def schedule(lengths, *, batch, rank=0, world=1, order="global", train=True):
     spec = AugmentSpec(source=64, crop=56)
-    return Plan(lengths, spec, train, 0, batch, rank, world, order, 2)
+    return BatchSchedule(lengths, spec, train, 0, batch, rank, world, order, 2)
 
 
 def epoch_of(plans, epoch=0):
@@ -57,7 +62,7 @@ def test_epochs_and_seeds_differ_and_every_place_is_about_as_likely():
 )
 def test_every_image_is_taken_once_an_epoch(lengths, batch, world, order, train):
     ranks = [
-        plan(lengths, batch=batch, rank=rank, world=world, order=order, train=train)
+        schedule(lengths, batch=batch, rank=rank, world=world, order=order, train=train)
         for rank in range(world)
     ]
     taken = [each.order_of(2)[each.positions(step)] for each in ranks for step in range(each.steps)]
@@ -66,7 +71,7 @@ def test_every_image_is_taken_once_an_epoch(lengths, batch, world, order, train)
 
 @given(samples=st.integers(1, 500), batch=st.integers(1, 64), world=st.sampled_from([2, 3, 4, 8]))
 def test_training_ranks_take_equal_steps_and_never_nothing(samples, batch, world):
-    ranks = [plan([samples], batch=batch, rank=rank, world=world) for rank in range(world)]
+    ranks = [schedule([samples], batch=batch, rank=rank, world=world) for rank in range(world)]
     if ranks[0].smallest < 1:
         assert batch < 2 * world or samples < world
         return
@@ -77,8 +82,8 @@ def test_training_ranks_take_equal_steps_and_never_nothing(samples, batch, world
 
 @pytest.mark.parametrize("world", [2, 3, 4, 8])
 def test_another_number_of_ranks_makes_the_same_steps(world):
-    alone = epoch_of([plan([50, 51], batch=16)])
-    shared = epoch_of([plan([50, 51], batch=16, rank=r, world=world) for r in range(world)])
+    alone = epoch_of([schedule([50, 51], batch=16)])
+    shared = epoch_of([schedule([50, 51], batch=16, rank=r, world=world) for r in range(world)])
     for (whole,), parts in zip(alone, shared, strict=True):
         assert sorted(whole.tolist()) == sorted(np.concatenate(parts).tolist())
         for rank, part in enumerate(parts):
@@ -112,7 +117,7 @@ def test_a_window_is_read_before_the_next_one_begins():
 
 def test_ranks_of_shard_order_open_mostly_different_shards():
     lengths = [10] * 8
-    ranks = [plan(lengths, batch=16, rank=r, world=4, order="shards") for r in range(4)]
+    ranks = [schedule(lengths, batch=16, rank=r, world=4, order="shards") for r in range(4)]
     for each in ranks:
         places = np.concatenate([each.order_of(0)[each.positions(s)] for s in range(each.steps)])
         assert len(set((places // 10).tolist())) == 2

@@ -91,7 +91,7 @@ def test_the_next_batch_of_a_loader_is_made_while_one_is_used(root, backend):
         next(iter(loader))
         state = loader.state_dict()
         pending = loader._stream.gi_frame.f_locals["batches"].gi_frame.f_locals["pending"]
-        assert [future.result(timeout=60)[0].task.step for future in pending] == [1]
+        assert [future.result(timeout=60)[0].plan.step for future in pending] == [1]
         assert loader.state_dict() == state
 
 

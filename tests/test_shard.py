@@ -73,7 +73,7 @@ def test_an_index_points_at_every_member(made):
     for split in manifest.splits.values():
         for there in split.shards:
             tar = (root / there.name).read_bytes()
-            index = parse_index((root / there.index).read_text(), root / there.index)
+            index = parse_index((root / there.index).read_bytes(), root / there.index)
             rows = samples_of(root / there.name)
             assert len(index) == len(rows) == there.samples
             for entry, (key, jpg, cls, _) in zip(index, rows, strict=True):

@@ -150,7 +150,7 @@ def test_a_small_file_system_that_fills_up_is_a_clear_end(zoo, tmp_path):
             with tarfile.open(path) as archive:
                 assert len(archive.getnames()) % 3 == 0
             index = out / "made" / "index" / f"{path.stem}.idx"
-            assert parse_index(index.read_text(), index)
+            assert parse_index(index.read_bytes(), index)
         assert not (out / "made" / MANIFEST).exists()
     finally:
         subprocess.run(["umount", str(out)], check=True)

@@ -38,7 +38,7 @@ def root(whole, tmp_path):
 
 
 def sample_of(root):
-    samples = parse_index((root / INDEX).read_text(), root / INDEX)
+    samples = parse_index((root / INDEX).read_bytes(), root / INDEX)
     return next(sample for sample in samples if sample.key == KEY)
 
 
@@ -67,9 +67,9 @@ def turn(root):
     """The batch that holds the damaged sample."""
     config = LoaderConfig(batch=4, order="shards", seed=SEED)
     with open_loader(root, config=config, augment=RAW) as loader:
-        plan, reader = loader._plan, loader._reader
-        place = reader.keys().index(KEY)
-        return next(s for s in range(10) if place in plan.order_of(0)[plan.positions(s)])
+        schedule, reader = loader._schedule, loader._reader
+        index = reader.keys().index(KEY)
+        return next(s for s in range(10) if index in schedule.order_of(0)[schedule.positions(s)])
 
 
 DAMAGES = {
@@ -183,10 +183,13 @@ def exchange_offsets(text):
         (exchange_offsets, f"{INDEX}, line 5: 'jpg .* is not the next sample"),
         (swap_two_lines, f"{INDEX}, line 5: 'jpg .* is not the next sample"),
         (double_a_line, f"{INDEX}, line 6: 'jpg .* is not the next sample"),
-        (lambda text: text.replace("jpg 512 ", f"jpg {10**19} ", 1), f"{INDEX}: "),
+        (lambda text: text.replace("jpg 512 ", f"jpg {10**19} ", 1), f"{INDEX}, line 2: expected"),
         (lambda text: text.replace("v1.2 20", "v1.2 19"), "begins with 'v1.2 19' and has 20 lines"),
         (lambda text: "\n".join(text.splitlines()[:-1]) + "\n", "has 19 lines"),
-        (lambda text: text.replace("jpg 512 ", "jpg x ", 1), f"{INDEX}: invalid literal"),
+        (
+            lambda text: text.replace("jpg 512 ", "jpg x ", 1),
+            f"{INDEX}, line 2: .* got .jpg x ",
+        ),
         (lambda text: text.replace("jpg 512 ", "jpg 99999999 ", 1), f"{INDEX}, line 2: 'jpg 9999"),
         (lambda _: "", "has 0 lines"),
     ],
@@ -237,7 +240,7 @@ def test_more_shards_than_files_may_be_open_are_read(tmp_path, rng):
     reader._most_files = 16
     before = open_files()
     for _ in range(2):
-        assert len({reader.read(place).jpg.tobytes() for place in range(60)}) == 60
+        assert len({reader.read(index).jpg.tobytes() for index in range(60)}) == 60
         assert open_files() <= before + 16
     reader.close()
     assert open_files() == before

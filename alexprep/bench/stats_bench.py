@@ -72,7 +72,7 @@ def _run_all(function: Callable[[StatsTask], int], tasks: list[StatsTask], proce
 
 def _jpgs(task: StatsTask) -> Iterator[bytes]:
     path = task.root / task.shard.name
-    samples = parse_index((task.root / task.shard.index).read_text(), path)
+    samples = parse_index((task.root / task.shard.index).read_bytes(), path)
     with path.open("rb") as file:
         for sample in samples:
             file.seek(sample.jpg.offset)

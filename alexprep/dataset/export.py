@@ -81,7 +81,7 @@ def export(kind: Literal["energon", "openclip"], root: Path, out: Path) -> list[
 def energon_index(root: Path, shard: Shard) -> bytes:
     """Native uint64: where each sample begins in the tar, and where the last one ends."""
     path = root / shard.index
-    samples = parse_index(path.read_text(), path)
+    samples = parse_index(path.read_bytes(), path)
     begins = [sample.jpg.offset - BLOCK for sample in samples]
     last = samples[-1].json
     return struct.pack(f"={len(begins) + 1}Q", *begins, last.offset + padded(last.size))

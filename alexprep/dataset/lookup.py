@@ -99,7 +99,7 @@ def _list_keys(root: Path, names: list[str]) -> Table:
             raise DataError(
                 f"{path} is missing. Make it again with `alexprep index {root / name}`."
             )
-        samples = parse_index(path.read_text(errors="replace"), path)
+        samples = parse_index(path.read_bytes(), path)
         rows += [(_hash(sample.key), number, sample.jpg.offset) for sample in samples]
     entries = np.array(rows, ENTRY)
     buckets = max(1, len(rows) // A_BUCKET)

@@ -449,7 +449,7 @@ def _index_faults(task: CheckTask, samples: list[Sample]) -> Iterator[str]:
     if data == format_index(samples).encode():
         return
     try:
-        listed = parse_index(data.decode(errors="replace"), path)
+        listed = parse_index(data, path)
     except DataError as error:
         yield str(error)
         return

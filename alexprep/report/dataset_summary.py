@@ -57,7 +57,7 @@ def survey(root: Path, manifest: Manifest, split: str) -> Survey:
 
 def _survey_shard(root: Path, shard: Shard, count: int, result: Survey) -> None:
     index = root / shard.index
-    samples = parse_index(index.read_text(), index)[:count]
+    samples = parse_index(index.read_bytes(), index)[:count]
     descriptor = os.open(root / shard.name, os.O_RDONLY)
     try:
         for sample in samples:
