@@ -7,6 +7,7 @@ On a GPU it is DALI's crop_mirror_normalize, which takes a mean colour for each 
 goes in there, and `Finish` subtracts a mean image from its output.
 """
 
+import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
@@ -31,6 +32,17 @@ Arguments = list[np.ndarray]
 Decode = Literal["auto", "cpu", "mixed"]
 RGB = types.DALIImageType.RGB
 KINDS = types.DALIDataType
+
+
+def _forget_pipelines() -> None:
+    """Keep DALI's exit handler of a fork from ending the parent's pipelines: it would crash.
+
+    Their threads are not there. DALI 1.x has no public way to say so.
+    """
+    getattr(Pipeline, "_pipes", set()).clear()
+
+
+os.register_at_fork(after_in_child=_forget_pipelines)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

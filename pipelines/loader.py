@@ -10,7 +10,9 @@ loader with other threads, another backend or another number of ranks continues 
 """
 
 import atexit
+import ctypes
 import hashlib
+import os
 import threading
 import weakref
 from collections.abc import Generator, Iterator, Mapping
@@ -83,6 +85,7 @@ class Loader:
         self._stream: Generator[tuple[RawBatch, Tensor]] | None = None
         self._lock = threading.RLock()  # an RLock: a signal handler may close while `_next` waits
         self._closed = False
+        self._process = os.getpid()
         _OPEN.add(self)
 
     def __len__(self) -> int:
@@ -114,8 +117,9 @@ class Loader:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue after the last batch of `state`; DataError if it is of another sequence."""
-        here = {"version": 1, **self._identity()}
-        for name, value in here.items():
+        self._refuse_in_fork()
+        own = {"version": 1, **self._identity()}
+        for name, value in own.items():
             if state.get(name) != value and not (name == "batch" and state.get("step") == 0):
                 raise DataError(
                     f"This loader cannot continue the saved sequence: {name} was "
@@ -130,6 +134,8 @@ class Loader:
         A thread that waits for a batch at that time gets a DataError.
         """
         self._closed = True
+        if os.getpid() != self._process:
+            return
         self._reader.close()  # wakes a thread that waits for a server
         with self._lock:
             self._stop()
@@ -157,6 +163,7 @@ class Loader:
         }
 
     def _next(self) -> tuple[Tensor, Tensor]:
+        self._refuse_in_fork()
         with self._lock:
             self._refuse_if_closed()
             if self._stream is None:
@@ -182,6 +189,13 @@ class Loader:
         device = self._config.device
         return images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
 
+    def _refuse_in_fork(self) -> None:
+        if os.getpid() != self._process:
+            raise DataError(
+                f"This loader was opened by process {self._process} and cannot be used in process "
+                f"{os.getpid()}, a fork of it. Call open_loader in the process that iterates."
+            )
+
     def _refuse_if_closed(self) -> None:
         if self._closed:
             raise DataError("The loader was closed; open another with open_loader.")
@@ -193,6 +207,20 @@ class Loader:
             with suppress(ValueError):  # it runs: a signal handler closes, `_next` will see it
                 stream.close()
         self._reader.close()  # what was opened in between
+
+
+def _keep_in_fork() -> None:
+    """Let a fork never destroy the loaders of its parent.
+
+    It has none of their threads: ending a DALI pipeline would wait for them for ever, and ending a
+    remote reader would end the parent's commands. One more reference, which nobody gives back,
+    outlives even the end of the interpreter.
+    """
+    for loader in _OPEN:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(loader))
+
+
+os.register_at_fork(after_in_child=_keep_in_fork)
 
 
 def open_loader(
@@ -240,8 +268,9 @@ def open_loader(
     )
     if train and schedule.smallest < 1:
         raise DataError(
-            f"{split} of {root} has {schedule.samples} images: with batch={config.batch} a rank of "
-            f"{config.world} would get none in the last step. Use a larger batch or fewer ranks."
+            f"{split} of {source.root} has {schedule.samples} images: with batch={config.batch} a "
+            f"rank of {config.world} would get none in the last step. Use a larger batch or fewer "
+            "ranks."
         )
     views = 1 if train else config.views
     preprocess = Preprocess(spec, numbers, views, config.dtype, config.channels_last)

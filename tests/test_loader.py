@@ -254,3 +254,40 @@ def test_a_program_may_end_without_closing_its_loader(root, backend):
     )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (run.returncode, run.stdout, run.stderr) == (0, "8\n", "")
+
+
+FORK = """
+import gc, os, sys
+from pipelines import DataError, LoaderConfig, open_loader
+
+loader = open_loader(sys.argv[1], config=LoaderConfig(batch=16, backend=sys.argv[2]))
+batches = iter(loader)
+labels = next(batches)[1].tolist()
+child = os.fork()
+if child == 0:
+    for use in (lambda: next(iter(loader)), lambda: loader.load_state_dict(loader.state_dict())):
+        try:
+            use()
+        except DataError as error:
+            print(error, flush=True)
+    loader.close()
+    del loader, batches, use
+    gc.collect()
+    sys.exit(7)  # the interpreter ends as usual and destroys what is left
+status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+labels += [label for _, others in batches for label in others.tolist()]
+print(os.getpid(), child, status, sorted(labels))
+loader.close()
+"""
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_fork_is_refused_with_one_line_and_leaves_the_loader_of_its_parent_alone(root, backend):
+    command = [sys.executable, "-c", FORK, root, backend]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
+    *refusals, last = done.stdout.splitlines()
+    parent, child, status, labels = last.split(" ", 3)
+    line = f"opened by process {parent} and cannot be used in process {child}, a fork of it"
+    assert len(refusals) == 2
+    assert all(line in refusal and "open_loader" in refusal for refusal in refusals)
+    assert (int(status), json.loads(labels)) == (7, list(range(53)))
