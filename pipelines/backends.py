@@ -23,6 +23,7 @@ from pipelines.shards import RawBatch, SampleReader, SplitReader
 class Source(NamedTuple):
     """A data set, wherever it is.
 
+    root: for messages.
     streamed: whether its shards can only be read from begin to end.
     stats: loads the statistics of the train split.
     reader: opens a split by its name.
@@ -104,7 +105,7 @@ def _streamed(root: str, config: LoaderConfig, manifest: Manifest | None) -> Sou
 
     manifest = manifest or remote.manifest_of(root, config.timeout)
     return Source(
-        root=root,
+        root=remote.hide_secrets(root),
         manifest=manifest,
         streamed=True,
         stats=partial(remote.stats_of, root, manifest, config.timeout),

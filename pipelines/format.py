@@ -131,13 +131,14 @@ class Manifest:
     @classmethod
     def load(cls, root: Path) -> Self:
         """Read ROOT/manifest.json; DataError if it is missing, damaged or of another version."""
-        return cls.from_json(_read_json(root), root)
+        return cls.from_json(_read_json(root), str(root / MANIFEST))
 
     @classmethod
-    def from_json(cls, raw: Mapping[str, Any], root: Path) -> Self:
+    def from_json(cls, raw: Mapping[str, Any], where: str) -> Self:
+        """Check the fields of a manifest; DataError naming `where` it was read and the field."""
         if raw.get("version") != VERSION:
             raise DataError(
-                f"{root / MANIFEST} has format version {raw.get('version')}; this alexprep reads "
+                f"{where} has format version {raw.get('version')}; this alexprep reads "
                 f"{VERSION}. Make the data set again with `alexprep shard`."
             )
         try:
@@ -145,7 +146,7 @@ class Manifest:
             manifest._check_names()
         except ValueError as error:  # msgspec's own is one; it names the field
             raise DataError(
-                f"{root / MANIFEST} is not a manifest of alexprep ({error}). "
+                f"{where} is not a manifest of alexprep ({error}). "
                 "Make the data set again with `alexprep shard`."
             ) from error
         return manifest
@@ -175,7 +176,7 @@ class Manifest:
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
 
-    def split(self, name: str, root: Path) -> Split:
+    def split(self, name: str, root: Path | str) -> Split:
         """The split called `name`; DataError naming the ones there are."""
         if name not in self.splits:
             raise DataError(
@@ -209,6 +210,11 @@ def decode_object(data: bytes, where: str, remedy: str) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise DataError(f"{where} holds no JSON object. {remedy}")
     return cast(dict[str, Any], raw)
+
+
+def most_index_bytes(samples: int) -> int:
+    """An upper bound of the length of an index, for readers that do not trust where it is from."""
+    return 512 * (samples + 1)  # a line is three names of at most 100 bytes and six numbers
 
 
 def cls_width(classes: int) -> int:

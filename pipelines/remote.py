@@ -20,11 +20,18 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from pipelines.errors import DataError
-from pipelines.format import MANIFEST, Manifest, ShardIndex, decode_object
+from pipelines.format import (
+    MANIFEST,
+    MAX_JSON,
+    Manifest,
+    ShardIndex,
+    decode_object,
+    most_index_bytes,
+)
 from pipelines.imagestats import ImageStats, stats_paths
 from pipelines.order import BatchPlan, BatchSchedule, RowRange
 from pipelines.shards import Image, first_indices, locate
-from pipelines.streams import ShardStream, fetch
+from pipelines.streams import ShardStream, fetch, hide_secrets
 
 
 def url_of(root: str, name: str) -> str:
@@ -36,16 +43,19 @@ def url_of(root: str, name: str) -> str:
 def manifest_of(root: str, timeout: float) -> Manifest:
     """The manifest behind a URL; DataError if there is none or it cannot be read."""
     url = url_of(root, MANIFEST)
-    raw = decode_object(fetch(url, timeout), url, "Is it the root of a data set?")
-    return Manifest.from_json(raw, Path(root))
+    data, where = fetch(url, timeout, MAX_JSON), hide_secrets(url)
+    raw = decode_object(data, where, "Is it the root of a data set?")
+    return Manifest.from_json(raw, where)
 
 
 def stats_of(root: str, manifest: Manifest, timeout: float) -> ImageStats:
     """The statistics of the train split behind a URL."""
     with TemporaryDirectory() as folder:
         paths = stats_paths(Path(folder), "train")
-        for path in (paths.json, paths.npz):
-            path.write_bytes(fetch(url_of(root, path.name), timeout))
+        # stats.npz is a mean image of float64 and a few small arrays with their headers.
+        limits = {paths.json: MAX_JSON, paths.npz: manifest.size**2 * 3 * 8 + (1 << 16)}
+        for path, limit in limits.items():
+            path.write_bytes(fetch(url_of(root, path.name), timeout, limit))
         return ImageStats.load(Path(folder), manifest)
 
 
@@ -68,7 +78,7 @@ class RemoteReader:
     ) -> None:
         self.root = root
         self.manifest = manifest
-        self.split = manifest.split(split, Path(root))
+        self.split = manifest.split(split, hide_secrets(root))
         self.lengths = [shard.samples for shard in self.split.shards]
         self._first_indices = first_indices(self.lengths)
         self._streams = streams
@@ -124,7 +134,7 @@ class RemoteReader:
         return stream
 
     def _where(self, number: int, row: int) -> str:
-        url = url_of(self.root, self.split.shards[number].name)
+        url = hide_secrets(url_of(self.root, self.split.shards[number].name))
         try:
             index = self._index(number)
         except DataError:
@@ -134,4 +144,5 @@ class RemoteReader:
     def _index(self, number: int) -> ShardIndex:
         shard = self.split.shards[number]
         url = url_of(self.root, shard.index)
-        return ShardIndex.parse(fetch(url, self._timeout), shard, url)
+        data = fetch(url, self._timeout, most_index_bytes(shard.samples))
+        return ShardIndex.parse(data, shard, hide_secrets(url))

@@ -1,8 +1,10 @@
 """One remote shard as a stream of samples, read ahead by a thread."""
 
+import base64
 import hashlib
 import os
 import queue
+import re
 import signal
 import threading
 import urllib.request
@@ -11,6 +13,7 @@ from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, cast
+from urllib.parse import unquote, urlsplit
 
 import fsspec  # pyright: ignore[reportMissingTypeStubs]
 import numpy as np
@@ -26,6 +29,9 @@ from pipelines.shards import Image, parse_label
 WAITING = 256  # samples of one shard read ahead: 9 MB of 256-pixel JPEGs
 RETRY_AFTER = (0.5, 2.0)  # seconds
 CHUNK = 1 << 20
+# User and password before the host, and the query after "?", of the URLs in a text.
+USERINFO = re.compile(r"(?<=://)[^/?#\s]+@")
+QUERY = re.compile(r"(://[^\s?#'\"]*\?)[^\s#'\"]+")
 
 
 class Stream(Protocol):
@@ -42,10 +48,26 @@ def open_stream(url: str, timeout: float) -> Stream:
         command = url.removeprefix("pipe:")
         return Pipe(command, mode="rb", shell=True, ignore_status=[141], start_new_session=True)
     if url.startswith(("http://", "https://")):
-        return cast(Stream, urllib.request.urlopen(url, timeout=timeout))
+        return cast(Stream, urllib.request.urlopen(_http_request(url), timeout=timeout))
     if "://" in url:
         return cast(Stream, fsspec.open(url, "rb").open())  # pyright: ignore
     return Path(url).open("rb")
+
+
+def _http_request(url: str) -> urllib.request.Request:
+    """A GET; user and password go into a header, for urllib would take them for a host name."""
+    parts = urlsplit(url)
+    userinfo, _, host = parts.netloc.rpartition("@")
+    request = urllib.request.Request(parts._replace(netloc=host).geturl())
+    if userinfo:
+        token = base64.b64encode(unquote(userinfo).encode()).decode()
+        request.add_unredirected_header("Authorization", f"Basic {token}")
+    return request
+
+
+def hide_secrets(text: str) -> str:
+    """The text with *** for passwords and signatures in its URLs, as messages and logs show it."""
+    return QUERY.sub(r"\1***", USERINFO.sub("***@", text))
 
 
 def close_stream(stream: Stream) -> None:
@@ -57,32 +79,42 @@ def close_stream(stream: Stream) -> None:
         stream.close()
 
 
-def fetch(url: str, timeout: float) -> bytes:
-    """The whole of a small file; DataError if it cannot be had."""
+def fetch(url: str, timeout: float, limit: int) -> bytes:
+    """The whole of a small file of at most `limit` bytes; DataError if it cannot be read."""
+    data = bytearray()
     try:
         stream = open_stream(url, timeout)
         try:
-            data = stream.read()
-            stream.close()  # a command that failed says so here
-            return data
+            while len(data) <= limit and (chunk := stream.read(CHUNK)):
+                data += chunk
+            if len(data) <= limit:
+                stream.close()  # a command that failed reports it here
         finally:
             close_stream(stream)
     except Exception as error:
         raise DataError(
-            f"{url} cannot be read ({brief(error)}). Is it in a data set, and is the server up?"
+            f"{hide_secrets(url)} cannot be read ({brief(error)}). Is it in a data set, and is the "
+            "server up?"
         ) from error
+    if len(data) > limit:
+        raise DataError(
+            f"{hide_secrets(url)} has more than {limit} bytes, the most that is read of such a "
+            "file. Is it the root of a data set?"
+        )
+    return bytes(data)
 
 
 def brief(error: BaseException) -> str:
     """What went wrong; webdataset appends its stream and URL to the arguments."""
-    return f"{type(error).__name__}: {error.args[0] if error.args else error}"
+    return hide_secrets(f"{type(error).__name__}: {error.args[0] if error.args else error}")
 
 
 class Counted:
-    """A stream that counts and hashes what passes through it."""
+    """A stream that counts and hashes the bytes read; OverflowError after more than `limit`."""
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: Stream, limit: int) -> None:
         self.stream = stream
+        self.limit = limit
         self.bytes = 0
         self.sha256 = hashlib.sha256()
 
@@ -90,6 +122,8 @@ class Counted:
         data = self.stream.read(size)
         self.bytes += len(data)
         self.sha256.update(data)
+        if self.bytes > self.limit:
+            raise OverflowError(f"more than {self.limit} bytes")
         return data
 
 
@@ -100,11 +134,12 @@ class ShardStream(threading.Thread):
         self, url: str, shard: Shard, rows: RowRange, timeout: float, manifest: Manifest
     ) -> None:
         super().__init__(name=f"alexprep-stream-{rows.number}", daemon=True)
-        self.url = url
+        self.url = hide_secrets(url)
         self.shard = shard
         self.number = rows.number
         self.row = rows.start  # of the sample that `next` gives
-        self.where: Callable[[int], str] = lambda row: f"{url}, sample {row}"
+        self.where: Callable[[int], str] = lambda row: f"{self.url}, sample {row}"
+        self._secret_url = url
         self._fetched = rows.start  # row that the thread reads next
         self._stop_row = rows.stop
         self._timeout = timeout
@@ -124,8 +159,8 @@ class ShardStream(threading.Thread):
         except queue.Empty:
             raise DataError(
                 f"{self.url}: nothing has arrived for {self._timeout:g} seconds, after sample "
-                f"{self.row} of {self.shard.samples}. Is the server up? Go on with the saved state "
-                "when it is, or set LoaderConfig.timeout."
+                f"{self.row} of {self.shard.samples}. Is the server up? Resume from the saved "
+                "state when it is, or set a longer LoaderConfig.timeout."
             ) from None
         if isinstance(item, BaseException):
             raise item
@@ -176,7 +211,7 @@ class ShardStream(threading.Thread):
                     ) from error
 
     def _once(self) -> Iterator[Image]:
-        counted = Counted(open_stream(self.url, self._timeout))
+        counted = Counted(open_stream(self._secret_url, self._timeout), self.shard.bytes)
         self._stream = counted.stream
         try:
             samples = group_by_keys(tar_file_expander([{"url": self.url, "stream": counted}]))
@@ -192,6 +227,12 @@ class ShardStream(threading.Thread):
                     f"it ends after {self._fetched} of {self.shard.samples} samples, at "
                     f"{counted.bytes} of {self.shard.bytes} bytes"
                 )
+        except OverflowError as error:
+            # Not an error of the connection, which would be tried again.
+            raise DataError(
+                f"{self.url} goes on after the {self.shard.bytes} bytes that the manifest gives: "
+                "it was changed. Copy or make the shard again."
+            ) from error
         finally:
             self._stream = None
             close_stream(counted.stream)

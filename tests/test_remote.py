@@ -1,8 +1,10 @@
 """Streamed shards: the sequence of a folder, and errors instead of silence."""
 
+import base64
 import functools
 import http.server
 import json
+import re
 import shlex
 import shutil
 import socket
@@ -158,11 +160,11 @@ def test_ranks_stream_every_image_once(http_root, split, world):
     assert sorted(given) == list(range(45 if split == "train" else 10))
 
 
-def fails(root, **changes):
+def fails(root, augment=RAW, **changes):
     """The message of the error that ends an epoch, and the seconds it took."""
     started, caught = time.monotonic(), None
     try:
-        batches(root, epochs=1, augment=RAW, **changes)
+        batches(root, epochs=1, augment=augment, **changes)
     except DataError as error:
         caught = str(error)
     return caught, time.monotonic() - started
@@ -321,3 +323,57 @@ def test_a_folder_that_is_called_like_a_command_is_a_folder(root, tmp_path, monk
         assert loader.backend.startswith("dali")
         assert len(next(iter(loader))[1]) == 8
     assert not Path("PWNED").exists()
+
+
+class Guarded(Quiet):
+    """Answers only the user alice with the password p@ss, or the signature of a query."""
+
+    def do_GET(self):
+        token = base64.b64encode(b"alice:p@ss").decode()
+        signed = self.path.endswith("?sig=0123abc")
+        if not signed and self.headers["Authorization"] != f"Basic {token}":
+            return self.send_error(403)
+        return super().do_GET()
+
+
+def test_passwords_and_signatures_are_used_and_never_shown(root):
+    server, thread, url = serve(functools.partial(Guarded, directory=root))
+    secret = url.replace("://", "://alice:p%40ss@")
+    expected = batches(root)
+    assert_same(batches(secret), expected)
+    assert_same(batches(f"{url}/{{}}?sig=0123abc"), expected)
+    wrong = url.replace("://", "://alice:wr0ng@")
+    for address in (wrong, f"{url}/{{}}?sig=wr0ng", f"{secret}/train", f"pipe:cat {wrong}/{{}}"):
+        message, _ = fails(address)
+        assert "***" in message
+        assert not any(word in message for word in ("alice", "p@ss", "p%40ss", "wr0ng"))
+    with pytest.raises(ValueError, match="is streamed") as refused:
+        open_loader(secret, "train", LoaderConfig())
+    assert "p%40ss" not in str(refused.value)
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "stats.npz", SHARD])
+def test_a_file_without_end_is_given_up_at_the_length_it_may_have(root, name):
+    class Endless(Quiet):
+        sent = 0
+
+        def copyfile(self, source, outputfile):
+            super().copyfile(source, outputfile)
+            while self.path.endswith(name):
+                Endless.sent += outputfile.write(bytes(1 << 20))
+
+        def send_header(self, keyword, value):
+            if keyword != "Content-Length":  # so that the answer ends with the connection
+                super().send_header(keyword, value)
+
+    server, thread, url = serve(functools.partial(Endless, directory=root))
+    message, _ = fails(url, augment=None)
+    server.shutdown()
+    server.server_close()
+    thread.join()
+    assert f"{url}/{name}" in message
+    assert re.search("has more than [0-9]+ bytes|goes on after the [0-9]+ bytes", message)
+    assert Endless.sent < 300 << 20

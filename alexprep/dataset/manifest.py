@@ -43,7 +43,7 @@ def begin(store: Store, plan: ShardPlan) -> Manifest | None:
     identity = _jsonable(plan.identity())
     raw = store.read(MANIFEST)
     if raw is not None:
-        finished = Manifest.from_json(_json_object(store, MANIFEST, raw), Path(store.url))
+        finished = Manifest.from_json(_json_object(store, MANIFEST, raw), f"{store.url}/{MANIFEST}")
         _refuse_difference(store, "is a finished data set", _identity(finished), identity)
         return finished
     strangers = [name for name in store.listing() if not counts_as_empty(name)]
