@@ -29,6 +29,7 @@ class TrainConfig:
             hides nothing.
         channels_last: memory format of the convolutions.
         compile: torch.compile; "graphs" adds CUDA graphs (its mode "reduce-overhead").
+        cuda_graph: run the whole step as one CUDA graph, on a single GPU; `compile` may be "on".
         log_steps: steps between two lines of the log.
         checkpoint_minutes: minutes between checkpoints within an epoch; each epoch ends with one.
         keep: number of latest checkpoints to keep, in addition to the best.
@@ -49,6 +50,7 @@ class TrainConfig:
     precision: Literal["float32", "bfloat16", "float64"] = "float32"
     channels_last: bool = True
     compile: Literal["off", "on", "graphs"] = "off"
+    cuda_graph: bool = False
     log_steps: int = 50
     checkpoint_minutes: float = 10.0
     keep: int = 2
@@ -68,5 +70,13 @@ class TrainConfig:
                 raise ValueError(
                     f"TrainConfig.{name} must be in [0, 1), got {getattr(self, name)}."
                 )
+        self._check_graph()
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"TrainConfig.seed must be in 0..2**31-1, got {self.seed}.")
+
+    def _check_graph(self) -> None:
+        if self.cuda_graph and (self.compile == "graphs" or self.precision == "float64"):
+            raise ValueError(
+                "TrainConfig.cuda_graph captures the step itself: it needs compile 'off' or 'on', "
+                "and float32 or bfloat16, in which learning rates are tensors."
+            )

@@ -37,12 +37,51 @@ def keep_freed_memory() -> bool:
     return all(mallopt(name, value) for name, value in settings)
 
 
+class CompiledModel:
+    """A network compiled for full batches; smaller ones run as they are.
+
+    A second size would make torch compile a graph for all sizes, and use it for full batches too.
+    """
+
+    def __init__(self, model: nn.Module, *, mode: str | None, backend: Any = "inductor") -> None:
+        self.model = model
+        self.run = torch.compile(model, mode=mode, backend=backend, dynamic=False)
+        self.images = 0  # of a full batch, the largest so far
+
+    def __call__(self, images: Tensor) -> Tensor:
+        self.images = max(self.images, len(images))
+        return self.run(images) if len(images) == self.images else self.model(images)
+
+
 def compiled(model: nn.Module, config: TrainConfig) -> Any:
     """The network as training calls it: itself, or its compiled form."""
     if config.compile == "off":
         return model
-    mode = "reduce-overhead" if config.compile == "graphs" else None
-    return torch.compile(model, mode=mode)
+    return CompiledModel(model, mode="reduce-overhead" if config.compile == "graphs" else None)
+
+
+def prepare_model(model: nn.Module, config: TrainConfig) -> None:
+    """Give a network the type and layout of the config, in place, and its GPU the fastest kernels.
+
+    Whoever measures training calls it too, so that it measures what is trained.
+    """
+    if config.precision == "float64":
+        model.double()
+    if config.channels_last:
+        set_channels_last(model)
+    if any(parameter.is_cuda for parameter in model.parameters()):
+        use_fast_kernels()
+
+
+def use_fast_kernels() -> None:
+    """Let CUDA choose convolutions by trial, and multiply float32 as TF32; for all of the process.
+
+    TF32 rounds factors to 11 bits, 8 times as finely as bfloat16. Without it the dense layers of a
+    float32 run take a third of the step.
+    """
+    # Not the single flags: torch refuses a mixture of its older and its newer ones.
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.benchmark = True
 
 
 def set_channels_last(model: nn.Module) -> None:
@@ -56,9 +95,9 @@ def logits_of(model: Any, images: Tensor, config: TrainConfig) -> Tensor:
     """Logits (N, K) in the arithmetic and the memory format of the config; float32 at least."""
     if config.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
-    if config.precision == "float64":
-        images = images.double()
     bfloat16 = config.precision == "bfloat16"
+    if not bfloat16:  # autocast takes batches of any type
+        images = images.to(getattr(torch, config.precision))
     with torch.autocast(images.device.type, torch.bfloat16, enabled=bfloat16):
         logits: Tensor = model(images)
     return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -21,11 +21,13 @@ from torch import nn
 
 from alexnet.distributed.averaging import GradientAverage
 from alexnet.distributed.feed import Loader, shared_loader
+from alexnet.distributed.mesh import Replicas
 from alexnet.errors import RunError
 from alexnet.model.dropout import Dropout
 from alexnet.training import checkpoint
 from alexnet.training.config import TrainConfig
 from alexnet.training.evaluate import Errors
+from alexnet.training.graph import make_step
 from alexnet.training.metrics import Interval, Meter, Metrics, Record
 from alexnet.training.one_device import (
     from_one_device,
@@ -36,7 +38,7 @@ from alexnet.training.one_device import (
 from alexnet.training.optim import load_velocities, set_rates, sgd, velocities
 from alexnet.training.run import Data, RunContext, Summary, TrainState
 from alexnet.training.signals import Stop, Stopped, stop_requests
-from alexnet.training.step import compiled, count_errors, set_channels_last, train_step
+from alexnet.training.step import count_errors, prepare_model
 
 __all__ = ["Data", "Loader", "RunContext", "Summary", "TrainConfig", "Trainer", "fit"]
 
@@ -81,13 +83,12 @@ class Trainer:
     ) -> None:
         self.config, self.train, self.run, self.stop = config, train, run, stop
         self.model = model
-        if config.precision == "float64":
-            model.double()
-        if config.channels_last:
-            set_channels_last(model)
-        self.forward = compiled(model, config)
+        if config.cuda_graph:
+            _check_graph(model, run.replicas)
+        prepare_model(model, config)
         self.optimizer = sgd(model, config)
-        self.average = GradientAverage(model.parameters(), run.replicas)
+        average = GradientAverage(model.parameters(), run.replicas)
+        self.step = make_step(model, self.optimizer, config, average)
         self.device = next(model.parameters()).device
         self.dropouts = [module for module in model.modules() if isinstance(module, Dropout)]
         self.classes = list(parameter_shapes(model).values())[-1][0]
@@ -145,8 +146,7 @@ class Trainer:
             for dropout in self.dropouts:
                 first = state.steps * POSITIONS_A_STEP + replicas.rank
                 dropout.set_position(first, stride=replicas.world)
-            loss = train_step(self.forward, self.optimizer, batch, self.config, self.average)
-            self.meter.add(loss, len(batch[1]))
+            self.meter.add(self.step(batch), len(batch[1]))
             state.count_step()
             last = state.step == steps
             if last or state.steps % self.config.log_steps == 0:
@@ -318,6 +318,18 @@ class Trainer:
     def _log(self, text: str) -> None:
         if self.run.replicas.writes:
             self.run.emit({"kind": "note", "text": text})
+
+
+def _check_graph(model: nn.Module, replicas: Replicas) -> None:
+    """RunError where the step cannot be one CUDA graph: on a CPU, several GPUs or processes."""
+    devices = {parameter.device for parameter in model.parameters()}
+    if {device.type for device in devices} != {"cuda"} or len(devices) > 1 or replicas.team:
+        named = ", ".join(sorted(map(str, devices)))
+        raise RunError(
+            f"train.cuda_graph needs a single GPU and a single process, this network is on {named}"
+            f"{' in several processes' if replicas.team else ''}. Leave it out, or use --devices "
+            "cuda:0."
+        )
 
 
 @contextmanager

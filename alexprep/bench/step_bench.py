@@ -25,8 +25,9 @@ from alexnet.model.dropout import Dropout
 from alexnet.model.networks import code2012, smoke
 from alexnet.model.spec import Dense, ModelConfig, sizes
 from alexnet.training.config import TrainConfig
+from alexnet.training.graph import make_step
 from alexnet.training.optim import sgd
-from alexnet.training.step import compiled, keep_freed_memory, set_channels_last, train_step
+from alexnet.training.step import keep_freed_memory, prepare_model
 from alexnet.training.trainer import POSITIONS_A_STEP
 from alexprep.bench.measurement import Row, compared, interleaved
 from alexprep.bench.suite import BenchConfig
@@ -46,6 +47,7 @@ class Case:
     form: Literal["grouped", "columns"] = "grouped"
     precision: Literal["float32", "bfloat16"] = "float32"
     compile: Literal["off", "on", "graphs"] = "off"
+    cuda_graph: bool = False
     device: str = "cpu"
 
 
@@ -116,7 +118,6 @@ def training_step(case: Case) -> Callable[[], None]:
         return plain_step(model, (images, labels), bf16=case.precision == "bfloat16")
     keep_freed_memory()
     model = build(case.network, form=case.form, devices=(case.device,))
-    set_channels_last(model)
     images = images.to(memory_format=torch.channels_last)
     return trainer_step(model, (images, labels), case)
 
@@ -138,8 +139,11 @@ def plain_step(model: nn.Module, batch: tuple[Tensor, Tensor], *, bf16: bool) ->
 
 def trainer_step(model: nn.Module, batch: tuple[Tensor, Tensor], case: Case) -> Callable[[], None]:
     """The step of `alexprep train`, which moves dropout on with each batch."""
-    config = TrainConfig(lr=1e-4, precision=case.precision, compile=case.compile)
-    forward, optimizer = compiled(model, config), sgd(model, config)
+    config = TrainConfig(
+        lr=1e-4, precision=case.precision, compile=case.compile, cuda_graph=case.cuda_graph
+    )
+    prepare_model(model, config)
+    train_on = make_step(model, sgd(model, config), config)
     dropouts = [module for module in model.modules() if isinstance(module, Dropout)]
     numbers = itertools.count()
 
@@ -147,7 +151,7 @@ def trainer_step(model: nn.Module, batch: tuple[Tensor, Tensor], case: Case) -> 
         position = next(numbers) * POSITIONS_A_STEP
         for dropout in dropouts:
             dropout.set_position(position)
-        train_step(forward, optimizer, batch, config)
+        train_on(batch)
 
     return step
 

@@ -25,7 +25,7 @@ CONFIG = "config.json"
 LOCK, LEASE = ".lock", ".lease"
 # May differ between the calls that make up one run: they do not change what is computed.
 FREE = (
-    *("train.log_steps", "train.checkpoint_minutes", "train.keep"),
+    *("train.log_steps", "train.checkpoint_minutes", "train.keep", "train.cuda_graph"),
     *("loader.backend", "loader.decode", "loader.device", "loader.threads", "loader.readers"),
     *("loader.prefetch", "loader.pin_memory", "loader.check", "loader.rank", "loader.world"),
 )

@@ -240,10 +240,10 @@ def measurements(part: str, config: "BenchConfig", data: Path) -> "Iterator[Meas
     """The figures of a part, in order."""
     import torch  # noqa: PLC0415 - slow to import
 
+    from alexnet.training.step import use_fast_kernels  # noqa: PLC0415 - slow to import
+
     torch.cuda.set_device(DEVICE)
-    # Not the single flags: torch refuses a mixture of its older and its newer ones.
-    torch.set_float32_matmul_precision("high")
-    torch.backends.cudnn.benchmark = True
+    use_fast_kernels()
     if part == "load":
         from benchmarks.gpu.loads import load_measurements  # noqa: PLC0415 - slow to import
 

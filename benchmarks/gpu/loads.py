@@ -15,10 +15,10 @@ import torch
 from alexnet.model.networks import code2012
 from alexprep.bench.load_bench import endless, images_per_second
 from alexprep.bench.measurement import Row, compared, interleaved, timed
-from alexprep.bench.step_bench import Case
+from alexprep.bench.step_bench import Case, training_step
 from alexprep.bench.suite import BenchConfig
 from alexprep.machine import cores
-from benchmarks.gpu.steps import GpuCase, Measurement, gpu_step
+from benchmarks.gpu.steps import Measurement
 from pipelines import AugmentSpec, LoaderConfig, open_loader
 
 BATCHES = (128, 1024)
@@ -49,8 +49,10 @@ def compare_loader(title: str, root: Path, loading: LoaderConfig, config: BenchC
     batch = loading.batch
     baseline = f"batch {batch}: the trainer's consumption (bf16, CUDA graph)"
     # Captured before DALI's threads begin: they use the GPU too, which ends a capture.
-    case = Case(network=code2012(), batch=batch, precision="bfloat16", device=config.device)
-    step = gpu_step(GpuCase(case=case, graph=True))
+    network, device = code2012(), config.device
+    case = Case(network=network, batch=batch, precision="bfloat16", cuda_graph=True, device=device)
+    step = training_step(case)
+    _train(step, batch)
     spec = AugmentSpec(crop=code2012().crop)
     with open_loader(root, "train", loading, spec) as loader:
         count = max(FEWEST, -(-config.images // batch))

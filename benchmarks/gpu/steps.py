@@ -1,9 +1,9 @@
 """Training steps on one GPU next to plain eager PyTorch, and the norm next to a copy.
 
 Two bounds are computed from rates that are measured here: no step is faster than its arithmetic at
-the rate of a large matrix product, nor than its least traffic at the rate of a large copy. "As
-trained" is the step of `alexprep train` with train.compile=graphs; "CUDA graph" is that step
-captured once and replayed.
+the rate of a large matrix product, nor than its least traffic at the rate of a large copy. All but
+the plain ones are the step of `alexprep train`: "CUDA graph" with train.cuda_graph=true, "compiled"
+with train.compile=on, "compiled with graphs" with train.compile=graphs.
 """
 
 import gc
@@ -31,10 +31,9 @@ Measurement = tuple[str, Callable[[], list[Row]]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GpuCase:
-    """A case, by a CUDA graph of its own if `graph`."""
+    """A case, and the images/s it should reach."""
 
     case: Case
-    graph: bool = False
     target: str = ""
 
 
@@ -58,18 +57,20 @@ def step_cases(batch: int, device: torch.device) -> dict[str, GpuCase]:
     """Every way to train that is measured at a batch size."""
     ours = Case(network=code2012(), batch=batch, device=str(device))
     half = replace(ours, precision="bfloat16")
+    graph = replace(half, cuda_graph=True)
     rival = replace(half, network=torchvision())
     goal = TARGETS[batch]
     return {
-        "bf16, CUDA graph": GpuCase(case=half, graph=True, target=goal),
+        "bf16, CUDA graph": GpuCase(case=graph, target=goal),
         "bf16": GpuCase(case=half),
-        "TF32, CUDA graph": GpuCase(case=ours, graph=True),
+        "TF32, CUDA graph": GpuCase(case=replace(ours, cuda_graph=True)),
         "TF32": GpuCase(case=ours),
         "plain eager bf16": GpuCase(case=replace(half, plain=True)),
         "torchvision's alexnet, plain eager bf16": GpuCase(case=replace(rival, plain=True)),
-        "torchvision's alexnet, bf16, CUDA graph": GpuCase(case=rival, graph=True),
-        "bf16, as trained with graphs": GpuCase(case=replace(half, compile="graphs"), target=goal),
-        "TF32, as trained with graphs": GpuCase(case=replace(ours, compile="graphs")),
+        "torchvision's alexnet, bf16, CUDA graph": GpuCase(case=replace(rival, cuda_graph=True)),
+        "bf16, compiled, CUDA graph": GpuCase(case=replace(graph, compile="on"), target=goal),
+        "bf16, compiled with graphs": GpuCase(case=replace(half, compile="graphs"), target=goal),
+        "TF32, compiled with graphs": GpuCase(case=replace(ours, compile="graphs")),
     }
 
 
@@ -82,34 +83,9 @@ def compare_step(title: str, case: GpuCase, baseline: Case, rounds: int) -> list
     name = f"batch {baseline.batch}: plain eager TF32"
     cases = {
         name: partial(_run_steps, training_step(baseline), baseline.batch),
-        title: partial(_run_steps, gpu_step(case), baseline.batch),
+        title: partial(_run_steps, training_step(case.case), baseline.batch),
     }
     return compared(interleaved(cases, rounds), baseline=name, targets={title: case.target})
-
-
-def gpu_step(case: GpuCase) -> Callable[[], None]:
-    """A function that trains one step on the same random batch."""
-    step = training_step(case.case)
-    return captured(step) if case.graph else step
-
-
-def captured(step: Callable[[], None]) -> Callable[[], None]:
-    """The step as one CUDA graph; three steps before it allocate on a stream of their own."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-    return partial(_replay, graph, step)
-
-
-def _replay(graph: torch.cuda.CUDAGraph, _step: Callable[[], None]) -> None:
-    """Replay; the step is held because it alone keeps the network and the batch in memory."""
-    graph.replay()
 
 
 def _run_steps(step: Callable[[], None], batch: int) -> float:
