@@ -96,8 +96,10 @@ def logits_of(model: Any, images: Tensor, config: TrainConfig) -> Tensor:
     if config.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
     bfloat16 = config.precision == "bfloat16"
-    if not bfloat16:  # autocast takes batches of any type
-        images = images.to(getattr(torch, config.precision))
+    if config.precision == "float64":
+        images = images.double()
+    elif not bfloat16 and images.dtype in (torch.bfloat16, torch.float16):
+        images = images.float()  # autocast alone takes batches of another type than the weights'
     with torch.autocast(images.device.type, torch.bfloat16, enabled=bfloat16):
         logits: Tensor = model(images)
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
