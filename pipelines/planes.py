@@ -33,11 +33,6 @@ UNCONVERTED = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00"
 APPLICATION = range(0xE0, 0xF0)  # markers APP0 to APP15; JFIF's and Adobe's name the colour space
 
 
-def plane_bytes(size: int) -> int:
-    """Bytes of the planes of one image of `size` x `size` pixels."""
-    return size * size * 3 // 2
-
-
 def check_subsampling(jpg: bytes, size: int) -> None:
     """ValueError unless planes can hold this JPEG: baseline, 4:2:0, even sides of `size`."""
     if size % 2:

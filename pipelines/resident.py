@@ -25,7 +25,8 @@ from pipelines.errors import DataError
 from pipelines.format import Manifest
 from pipelines.normalize import VIEWS, Normalize, Preprocess
 from pipelines.order import BatchPlan, BatchSchedule
-from pipelines.planes import decode_planes, plane_bytes
+from pipelines.planes import decode_planes
+from pipelines.planesfile import plane_bytes
 from pipelines.planestore import PlanesReader, has_planes
 from pipelines.prefetch import prefetch
 from pipelines.shards import Check, Image, RawBatch, SampleReader, SplitReader

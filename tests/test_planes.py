@@ -13,10 +13,11 @@ from PIL import Image
 
 from pipelines.errors import DataError
 from pipelines.format import Shard
-from pipelines.planes import decode_planes, plane_bytes, rgb_crop, rgb_from_planes
-from pipelines.planestore import (
+from pipelines.planes import decode_planes, rgb_crop, rgb_from_planes
+from pipelines.planesfile import (
     HEADER_BYTES,
     PlanesFile,
+    plane_bytes,
     planes_file_bytes,
     planes_path,
     write_planes,

@@ -19,7 +19,7 @@ from alexprep.dataset.decode import store_planes
 from alexprep.errors import PrepareError
 from pipelines import AugmentSpec, DataError, LoaderConfig, open_loader
 from pipelines.format import Manifest
-from pipelines.planestore import HEADER_BYTES, planes_path
+from pipelines.planesfile import HEADER_BYTES, planes_path
 from tests.tarsets import drawn_items, measured, write_dataset
 
 SIZE = 64
@@ -190,6 +190,18 @@ def test_a_killed_call_leaves_whole_files_only_and_the_next_one_ends_it(root):
     process.wait()
     assert store_planes(root, workers=1).files == 8
     assert_equal(batches(root, backend="planes"), batches(root, backend="dali"))
+
+
+def test_shard_stores_planes_in_the_same_call(source, tmp_path):
+    command = ["shard", str(source), str(tmp_path / "set"), "--planes", "--workers", "1"]
+    result = CliRunner().invoke(cli, [*command, "--size", "49"])
+    assert result.exit_code == 2
+    assert "--planes needs an even --size" in result.output
+    result = CliRunner().invoke(cli, [*command, "--size", "48"])
+    assert result.exit_code == 0, result.output
+    again = store_planes(tmp_path / "set", workers=1)
+    assert again.written == 0
+    assert len(list((tmp_path / "set/planes").iterdir())) == again.files > 1
 
 
 def test_data_sets_that_planes_cannot_hold_are_refused_with_the_shard(tmp_path, rng):

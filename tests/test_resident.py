@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pipelines import AugmentSpec, DataError, LoaderConfig, open_loader
-from pipelines.planestore import FOLDER
+from pipelines.planesfile import FOLDER
 from tests.tarsets import drawn_items, measured, write_dataset
 
 pytest.importorskip("triton", reason="Triton comes for Linux alone")

@@ -13,9 +13,12 @@ from click.testing import CliRunner
 from PIL import Image
 
 from alexprep.cli import cli
+from alexprep.dataset.decode import store_planes
 from alexprep.dataset.moments import Moments
-from alexprep.dataset.stats import PartialSums, compute_stats
+from alexprep.dataset.stats import PartialSums, SavedSums, compute_stats
 from alexprep.dataset.stats_report import format_report
+from alexprep.dataset.store import LocalStore
+from alexprep.errors import PrepareError
 from pipelines.errors import DataError
 from pipelines.format import Manifest
 from pipelines.imagestats import ImageStats
@@ -139,6 +142,50 @@ def test_sums_kept_of_something_else_are_not_used(root, damage):
     assert written(root) == whole
 
 
+def test_every_flipped_bit_of_kept_sums_is_noticed(root):
+    shards = Manifest.load(root).split("train", root).shards
+    kept = PartialSums(root / ".sums", Moments.none(2, 3))
+    kept.add(
+        shards[0], Moments(9, np.arange(18, dtype=np.uint64).reshape(2, 3, 3), ((7,) * 3,) * 3)
+    )
+    good = kept.path.read_bytes()
+    present = {shard.name: shard.sha256 for shard in shards}
+    for position in range(8 * len(good)):
+        flipped = bytearray(good)
+        flipped[position // 8] ^= 1 << position % 8
+        kept.path.write_bytes(flipped)
+        other = PartialSums(kept.path, Moments.none(2, 3))
+        other.restore(present)
+        assert (other.shards, other.moments.images) == ({}, 0), position
+    kept.path.write_bytes(good)
+    other.restore(present)
+    assert (other.shards, other.moments.images) == (kept.shards, 9)
+
+
+def test_planes_give_the_same_bytes_of_statistics_even_if_some_are_damaged(root):
+    compute_stats(root, workers=1)
+    from_jpegs = written(root)
+    store_planes(root, ["train"], workers=1)
+    first, second, *others = sorted((root / "planes").iterdir())
+    damaged = bytearray(first.read_bytes())
+    damaged[4096] ^= 1
+    first.write_bytes(damaged)
+    second.unlink()
+    for shard in shard_paths(root)[2:]:  # of the length that the manifest says, but not the bytes
+        shard.write_bytes(bytes(shard.stat().st_size))
+    assert len(others) == 2
+    compute_stats(root, workers=1)
+    assert written(root) == from_jpegs
+
+
+def test_one_process_writes_at_a_time(root):
+    with LocalStore(root).locked():
+        for work in (compute_stats, store_planes):
+            with pytest.raises(PrepareError, match=rf"set is in use by process {os.getpid()} on"):
+                work(root, workers=1)
+    assert not (root / ".alexprep").exists()
+
+
 PROGRAM = """
 import sys
 from pathlib import Path
@@ -158,10 +205,8 @@ def test_a_killed_run_leaves_no_statistics_and_the_next_gives_the_same_bytes(tmp
     partial = root / ".stats-train.sums"
     empty, waited = None, time.monotonic() + 60
     while time.monotonic() < waited:  # until a first shard is in
-        if partial.exists():
-            with np.load(io.BytesIO(partial.read_bytes()), allow_pickle=False) as file:
-                if int(file["images"]):
-                    break
+        if partial.exists() and SavedSums.from_bytes(partial.read_bytes()).images:
+            break
         assert run.poll() is None, empty
         time.sleep(0.005)
     run.send_signal(signal.SIGKILL)
@@ -204,7 +249,7 @@ def test_an_altered_pixel_that_still_decodes_is_found_by_the_hash(root):
     data = bytearray(altered.read_bytes())
     data[-1] ^= 1  # padding: nothing but the hash can tell
     altered.write_bytes(data)
-    assert_refused_and_nothing_written(root, r"was altered: its sha256 is \w+, the manifest says")
+    assert_refused_and_nothing_written(root, r"was changed: its sha256 is \w+, the manifest says")
 
 
 def test_a_sample_fewer_than_the_manifest_says_is_found(root):
@@ -267,7 +312,7 @@ def test_the_command_answers_an_altered_shard_in_one_line(root):
     done = CliRunner().invoke(cli, ["stats", str(root), "--workers", "1"])
     assert done.exit_code == 1
     assert done.stdout == ""
-    assert f"Error: {altered} was altered" in done.stderr
+    assert f"Error: {altered} was changed" in done.stderr
 
 
 def test_the_command_prints_the_report_or_the_same_as_json(root):

@@ -60,6 +60,7 @@ from alexprep.commands.options import (
     "--sequential", is_flag=True, help="Read the archives front to back, for disks with slow seeks."
 )
 @click.option("--check-archives", is_flag=True, help="Check the archives' MD5 sums first.")
+@click.option("--planes", is_flag=True, help="Store the images decoded as well: `alexprep planes`.")
 @click.option(
     "--dry-run", is_flag=True, help="Print the plan, its size and its duration; write nothing."
 )
@@ -82,6 +83,7 @@ def shard(
     apply_orientation: bool,
     sequential: bool,
     check_archives: bool,
+    planes: bool,
     dry_run: bool,
     scheduler: str | None,
     as_json: bool,
@@ -129,7 +131,13 @@ def shard(
         plan = forecast(source, out, config, options)
         print_json(plan.to_dict()) if as_json else click.echo(plan.text())
         return
+    if planes and (size % 2 or "://" in out):
+        raise click.UsageError("--planes needs an even --size, and a local folder as OUT.")
     manifest = run(source, out, config, options)
+    if planes:
+        from alexprep.dataset.decode import store_planes
+
+        store_planes(Path(out), workers=workers)
     if as_json:
         click.echo(manifest.to_json(), nl=False)
         return

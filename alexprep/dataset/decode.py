@@ -1,4 +1,4 @@
-"""`alexprep planes`: decode every image once, into the files that pipelines.planestore reads."""
+"""`alexprep planes`: decode every image once, into the files that pipelines.planesfile reads."""
 
 import shutil
 from collections.abc import Iterator, Sequence
@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from alexprep.dataset.store import LocalStore
 from alexprep.errors import PrepareError
 from alexprep.machine import cores
 from alexprep.progress import ProgressBar
 from alexprep.workers import run_tasks
 from pipelines.errors import DataError
 from pipelines.format import Manifest, Shard
-from pipelines.planestore import (
+from pipelines.planesfile import (
     FOLDER,
     PlanesFile,
     planes_file_bytes,
@@ -51,10 +52,18 @@ def store_planes(
 
     Raises:
         DataError: there is no finished data set at `root`, or a shard is damaged.
-        PrepareError: a shard holds what planes cannot, or the disk is too small.
+        PrepareError: a shard holds what planes cannot, the disk is too small, or another process
+            writes to `root`.
     """
     root = root.absolute()
     manifest = Manifest.load(root)
+    with LocalStore(root).locked():
+        return _store_planes(root, manifest, splits, workers or cores())
+
+
+def _store_planes(
+    root: Path, manifest: Manifest, splits: Sequence[str], workers: int
+) -> PlanesSummary:
     names = tuple(splits) or tuple(manifest.splits)
     shards = [(name, shard) for name in names for shard in manifest.split(name, root).shards]
     (root / FOLDER).mkdir(exist_ok=True)
@@ -70,7 +79,7 @@ def store_planes(
     _check_space(root, sum(planes_file_bytes(manifest.size, shard.samples) for shard in pending))
     with (
         ProgressBar("planes", sum(shard.samples for shard in pending)) as progress,
-        closing(run_tasks(_store_shard, tasks, workers=workers or cores())) as results,
+        closing(run_tasks(_store_shard, tasks, workers=workers)) as results,
     ):
         for index, size in results:
             progress.advance(pending[index].samples, bytes=size)

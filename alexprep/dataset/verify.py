@@ -47,7 +47,7 @@ from pipelines.format import (
 )
 from pipelines.imagestats import ImageStats, stats_paths
 from pipelines.jpeg import APP1, APP2, BASELINE, segments
-from pipelines.planestore import FOLDER, PlanesFile, planes_path
+from pipelines.planesfile import FOLDER, PlanesFile, planes_path
 
 MOST_NAMED = 20
 
