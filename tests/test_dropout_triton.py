@@ -10,7 +10,7 @@ pytest.importorskip("triton", reason="Triton comes for Linux alone")
 
 INTERPRETED = """
 import torch
-from alexnet.model.dropout import _SPREAD, kept, mix, unit_keys
+from alexnet.model.dropout import _SPREAD, keep_mask, layer_key, mix, unit_keys
 from alexnet.model.dropout_triton import drop
 
 torch.manual_seed(0)
@@ -20,8 +20,9 @@ for seed, layer, columns, each, keep, stride, first in (
     (2**31 - 1, 7, range(1), 33, 0.5, 3, 123_456_789),
 ):
     images = first + torch.arange(5) * stride
-    mask = kept(images, unit_keys(seed, layer, columns, each, torch.device("cpu")), keep)
-    start = int(mix(torch.full((1,), seed) * _SPREAD + layer))
+    mask = keep_mask(images, unit_keys(seed, layer, columns, each, torch.device("cpu")), keep)
+    start = layer_key(seed, layer)
+    assert start == int(mix(torch.full((1,), seed) * _SPREAD + layer))
     for dtype in (torch.float32, torch.float16):
         x = torch.randn(5, len(columns) * each, dtype=dtype)
         x[0, 0] = float("nan")

@@ -78,7 +78,7 @@ def local_seam(columns: int, devices: Sequence[str | torch.device]) -> LocalSeam
 
 
 def _concatenate(parts: Sequence[Tensor], device: torch.device) -> Tensor:
-    return torch.cat([part.to(device, non_blocking=True) for part in parts], dim=1)
+    return torch.cat([x.to(device, non_blocking=True) for x in parts], dim=1)
 
 
 class Column(nn.Module):
@@ -159,7 +159,7 @@ class Columns(nn.Module):
         for number, gather in enumerate(self.gathers):
             if gather:
                 parts = self.seam.gather(parts)
-            parts = [column(part, number) for column, part in zip(self.local, parts, strict=True)]
+            parts = [column(x, number) for column, x in zip(self.local, parts, strict=True)]
         return parts
 
 
@@ -189,15 +189,15 @@ class Exchange:
 
 def exchanges(config: ModelConfig) -> Iterator[Exchange]:
     """In the order of a forward pass. The logits come last: 2012 left them on the first GPU."""
-    others = config.columns - 1
-    part: tuple[int, ...] = ()
+    peers = config.columns - 1
+    shape: tuple[int, ...] = ()
     for row, size in zip(config.layers, sizes(config), strict=True):
         if row is config.layers[-1]:
-            yield Exchange(before=row.name, what="to first", shape=part, sent=others)
-        elif part and row.sees == "all":
-            sent = config.columns * others
-            yield Exchange(before=row.name, what="gather", shape=part, sent=sent)
+            yield Exchange(before=row.name, what="to first", shape=shape, sent=peers)
+        elif shape and row.sees == "all":
+            sent = config.columns * peers
+            yield Exchange(before=row.name, what="gather", shape=shape, sent=sent)
         side = (size.side, size.side) if isinstance(row, Conv) else ()
-        part = (row.out // config.columns, *side)
+        shape = (row.out // config.columns, *side)
     logits = (config.classes,)
-    yield Exchange(before="loss", what="publish", shape=logits, sent=others, returns=False)
+    yield Exchange(before="loss", what="publish", shape=logits, sent=peers, returns=False)

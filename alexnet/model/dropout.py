@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from alexnet.model.cuda_ops import drop, serves_dropout
+
 # The two multipliers and the shift of MurmurHash3's 64-bit finaliser, as signed integers.
 _FIRST = 0xFF51AFD7ED558CCD - 2**64
 _SECOND = 0xC4CEB9FE1A85EC53 - 2**64
@@ -25,6 +27,15 @@ def mix(x: Tensor) -> Tensor:
     x = (x ^ ((x >> 33) & _LOW)) * _FIRST
     x = (x ^ ((x >> 33) & _LOW)) * _SECOND
     return x ^ ((x >> 33) & _LOW)
+
+
+def layer_key(seed: int, layer: int) -> int:
+    """What all units of a layer have in common: `mix` of seed and layer, by numbers of Python."""
+    x = (seed * _SPREAD + layer) % 2**64
+    for factor in (_FIRST, _SECOND):
+        x = (x ^ (x >> 33)) * factor % 2**64
+    x ^= x >> 33
+    return x - 2**64 if x >= 2**63 else x
 
 
 def keep_mask(images: Tensor, units: Tensor, probability: float) -> Tensor:
@@ -43,9 +54,7 @@ def unit_keys(seed: int, layer: int, columns: range, units: int, device: torch.d
     """int64 (columns * units,): a key for every unit of a layer, a column after the other."""
     unit = torch.arange(units, device=device)
     column = torch.arange(columns.start, columns.stop, device=device)[:, None]
-    # Filled, not copied from the host: a CUDA graph may not copy.
-    start = mix(torch.full((1,), seed, device=device) * _SPREAD + layer)
-    return mix(mix(start + column * _SPREAD) + unit * _SPREAD).flatten()
+    return mix(mix(layer_key(seed, layer) + column * _SPREAD) + unit * _SPREAD).flatten()
 
 
 # An operator of its own: what torch.compile of torch 2.13 makes of these shifts and products for a
@@ -99,7 +108,11 @@ class Dropout(nn.Module):
             return x
         if not self.training:
             return x if self.inverted else x * self.keep
-        key = (self.seed, layer, self.columns.start, self.columns.stop, self.stride)
-        keep_units = _mask(self.position, key, (len(x), x[0].numel()), self.keep)
+        own = (self.columns.start, self.columns.stop, self.stride)
+        if serves_dropout(x):
+            key = (layer_key(self.seed, layer), *own)
+            return drop(x.flatten(1), self.position, key, self.keep, self.inverted).view(x.shape)
+        size = (len(x), x.shape[1:].numel())
+        keep_units = _mask(self.position, (self.seed, layer, *own), size, self.keep)
         mask = keep_units.view(x.shape).to(x.dtype)
         return x * (mask / self.keep if self.inverted else mask)

@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from alexnet.model.cuda_ops import KERNEL_DEVICES, max_pool, serves_pool
 from alexnet.model.dropout import Dropout
 from alexnet.model.norms import local_response_norm, spatial_norm
-from alexnet.model.spec import Dense, Layer, ModelConfig, Stage, sizes
+from alexnet.model.spec import Conv, Dense, Layer, ModelConfig, Stage, sizes
 
 
 class Grouped(nn.Module):
@@ -49,7 +50,7 @@ class Stages(nn.Module):
     def __init__(self, config: ModelConfig, *, seed: int, columns: range) -> None:
         super().__init__()
         # Plain values: torch.compile cannot carry frozen dataclasses.
-        self.then = tuple(row.then for row in config.layers)
+        self.then = tuple(fused_stages(row.then, config.act) for row in config.layers)
         self.act = torch.relu if config.act == "relu" else torch.tanh
         self.lrn, self.spatial = config.lrn, config.spatial
         self.pool = (config.pool_size, config.pool_stride)
@@ -58,7 +59,17 @@ class Stages(nn.Module):
 
     def forward(self, x: Tensor, number: int) -> Tensor:
         """The output x of layer `number` (0 is the first), as the next layer sees it."""
-        for stage in self.then[number]:
+        for stages in self.then[number]:
+            x = self._apply_fused(x, stages, number)
+        return x
+
+    def _apply_fused(self, x: Tensor, stages: tuple[Stage, ...], number: int) -> Tensor:
+        if stages == ("act", "lrn"):
+            return local_response_norm(x, self.lrn, groups=self.groups, relu=True)
+        # A maximum is the same before and after a ReLU: one kernel serves both orders.
+        if "pool" in stages and serves_pool(x, self.pool[0]):
+            return max_pool(x, *self.pool, relu="act" in stages)
+        for stage in stages:
             x = self._apply_stage(x, stage, number)
         return x
 
@@ -72,6 +83,30 @@ class Stages(nn.Module):
         if stage == "pool":
             return F.max_pool2d(x, *self.pool, ceil_mode=True)
         return self.dropout(x, number)
+
+
+def fused_stages(stages: tuple[Stage, ...], act: str) -> tuple[tuple[Stage, ...], ...]:
+    """The stages of a layer in order, those together that CUDA has as one kernel.
+
+    A ReLU goes into the norm behind it, or into the pooling before or behind it.
+    """
+    fused: list[tuple[Stage, ...]] = []
+    for stage in stages:
+        pair = (*fused[-1], stage) if fused else (stage,)
+        if act == "relu" and pair in (("act", "lrn"), ("act", "pool"), ("pool", "act")):
+            fused[-1] = pair
+        else:
+            fused.append((stage,))
+    return tuple(fused)
+
+
+class StridedConv(nn.Conv2d):
+    """A convolution of images that CUDA may be given as blocks, see `blocks_of_images`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.shape[1] == self.in_channels:
+            return super().forward(input)
+        return F.conv2d(input, blocks_of_weight(self.weight, self.stride[0]), self.bias)
 
 
 class GroupedLinear(nn.Module):
@@ -103,7 +138,8 @@ def weight_layer(row: Layer, weight: tuple[int, ...], groups: int) -> nn.Module:
     """The module of a row for a weight of this shape; it holds nothing until a state is loaded."""
     if isinstance(row, Dense):
         return GroupedLinear(weight[1], weight[0], groups)
-    return nn.Conv2d(
+    module = StridedConv if row.stride > 1 else nn.Conv2d
+    return module(
         weight[1] * groups,
         weight[0],
         row.kernel,
@@ -114,7 +150,10 @@ def weight_layer(row: Layer, weight: tuple[int, ...], groups: int) -> nn.Module:
 
 
 def prepared(images_NCHW: Tensor, config: ModelConfig) -> Tensor:
-    """Images as conv1 takes them: padded at the right and the bottom, divided by `input_sd`."""
+    """Images as conv1 takes them: padded at the right and the bottom, divided by `input_sd`.
+
+    On CUDA, in channels_last, they come as blocks and in the type of autocast.
+    """
     expected = (3, config.crop, config.crop)
     if images_NCHW.shape[1:] != expected:
         raise ValueError(
@@ -122,7 +161,54 @@ def prepared(images_NCHW: Tensor, config: ModelConfig) -> Tensor:
             f"{tuple(images_NCHW.shape)}. Crop to its size, or set ModelConfig.crop."
         )
     if config.input_sd != (1.0, 1.0, 1.0):
-        images_NCHW = images_NCHW / images_NCHW.new_tensor(config.input_sd)[:, None, None]
+        # Filled, not copied from the host: a CUDA graph may not copy.
+        sd = torch.cat([images_NCHW.new_full((1, 1, 1), sd) for sd in config.input_sd])
+        images_NCHW = images_NCHW / sd
+    row, kind = config.layers[0], images_NCHW.device.type
+    if (
+        isinstance(row, Conv)
+        and row.stride > 1
+        and kind in KERNEL_DEVICES
+        and images_NCHW.is_contiguous(memory_format=torch.channels_last)
+    ):
+        lower = torch.is_autocast_enabled(kind)
+        dtype = torch.get_autocast_dtype(kind) if lower else images_NCHW.dtype
+        return blocks_of_images(images_NCHW, row, config.pad_end, dtype)
     if config.pad_end:
         images_NCHW = F.pad(images_NCHW, (0, config.pad_end, 0, config.pad_end))
     return images_NCHW
+
+
+def blocks_of_images(images: Tensor, row: Conv, pad_end: int, dtype: torch.dtype) -> Tensor:
+    """Images (N, C, H, H) padded for `row`, a block of stride x stride pixels in the channels.
+
+    (N, C * stride ** 2, B, B) in channels_last. A convolution of 11 x 11 with stride 4 over three
+    channels is one of 3 x 3 with stride 1 over 48, a shape that tensor cores are made for: the same
+    sums, and 19% more products with zeros. One pass makes blocks, padding and type.
+    """
+    side, step = images.shape[-1], row.stride
+    outputs = (side + pad_end + 2 * row.pad - row.kernel) // step + 1
+    blocks = outputs - 1 + -(-row.kernel // step)
+    if row.pad or side % step or side > blocks * step:
+        end = blocks * step - side - row.pad
+        images = F.pad(images, (row.pad, end, row.pad, end))
+    filled = images.shape[-1] // step
+    out = images.new_empty((len(images), blocks, blocks, images.shape[1], step, step), dtype=dtype)
+    rows, border = out.narrow(1, 0, filled), blocks - filled
+    rows.narrow(2, 0, filled).copy_(_split_sides(images, step).permute(0, 2, 4, 1, 3, 5))
+    rows.narrow(2, filled, border).zero_()
+    out.narrow(1, filled, border).zero_()
+    return out.flatten(3).permute(0, 3, 1, 2)
+
+
+def blocks_of_weight(weight: Tensor, stride: int) -> Tensor:
+    """A weight (F, C, K, K) of that stride as one of stride 1 for `blocks_of_images`."""
+    end = -weight.shape[-1] % stride
+    split = _split_sides(F.pad(weight, (0, end, 0, end)), stride)
+    return split.permute(0, 2, 4, 1, 3, 5).flatten(3).permute(0, 3, 1, 2)
+
+
+def _split_sides(x: Tensor, step: int) -> Tensor:
+    """(N, C, H, W) as (N, C, H / step, step, W / step, step)."""
+    images, channels, height, width = x.shape
+    return x.view(images, channels, height // step, step, width // step, step)

@@ -7,13 +7,12 @@ channels (section 3.3 of the paper; equal to torch's) or size x size pixels of t
 released code's second norm of layer 2, which the paper does not mention; its "response
 normalisation" delta includes it). Beyond the edges are zeros that count.
 
-Forward and backward are kernels that save only their input: across channels on a CPU and, where
-Triton is installed, on CUDA; the spatial norm on a CPU. Elsewhere the plain formula runs. bf16 and
-half inputs are summed in float32 and rounded once.
+Forward and backward are kernels that save only their input, on a CPU and, where Triton is
+installed, on CUDA. Elsewhere the plain formula runs. bf16 and half inputs are summed in float32 and
+rounded once.
 """
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from alexnet.model import norms_cpu
+from alexnet.model.cuda_ops import KERNEL_DEVICES
 from alexnet.model.norms_cpu import memory_format
 from alexnet.model.spec import Lrn
 
@@ -28,23 +28,38 @@ from alexnet.model.spec import Lrn
 # full network's layer 2 were faster than one or four.
 SPATIAL_BLOCK = 384 * 1024
 
-_KERNELS = {"cpu": norms_cpu}
-# Triton comes with PyTorch for CUDA; without it the plain formula serves there.
-if torch.cuda.is_available() and find_spec("triton"):
-    from alexnet.model import norms_triton
-
-    _KERNELS["cuda"] = norms_triton
+# What the Triton kernels for channels_last know: the window and power of the released code and the
+# paper, and groups of so many channels at most.
+_WINDOW, _BETA, _GROUP_CHANNELS = 5, 0.75, 128
+_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def local_response_norm(x: Tensor, norm: Lrn, *, groups: int = 1) -> Tensor:
-    """Normalise x (N, C, ...) over neighbouring channels within each of `groups`.
+def serves_spatial(x: Tensor, norm: Lrn) -> bool:
+    """Whether the Triton kernels know the spatial norm of x; elsewhere torch's operations serve."""
+    known = norm.size == _WINDOW and norm.beta == _BETA and x.dtype in _TYPES
+    return known and memory_format(x) is torch.channels_last
+
+
+def serves_response(x: Tensor, groups: int, norm: Lrn) -> bool:
+    """Whether the Triton kernels for channels_last know the response norm of x.
+
+    Those of alexnet.model.norms_triton know every other one: float64, NCHW, other windows.
+    """
+    return serves_spatial(x, norm) and x.shape[1] // groups <= _GROUP_CHANNELS
+
+
+def local_response_norm(x: Tensor, norm: Lrn, *, groups: int = 1, relu: bool = False) -> Tensor:
+    """Normalise x (N, C, ...), or its ReLU, over neighbouring channels within each of `groups`.
 
     The result is laid out as x. ValueError where the channels do not divide into the groups.
     """
     if x.shape[1] % groups:
         raise ValueError(f"{x.shape[1]} channels do not divide into {groups} groups.")
-    if x.device.type in _KERNELS:
-        return _lrn(x, groups, norm.size, [norm.alpha, norm.beta, norm.k])
+    on_cuda = x.device.type in KERNEL_DEVICES
+    if relu and not (on_cuda and serves_response(x, groups, norm)):
+        x, relu = torch.relu(x), False
+    if on_cuda or x.device.type == "cpu":
+        return _lrn(x, groups, norm.size, [norm.alpha, norm.beta, norm.k], relu)
     return lrn_formula(x, norm, groups=groups)
 
 
@@ -56,24 +71,46 @@ def lrn_formula(x: Tensor, norm: Lrn, *, groups: int = 1) -> Tensor:
 
 # Custom operators, because torch.compile must not look inside: it would unroll the blocks.
 @torch.library.custom_op("alexnet::lrn", mutates_args=())
-def _lrn(x: Tensor, groups: int, size: int, constants: Sequence[float]) -> Tensor:
-    return _KERNELS[x.device.type].forward(_dense(x), groups, Lrn(size, *constants))
+def _lrn(x: Tensor, groups: int, size: int, constants: Sequence[float], relu: bool) -> Tensor:
+    norm, x = Lrn(size, *constants), _dense(x)
+    if x.device.type not in KERNEL_DEVICES:
+        return norms_cpu.forward(x, groups, norm)
+    if serves_response(x, groups, norm):
+        return _channels_last().response_forward(x, groups, norm, relu)
+    from alexnet.model import norms_triton  # noqa: PLC0415 - Triton is not everywhere
+
+    return norms_triton.forward(x, groups, norm)
 
 
 @torch.library.custom_op("alexnet::lrn_backward", mutates_args=())
 def _lrn_backward(
-    x: Tensor, g: Tensor, groups: int, size: int, constants: Sequence[float]
+    x: Tensor, g: Tensor, groups: int, size: int, constants: Sequence[float], relu: bool
 ) -> Tensor:
-    return _KERNELS[x.device.type].backward(_dense(x), g, groups, Lrn(size, *constants))
+    norm, x = Lrn(size, *constants), _dense(x)
+    if x.device.type not in KERNEL_DEVICES:
+        return norms_cpu.backward(x, g, groups, norm)
+    if serves_response(x, groups, norm):
+        return _channels_last().response_backward(x, g, groups, norm, relu)
+    from alexnet.model import norms_triton  # noqa: PLC0415 - Triton is not everywhere
+
+    return norms_triton.backward(x, g, groups, norm)
+
+
+def _channels_last() -> Any:
+    from alexnet.model import norms_channels_last  # noqa: PLC0415 - Triton is not everywhere
+
+    return norms_channels_last
 
 
 @_lrn.register_fake
-def _(x: Tensor, groups: int, size: int, constants: Sequence[float]) -> Tensor:
+def _(x: Tensor, groups: int, size: int, constants: Sequence[float], relu: bool) -> Tensor:
     return torch.empty_like(_dense(x))
 
 
 @_lrn_backward.register_fake
-def _(x: Tensor, g: Tensor, groups: int, size: int, constants: Sequence[float]) -> Tensor:
+def _(
+    x: Tensor, g: Tensor, groups: int, size: int, constants: Sequence[float], relu: bool
+) -> Tensor:
     return torch.empty_like(_dense(x))
 
 
@@ -82,9 +119,9 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(x)
 
 
-def _lrn_gradient(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None]:
+def _lrn_gradient(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None, None]:
     (x,) = ctx.saved_tensors
-    return _lrn_backward(x, g, *ctx.constants), None, None, None
+    return _lrn_backward(x, g, *ctx.constants), None, None, None, None
 
 
 _lrn.register_autograd(_lrn_gradient, setup_context=_save)
@@ -96,18 +133,20 @@ def _dense(x: Tensor) -> Tensor:
 
 
 def spatial_norm(x: Tensor, norm: Lrn) -> Tensor:
-    """Normalise x (N, C, H, W) over neighbouring places; the result is laid out as x.
+    """Normalise x (N, C, H, W) over neighbouring pixels; the result is laid out as x.
 
-    On a CPU forward and backward go by blocks that fit the cache and keep the input alone.
+    Forward and backward keep the input alone: on a CPU by blocks that fit the cache, on CUDA by
+    Triton kernels where they know x.
     """
-    if x.device.type == "cpu":
+    on_cuda = x.device.type in KERNEL_DEVICES
+    if serves_spatial(x, norm) if on_cuda else x.device.type == "cpu":
         return _spatial(x, norm.size, [norm.alpha, norm.beta, norm.k])
     return spatial_formula(x, norm)
 
 
 def spatial_formula(x: Tensor, norm: Lrn) -> Tensor:
-    """The same in operations that every device has."""
-    return x * _denominators(x, norm).pow(-norm.beta)
+    """The same in operations that every device has; `pow` is float32 under autocast."""
+    return (x * _denominators(x, norm).pow(-norm.beta)).to(x.dtype)
 
 
 def _denominators(x: Tensor, norm: Lrn) -> Tensor:
@@ -125,6 +164,8 @@ def _power(d: Tensor, beta: float) -> Tensor:
 @torch.library.custom_op("alexnet::spatial", mutates_args=())
 def _spatial(x: Tensor, size: int, constants: Sequence[float]) -> Tensor:
     norm, x = Lrn(size, *constants), _dense(x)
+    if x.device.type in KERNEL_DEVICES:
+        return _channels_last().spatial_forward(x, norm)
     y = torch.empty_like(x)
     for x_block, y_block in zip(_blocks(x), _blocks(y), strict=True):
         wide = x_block.to(torch.promote_types(x.dtype, torch.float32))
@@ -135,6 +176,8 @@ def _spatial(x: Tensor, size: int, constants: Sequence[float]) -> Tensor:
 @torch.library.custom_op("alexnet::spatial_backward", mutates_args=())
 def _spatial_backward(x: Tensor, g: Tensor, size: int, constants: Sequence[float]) -> Tensor:
     norm, x = Lrn(size, *constants), _dense(x)
+    if x.device.type in KERNEL_DEVICES:
+        return _channels_last().spatial_backward(x, g, norm)
     dx = torch.empty_like(x)
     g = g.contiguous(memory_format=memory_format(x))
     factor = -2 * norm.alpha * norm.beta
@@ -167,4 +210,4 @@ _spatial.register_autograd(_spatial_gradient, setup_context=_save)
 
 
 def _blocks(x: Tensor) -> tuple[Tensor, ...]:
-    return torch.split(x, max(SPATIAL_BLOCK // x[0].numel(), 1))
+    return torch.split(x, max(SPATIAL_BLOCK // x.shape[1:].numel(), 1))

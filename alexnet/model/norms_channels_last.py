@@ -25,9 +25,6 @@ from torch import Tensor
 
 from alexnet.model.spec import Lrn
 
-WINDOW = 5  # the only size that the released code and the paper have
-BETA = 0.75
-TYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Rows a program of the response norm: 128 of conv1's 48 channels take 158 registers, 128 of conv2's
 # 128 channels spill in the backward pass.
 ROWS = {64: 128, 128: 64}
@@ -35,42 +32,27 @@ WARPS = 8
 COLUMNS, CHANNELS = 32, 64  # a tile of the spatial norm: 27 columns are used in layer 2
 
 
-def serves_response(x: Tensor, groups: int, norm: Lrn) -> bool:
-    """Whether the response norm of x is one that these kernels know."""
-    return _serves(x, norm) and x.shape[1] // groups <= max(ROWS)
-
-
-def serves_spatial(x: Tensor, norm: Lrn) -> bool:
-    """Whether the spatial norm of x is one that these kernels know."""
-    return _serves(x, norm)
-
-
-def _serves(x: Tensor, norm: Lrn) -> bool:
-    known = norm.size == WINDOW and norm.beta == BETA and x.dtype in TYPES
-    return known and x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
-
-
-def response_forward(x: Tensor, groups: int, norm: Lrn) -> Tensor:
-    """The normalised x (N, C, H, W), channels_last as x."""
+def response_forward(x: Tensor, groups: int, norm: Lrn, relu: bool = False) -> Tensor:
+    """The normalised x (N, C, H, W), or that of its ReLU, channels_last as x."""
     y = torch.empty_like(x)
-    grid, options = _response_launch(x, groups, norm)
+    grid, options = _response_launch(x, groups, norm, relu)
     with torch.cuda.device_of(x):
         _response_forward[grid](x, y, x.numel() // x.shape[1], **options)
     return y
 
 
-def response_backward(x: Tensor, g: Tensor, groups: int, norm: Lrn) -> Tensor:
+def response_backward(x: Tensor, g: Tensor, groups: int, norm: Lrn, relu: bool = False) -> Tensor:
     """The gradient at x for the gradient g at y."""
     g = g.contiguous(memory_format=torch.channels_last)
     dx = torch.empty_like(x)
-    grid, options = _response_launch(x, groups, norm)
+    grid, options = _response_launch(x, groups, norm, relu)
     with torch.cuda.device_of(x):
         _response_backward[grid](x, g, dx, x.numel() // x.shape[1], **options)
     return dx
 
 
 def _response_launch(
-    x: Tensor, groups: int, norm: Lrn
+    x: Tensor, groups: int, norm: Lrn, relu: bool
 ) -> tuple[tuple[int, int], dict[str, object]]:
     channels = x.shape[1] // groups
     block = 64 if channels <= 64 else 128
@@ -80,6 +62,7 @@ def _response_launch(
         "SHARE": norm.alpha / norm.size,
         "K": norm.k,
         "HALF": norm.size // 2,
+        "RELU": relu,
         "ROWS": ROWS[block],
         "BLOCK": block,
         "PRECISION": "ieee" if x.dtype == torch.float32 else "tf32",
@@ -148,10 +131,13 @@ def _rows_of_group(
 def _response_forward(
     x_pointer, y_pointer, rows,
     CHANNELS: tl.constexpr, GROUPS: tl.constexpr, SHARE: tl.constexpr, K: tl.constexpr,
-    HALF: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr,
+    HALF: tl.constexpr, RELU: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    PRECISION: tl.constexpr,
 ) -> None:  # fmt: skip
     offset, valid = _rows_of_group(rows, CHANNELS, GROUPS, ROWS, BLOCK)
     x = tl.load(x_pointer + offset, mask=valid, other=0.0).to(tl.float32)
+    if RELU:
+        x = tl.where(x <= 0.0, 0.0, x)  # NaN stays
     total = tl.dot(x * x, _band(BLOCK, HALF), input_precision=PRECISION)
     root = tl.rsqrt(K + SHARE * total)
     y = x * (root * tl.sqrt(root))
@@ -162,11 +148,16 @@ def _response_forward(
 def _response_backward(
     x_pointer, g_pointer, dx_pointer, rows,
     CHANNELS: tl.constexpr, GROUPS: tl.constexpr, SHARE: tl.constexpr, K: tl.constexpr,
-    HALF: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr,
+    HALF: tl.constexpr, RELU: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    PRECISION: tl.constexpr,
 ) -> None:  # fmt: skip
     offset, valid = _rows_of_group(rows, CHANNELS, GROUPS, ROWS, BLOCK)
     x = tl.load(x_pointer + offset, mask=valid, other=0.0).to(tl.float32)
     g = tl.load(g_pointer + offset, mask=valid, other=0.0).to(tl.float32)
+    if RELU:
+        # Where x becomes 0 the terms of its neighbours do too: what is left of dx is that of g.
+        g = tl.where(x <= 0.0, 0.0, g)
+        x = tl.where(x <= 0.0, 0.0, x)
     band = _band(BLOCK, HALF)
     root = tl.rsqrt(K + SHARE * tl.dot(x * x, band, input_precision=PRECISION))
     direct = g * (root * tl.sqrt(root))
@@ -188,9 +179,9 @@ def _block_of_columns(channels, height, width, COLUMNS: tl.constexpr, CHANNELS: 
 @triton.jit
 def _load_at(pointer, row, column, channel, channels, height, width):
     """Values of a row at some columns; zeros beyond the image."""
-    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width) & (channel < channels)
+    valid = (row >= 0) & (row < height) & (column >= 0) & (column < width) & (channel < channels)
     offset = (row * width + column) * channels + channel
-    return tl.load(pointer + offset, mask=inside, other=0.0).to(tl.float32)
+    return tl.load(pointer + offset, mask=valid, other=0.0).to(tl.float32)
 
 
 @triton.jit

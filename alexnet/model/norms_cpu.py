@@ -8,7 +8,7 @@ than to read back. docs/notes/network.md has the measurements.
 
 With x the input: d = k + alpha / size * (sum of x * x over the window), y = x * d ** -beta.
 Blocks are (rows, C, P): a contiguous NCHW tensor is read as rows of C channels of P = H * W
-places, a channels_last one as N * H * W rows of C channels of one place. Sums run over the
+pixels, a channels_last one as N * H * W rows of C channels of one pixel. Sums run over the
 flattened and padded block, so the same contiguous additions serve both.
 """
 
@@ -87,14 +87,14 @@ class _Windows:
     """A padded block and the sums of `size` neighbouring channels, in buffers used again."""
 
     def __init__(self, block: Tensor, size: int, fill: float) -> None:
-        rows, self.channels, self.places = block.shape
+        rows, self.channels, self.pixels = block.shape
         self.half = size // 2
         # bf16 has too few digits for sums of squares.
         self.dtype = torch.promote_types(block.dtype, torch.float32)
-        shape = (rows, self.channels + 2 * self.half, self.places)
+        shape = (rows, self.channels + 2 * self.half, self.pixels)
         self.fill = torch.tensor(fill, dtype=self.dtype)
         self.padded = torch.full(shape, fill, dtype=self.dtype)
-        # Ones, for the places after the last sum are never written and yet raised to powers.
+        # Ones, for the values after the last sum are never written and yet raised to powers.
         self.total, self.spare, self.powers = torch.ones(3, self.padded.numel(), dtype=self.dtype)
 
     def values(self, rows: int) -> Tensor:
@@ -103,7 +103,7 @@ class _Windows:
     def sums(self, rows: int) -> Tensor:
         """Sums of the windows around each of `values`: those in pairs first, then the last."""
         flat = self.padded[:rows].view(-1)
-        step, count = self.places, flat.numel() - 2 * self.half * self.places
+        step, count = self.pixels, flat.numel() - 2 * self.half * self.pixels
         total = self.total[:count]
         if self.half == 0:
             return self._block(torch.add(flat, 0, out=total), rows)
@@ -126,4 +126,4 @@ class _Windows:
         return self._block(out, rows)
 
     def _block(self, flat: Tensor, rows: int) -> Tensor:
-        return flat.view(rows, -1, self.places)[:, : self.channels]
+        return flat.view(rows, -1, self.pixels)[:, : self.channels]

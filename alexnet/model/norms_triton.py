@@ -4,8 +4,8 @@
 # Triton's kernels are Python to the eye alone, and a user without CUDA need not have Triton.
 """Local response normalisation on CUDA: one kernel forward, one backward, the input kept.
 
-A program takes a tile of places x channels of one group of one image. Neighbouring channels are
-loaded again for every place of the window: they are in the first cache, so that main memory is
+A program takes a tile of pixels x channels of one group of one image. Neighbouring channels are
+loaded again for every pixel of the window: they are in the first cache, so that main memory is
 read once, x forward and x and g backward, and written once. Strides make NCHW and channels_last
 the same code. Names are those of alexnet.model.norms_cpu.
 
@@ -20,7 +20,7 @@ from torch import Tensor
 from alexnet.model.norms_cpu import memory_format
 from alexnet.model.spec import Lrn
 
-# Lanes run over what is contiguous: places in NCHW, channels in channels_last.
+# Lanes run over what is contiguous: pixels in NCHW, channels in channels_last.
 TILES = {torch.contiguous_format: (128, 8), torch.channels_last: (16, 64)}
 
 
@@ -45,50 +45,50 @@ def backward(x: Tensor, g: Tensor, groups: int, norm: Lrn) -> Tensor:
 
 
 def _launch(x: Tensor, groups: int) -> tuple[tuple[int, int, int], tuple[int, ...]]:
-    """The grid, and (groups, channels of one, places, strides of image, channel, place)."""
-    channels, places = x.shape[1] // groups, x[0, 0].numel()
-    tile_places, tile_channels = TILES[memory_format(x)]
+    """The grid, and (groups, channels of one, pixels, strides of image, channel, pixel)."""
+    channels, pixels = x.shape[1] // groups, x.shape[2:].numel()
+    tile_pixels, tile_channels = TILES[memory_format(x)]
     grid = (
         x.shape[0] * groups,
-        triton.cdiv(places, tile_places),
+        triton.cdiv(pixels, tile_pixels),
         triton.cdiv(channels, tile_channels),
     )
     last = memory_format(x) is torch.channels_last
-    step_channel, step_place = (1, x.shape[1]) if last else (places, 1)
-    return grid, (groups, channels, places, x[0].numel(), step_channel, step_place)
+    step_channel, step_pixel = (1, x.shape[1]) if last else (pixels, 1)
+    return grid, (groups, channels, pixels, x.shape[1:].numel(), step_channel, step_pixel)
 
 
 def _options(x: Tensor, norm: Lrn) -> dict[str, object]:
-    tile_places, tile_channels = TILES[memory_format(x)]
+    tile_pixels, tile_channels = TILES[memory_format(x)]
     return {
         "SHARE": norm.alpha / norm.size,
         "BETA": norm.beta,
         "K": norm.k,
         "HALF": norm.size // 2,
         "WIDE": tl.float64 if x.dtype == torch.float64 else tl.float32,
-        "PLACES": tile_places,
+        "PIXELS": tile_pixels,
         "CHANNELS": tile_channels,
     }
 
 
 @triton.jit
-def _tile(groups, channels, step_image, step_channel, PLACES: tl.constexpr, CHANNELS: tl.constexpr):
-    """Where the group of this program begins, its places (P, 1) and its channels (1, C)."""
+def _tile(groups, channels, step_image, step_channel, PIXELS: tl.constexpr, CHANNELS: tl.constexpr):
+    """Where the group of this program begins, its pixels (P, 1) and its channels (1, C)."""
     row = tl.program_id(0).to(tl.int64)
     start = row // groups * step_image + row % groups * channels * step_channel
-    place = tl.program_id(1) * PLACES + tl.arange(0, PLACES)[:, None]
+    pixel = tl.program_id(1) * PIXELS + tl.arange(0, PIXELS)[:, None]
     channel = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
-    return start, place, channel
+    return start, pixel, channel
 
 
 @triton.jit
 def _load(
-    source, start, place, channel, channels, places, step_channel, step_place, WIDE: tl.constexpr
+    source, start, pixel, channel, channels, pixels, step_channel, step_pixel, WIDE: tl.constexpr
 ):
-    """A tile of values; zeros beyond the group and the places."""
-    inside = (channel >= 0) & (channel < channels) & (place < places)
-    at = source + start + channel * step_channel + place * step_place
-    return tl.load(at, mask=inside, other=0.0).to(WIDE)
+    """A tile of values; zeros beyond the group and the pixels."""
+    valid = (channel >= 0) & (channel < channels) & (pixel < pixels)
+    address = source + start + channel * step_channel + pixel * step_pixel
+    return tl.load(address, mask=valid, other=0.0).to(WIDE)
 
 
 @triton.jit
@@ -103,51 +103,51 @@ def _power(d, BETA: tl.constexpr):
 @triton.jit
 def _forward(
     x_pointer, y_pointer,
-    groups, channels, places, step_image, step_channel, step_place,
+    groups, channels, pixels, step_image, step_channel, step_pixel,
     SHARE: tl.constexpr, BETA: tl.constexpr, K: tl.constexpr,
     HALF: tl.constexpr, WIDE: tl.constexpr,
-    PLACES: tl.constexpr, CHANNELS: tl.constexpr,
+    PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ) -> None:  # fmt: skip
-    start, place, channel = _tile(groups, channels, step_image, step_channel, PLACES, CHANNELS)
-    total = tl.zeros((PLACES, CHANNELS), WIDE)
+    start, pixel, channel = _tile(groups, channels, step_image, step_channel, PIXELS, CHANNELS)
+    total = tl.zeros((PIXELS, CHANNELS), WIDE)
     for offset in tl.static_range(-HALF, HALF + 1):
-        near = _load(x_pointer, start, place, channel + offset, channels, places, step_channel,
-                     step_place, WIDE)  # fmt: skip
+        near = _load(x_pointer, start, pixel, channel + offset, channels, pixels, step_channel,
+                     step_pixel, WIDE)  # fmt: skip
         total += near * near
-    x = _load(x_pointer, start, place, channel, channels, places, step_channel, step_place, WIDE)
+    x = _load(x_pointer, start, pixel, channel, channels, pixels, step_channel, step_pixel, WIDE)
     y = x * _power(K + SHARE * total, BETA)
-    at = y_pointer + start + channel * step_channel + place * step_place
-    tl.store(at, y, mask=(channel < channels) & (place < places))
+    address = y_pointer + start + channel * step_channel + pixel * step_pixel
+    tl.store(address, y, mask=(channel < channels) & (pixel < pixels))
 
 
 @triton.jit
 def _backward(
     x_pointer, g_pointer, dx_pointer,
-    groups, channels, places, step_image, step_channel, step_place,
+    groups, channels, pixels, step_image, step_channel, step_pixel,
     SHARE: tl.constexpr, BETA: tl.constexpr, K: tl.constexpr,
     HALF: tl.constexpr, WIDE: tl.constexpr,
-    PLACES: tl.constexpr, CHANNELS: tl.constexpr,
+    PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ) -> None:  # fmt: skip
-    start, place, channel = _tile(groups, channels, step_image, step_channel, PLACES, CHANNELS)
-    direct = tl.zeros((PLACES, CHANNELS), WIDE)
-    shares = tl.zeros((PLACES, CHANNELS), WIDE)
+    start, pixel, channel = _tile(groups, channels, step_image, step_channel, PIXELS, CHANNELS)
+    direct = tl.zeros((PIXELS, CHANNELS), WIDE)
+    shares = tl.zeros((PIXELS, CHANNELS), WIDE)
     for offset in tl.static_range(-HALF, HALF + 1):
-        total = tl.zeros((PLACES, CHANNELS), WIDE)
+        total = tl.zeros((PIXELS, CHANNELS), WIDE)
         for further in tl.static_range(-HALF, HALF + 1):
-            near = _load(x_pointer, start, place, channel + offset + further, channels, places,
-                         step_channel, step_place, WIDE)  # fmt: skip
+            near = _load(x_pointer, start, pixel, channel + offset + further, channels, pixels,
+                         step_channel, step_pixel, WIDE)  # fmt: skip
             total += near * near
         d = K + SHARE * total
-        # Beyond the group g is 0, so that those places add nothing.
-        g = _load(g_pointer, start, place, channel + offset, channels, places, step_channel,
-                  step_place, WIDE)  # fmt: skip
-        x = _load(x_pointer, start, place, channel + offset, channels, places, step_channel,
-                  step_place, WIDE)  # fmt: skip
+        # Beyond the group g is 0, so that those pixels add nothing.
+        g = _load(g_pointer, start, pixel, channel + offset, channels, pixels, step_channel,
+                  step_pixel, WIDE)  # fmt: skip
+        x = _load(x_pointer, start, pixel, channel + offset, channels, pixels, step_channel,
+                  step_pixel, WIDE)  # fmt: skip
         passed = g * _power(d, BETA)
         shares += passed * x / d
         if offset == 0:
             direct = passed
-    x = _load(x_pointer, start, place, channel, channels, places, step_channel, step_place, WIDE)
+    x = _load(x_pointer, start, pixel, channel, channels, pixels, step_channel, step_pixel, WIDE)
     dx = direct - 2.0 * SHARE * BETA * x * shares
-    at = dx_pointer + start + channel * step_channel + place * step_place
-    tl.store(at, dx, mask=(channel < channels) & (place < places))
+    address = dx_pointer + start + channel * step_channel + pixel * step_pixel
+    tl.store(address, dx, mask=(channel < channels) & (pixel < pixels))

@@ -213,7 +213,11 @@ def sizes(config: ModelConfig) -> Iterator[Size]:
         if isinstance(row, Conv):
             conv_side = (side + 2 * row.pad - row.kernel) // row.stride + 1
             weight = (row.out, channels // groups, row.kernel, row.kernel)
-            side = pooled(config, conv_side) if "pool" in row.then else conv_side
+            side = (
+                pooled(conv_side, config.pool_size, config.pool_stride)
+                if "pool" in row.then
+                else conv_side
+            )
         else:
             weight = (row.out, channels * side * side // groups)
             conv_side, side = 1, 1
@@ -243,10 +247,10 @@ def state_shapes(config: ModelConfig) -> Shapes:
     return shapes
 
 
-def pooled(config: ModelConfig, side: int) -> int:
+def pooled(side: int, size: int, stride: int) -> int:
     """Side of a map after pooling; no window starts beyond the map."""
-    steps = -(-(side - config.pool_size) // config.pool_stride)
-    if steps * config.pool_stride >= side:
+    steps = -(-(side - size) // stride)
+    if steps * stride >= side:
         steps -= 1
     return max(steps + 1, 0)
 

@@ -1,0 +1,117 @@
+"""A GPU that is not there: a device "gpu" of tensors without values, on which whole steps run.
+
+torch's fake tensors know shape, type, layout and device, so that a process without a GPU sees each
+operation that a step queues, and what it would read and write. Builds of torch for CPUs abort in
+the backward pass of fake CUDA tensors, therefore the device is one of torch's "private use"; the
+casts of CUDA's autocast that this network meets are written out below.
+
+Call `install` in a process of its own: torch cannot forget a device.
+"""
+
+from collections import Counter
+
+import torch
+from torch import Tensor, nn
+from torch.utils import backend_registration
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from alexnet.model import cuda_ops
+from alexnet.model.norms_cpu import memory_format
+
+
+class Backend(backend_registration._DummyBackendModule):
+    def device_count(self):
+        return 2
+
+    def get_amp_supported_dtype(self):
+        return [torch.bfloat16]
+
+
+AUTOCAST = "AutocastPrivateUse1"
+GUARD = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)
+libraries = []  # torch forgets what they register when they go
+weights = {}  # what CUDA's autocast keeps of the weights from one use to the next in a step
+
+
+def install():
+    """Make torch know the device "gpu", and the network take it for one with Triton's kernels."""
+    backend_registration._setup_privateuseone_for_python_backend("gpu", backend_module=Backend())
+    cuda_ops.KERNEL_DEVICES.add("gpu")
+    torch._C._conv_determine_backend_memory_format = layout_of_cudnn
+    libraries.extend([torch.library.Library("_", "IMPL"), torch.library.Library("aten", "IMPL")])
+    libraries[0].fallback(torch.library.fallthrough_kernel, AUTOCAST)
+    register("conv2d", torch.ops.aten.conv2d, lowered)
+    register("linear", torch.ops.aten.linear, lowered)
+    register("pow.Tensor_Scalar", torch.ops.aten.pow.Tensor_Scalar, widened)
+
+
+def layout_of_cudnn(images, weight, _backend):
+    """How a convolution on CUDA lays its result out; of this torch asks its build for CPUs."""
+    if memory_format(images) is memory_format(weight) is torch.contiguous_format:
+        return torch.contiguous_format
+    return torch.channels_last
+
+
+def lowered(value):
+    """What a product is given under autocast: bfloat16 for float32, weights cast once."""
+    if not isinstance(value, Tensor) or value.dtype != torch.float32:
+        return value
+    if not (value.is_leaf and value.requires_grad):
+        return value.to(torch.bfloat16)
+    if id(value) not in weights:
+        weights[id(value)] = value.to(torch.bfloat16)
+    return weights[id(value)]
+
+
+def widened(value):
+    """What a power is given: float32."""
+    return value.float() if isinstance(value, Tensor) else value
+
+
+def register(name, operator, cast):
+    def kernel(*arguments, **options):
+        with torch._C._ExcludeDispatchKeyGuard(GUARD):
+            return operator(*map(cast, arguments), **options)
+
+    libraries[1].impl(name, kernel, AUTOCAST)
+
+
+def place(model: nn.Module, device: str, *, grad: bool = True) -> None:
+    """Replace the parameters and buffers of a model by fake ones; call it in a FakeTensorMode."""
+    for module in model.modules():
+        for values in (module._parameters, module._buffers):
+            for name, old in values.items():
+                new = torch.empty_strided(old.shape, old.stride(), dtype=old.dtype, device=device)
+                is_parameter = isinstance(old, nn.Parameter)
+                values[name] = nn.Parameter(new, requires_grad=grad) if is_parameter else new
+
+
+# Operations that launch nothing: views and memory that is not written.
+FREE = (
+    *("view", "t.default", "transpose", "permute", "slice", "select", "detach", "expand", "alias"),
+    *("split", "chunk", "unsqueeze", "squeeze", "as_strided", "_unsafe_view", "empty", "new_empty"),
+    *("reshape", "profiler", "is_same_size", "lift_fresh", "prim", "promote_types"),
+)
+WRITTEN_ONLY = ("copy_", "fill_", "zero_", "new_full", "ones_like")
+
+
+class Census(TorchDispatchMode):
+    """Kernels, and bytes they read and write, by operation. An operator of ours counts as one."""
+
+    def __init__(self):
+        super().__init__()
+        self.kernels, self.bytes = Counter(), Counter()
+        self.types = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        name = str(func).removeprefix("aten.")
+        if not name.startswith(FREE):
+            inputs = list(args[1:] if name.startswith(WRITTEN_ONLY) else args)
+            read = {id(t): t for t in tree_leaves((inputs, kwargs)) if isinstance(t, Tensor)}
+            written = {id(t): t for t in tree_leaves(out) if isinstance(t, Tensor)}
+            self.kernels[name] += 1
+            self.bytes[name] += sum(t.nbytes for t in (*read.values(), *written.values()))
+            self.types.setdefault(name, set()).update(t.dtype for t in written.values())
+        return out

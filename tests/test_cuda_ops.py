@@ -1,0 +1,165 @@
+"""What CUDA does in kernels of Triton equals what torch does: pooling with the neuron, dropout, the
+blocks of conv1, and a step of the whole network. Triton's interpreter runs the kernels on a CPU.
+"""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from alexnet.model.grouped import blocks_of_images, blocks_of_weight, fused_stages
+from alexnet.model.networks import caffe, code2012, smoke, torchvision
+
+INTERPRETED = """
+import torch
+import torch.nn.functional as F
+from alexnet.model import cuda_ops
+cuda_ops.KERNEL_DEVICES.add("cpu")
+torch.manual_seed(0)
+"""
+
+POOLING = """
+def check(x, size, stride, before, after):
+    g = torch.randn(F.max_pool2d(x, size, stride, ceil_mode=True).shape)
+    g = g.to(x.dtype).to(memory_format=torch.channels_last)
+    wide = x.double().requires_grad_()
+    expected = after(F.max_pool2d(before(wide), size, stride, ceil_mode=True))
+    expected.backward(g.double())
+    own = x.clone(memory_format=torch.preserve_format).requires_grad_()
+    assert cuda_ops.serves_pool(own, size)
+    y = cuda_ops.max_pool(own, size, stride, relu=torch.relu in (before, after))
+    y.backward(g)
+    # A maximum is one of the values; of at most four gradients the sum is rounded once.
+    assert torch.equal(y.double().nan_to_num(7.5), expected.nan_to_num(7.5))
+    digits = {torch.float32: 2**-22, torch.bfloat16: 2**-7}[x.dtype]
+    torch.testing.assert_close(own.grad.double(), wide.grad, rtol=digits, atol=digits)
+    assert own.grad.stride() == x.stride() and y.dtype == own.grad.dtype == x.dtype
+
+def same(x):
+    return x
+
+for dtype in (torch.float32, torch.bfloat16):
+    # Integers from -3 to 3 make ties in nearly every window; 9, 10 and 8 rows are sizes where the
+    # last window ends at the edge, reaches beyond it, and would begin beyond it.
+    for shape, size, stride in (
+        ((2, 70, 9, 10), 3, 2), ((1, 64, 8, 7), 2, 2), ((1, 8, 9, 8), 3, 3), ((1, 3, 5, 5), 3, 1),
+    ):
+        x = torch.randint(-3, 4, shape).to(dtype).to(memory_format=torch.channels_last)
+        for before, after in ((same, same), (torch.relu, same), (same, torch.relu)):
+            check(x, size, stride, before, after)
+        check(torch.full_like(x, float("-inf")), size, stride, same, same)
+        x[0, 0, 2, 2] = x[0, 1, 4, 4] = float("nan")
+        check(x, size, stride, same, torch.relu)
+"""
+
+NETWORK = """
+from alexnet.builder import build
+from alexnet.model import networks
+
+def step(model, layout):
+    images = torch.randn(2, 3, 40, 40, generator=torch.Generator().manual_seed(1)) * 50
+    logits = model(images.contiguous(memory_format=layout))
+    F.cross_entropy(logits, torch.tensor([1, 3])).backward()
+    return [logits.detach(), *(p.grad for p in model.parameters())]
+
+used = set()
+class Calls(torch.utils._python_dispatch.TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        used.add(str(func).split(".")[1])
+        return func(*args, **(kwargs or {}))
+
+for name in ("code2012", "paper", "torchvision"):
+    config = networks.smoke(getattr(networks, name)(), crop=40, classes=5)
+    for form in ("grouped", "columns"):
+        cuda_ops.KERNEL_DEVICES.clear()
+        expected = step(build(config, form=form), torch.contiguous_format)
+        cuda_ops.KERNEL_DEVICES.add("cpu")
+        with Calls():
+            actual = step(build(config, form=form), torch.channels_last)
+        for own, plain in zip(actual, expected, strict=True):
+            # float32 in another order of sums: 1e-4 of the largest value, for single values cancel.
+            assert (own - plain).abs().max() <= 1e-4 * plain.abs().max() + 1e-12, (name, form)
+assert {"max_pool", "max_pool_backward", "drop", "lrn", "lrn_backward", "spatial"} <= used
+"""
+
+
+@pytest.mark.parametrize("script", [POOLING, NETWORK], ids=["pooling", "network"])
+def test_kernels_compute_what_torch_computes(script):
+    pytest.importorskip("triton", reason="Triton comes for Linux alone")
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", INTERPRETED + script], env=environment, check=True)
+
+
+@pytest.mark.parametrize("config", [code2012(), caffe(), torchvision(), smoke(code2012(), crop=57)])
+def test_conv1_by_blocks_is_conv1(config):
+    row = config.layers[0]
+    torch.manual_seed(0)
+    images = torch.randn(2, 3, config.crop, config.crop, dtype=torch.float64)
+    images = images.to(memory_format=torch.channels_last)
+    weight = torch.randn(5, 3, row.kernel, row.kernel, dtype=torch.float64, requires_grad=True)
+    padded = F.pad(images, (0, config.pad_end, 0, config.pad_end))
+    expected = F.conv2d(padded, weight, stride=row.stride, padding=row.pad)
+    blocks = blocks_of_images(images, row, config.pad_end, torch.float64)
+    y = F.conv2d(blocks, blocks_of_weight(weight, row.stride))
+    assert blocks.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(y, expected, rtol=0, atol=1e-12)
+    g = torch.randn_like(expected)
+    gradients = [torch.autograd.grad(out, weight, g)[0] for out in (y, expected)]
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-10)
+
+
+def test_a_neuron_goes_into_the_norm_or_the_pooling_next_to_it():
+    assert fused_stages(("lrn", "pool", "act"), "relu") == (("lrn",), ("pool", "act"))
+    assert fused_stages(("act", "lrn", "pool"), "relu") == (("act", "lrn"), ("pool",))
+    assert fused_stages(("pool", "act", "pool"), "relu") == (("pool", "act"), ("pool",))
+    assert fused_stages(("pool", "act"), "tanh") == (("pool",), ("act",))
+
+
+POOL = {"SIZE": 3, "STRIDE": 2, "PIXELS": 32}
+# What the kernels are given in code2012, in bfloat16, for a batch of 1024: after conv1 and conv5
+# and after fc6. Then the values of a tile and the most instructions a value; compiled code had 98,
+# 50 and 57 (the hash alone has six products of 64 bits).
+CASES = {
+    "_pool": (
+        {**POOL, "RELU": True, "CHANNELS": 64},
+        {"pixels": 36_864, "channels": 256, "height": 13, "width": 13, "rows": 6, "columns": 6},
+        *(2048, 105),
+    ),
+    "_pool_backward": (
+        {**POOL, "CHANNELS": 32},
+        {"pixels": 3_097_600, "channels": 96, "height": 55, "width": 55, "rows": 27, "columns": 27},
+        *(1024, 55),
+    ),
+    "_drop": (
+        {"THRESHOLD": 2**30, "SCALE": 1.0, "BLOCK": 1024},
+        {
+            "start": 2**62 + 1,
+            "units": 4096,
+            "units_of_column": 2048,
+            "first_column": 0,
+            "stride": 1,
+        },
+        *(1024, 62),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_kernel_compiles_without_spills_or_narrow_loads(name, tmp_path):
+    pytest.importorskip("triton", reason="Triton comes for Linux alone")
+    import ahead_of_time  # noqa: PLC0415
+
+    from alexnet.model import dropout_triton, pooling_triton  # noqa: PLC0415
+
+    constants, integers, values, budget = CASES[name]
+    kernel = getattr(dropout_triton if name == "_drop" else pooling_triton, name)
+    types = {"taps_pointer": "*u8", "position_pointer": "*i64"}
+    built = ahead_of_time.compiled(kernel, constants, integers, 90, warps=4, types=types)
+    assert not ahead_of_time.spills(built, tmp_path)
+    code = ahead_of_time.instructions(built, tmp_path)
+    # Eight values of a thread in one load: 16 bytes in bfloat16, 8 of numbers of pixels.
+    assert {c for c in code if c.startswith("LDG")} <= {"LDG.E.64", "LDG.E.128"}
+    assert len(code) * 4 * 32 / values <= budget

@@ -1,0 +1,123 @@
+"""What a training step on a GPU launches and moves, and in which types, without a GPU."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from fake_gpu import layout_of_cudnn, place
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from alexnet.model import networks
+from alexnet.model.cuda_ops import KERNEL_DEVICES
+from alexnet.model.grouped import Grouped
+from alexnet.training.step import set_channels_last
+
+
+@pytest.fixture
+def autocast_of_cuda(monkeypatch):
+    """The casts of torch.autocast("cuda"), which does nothing by that name without CUDA."""
+    monkeypatch.setattr(torch._C, "_conv_determine_backend_memory_format", layout_of_cudnn)
+    absent = "cuda" not in KERNEL_DEVICES
+    KERNEL_DEVICES.add("cuda")
+    torch.set_autocast_dtype("cuda", torch.bfloat16)
+    torch.set_autocast_enabled("cuda", True)
+    yield
+    torch.set_autocast_enabled("cuda", False)
+    torch.clear_autocast_cache()
+    if absent:
+        KERNEL_DEVICES.remove("cuda")
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("name", ["code2012", "paper", "caffe", "torchvision", "tanh"])
+def test_every_stage_gives_back_the_type_and_layout_it_got(name, layout, autocast_of_cuda):
+    config = getattr(networks, name)()
+    with torch.device("meta"):
+        model = Grouped(config, seed=0)
+    if layout is torch.channels_last:
+        set_channels_last(model)
+    with FakeTensorMode(), torch.no_grad():
+        place(model, "cuda:0", grad=False)
+        # Images as every other device has them: torch copies no fake CUDA tensors.
+        side = config.crop + config.pad_end
+        x = torch.empty(4, 3, side, side, device="cuda:0").to(memory_format=layout)
+        for number, layer in enumerate(model.layers[:-1]):
+            x = model.get_submodule(layer)(x)
+            assert x.dtype == torch.bfloat16
+            for stages in model.stages.then[number]:
+                y = model.stages._apply_fused(x, stages, number)
+                assert (y.dtype, y.device) == (x.dtype, x.device), (layer, stages)
+                # What dropout gives back the next layer flattens.
+                free = y.dim() == 2 or stages == ("dropout",)
+                assert free or y.is_contiguous(memory_format=layout), (layer, stages)
+                x = y
+
+
+CENSUS = """
+import json, sys
+import torch
+import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
+from alexnet.model import networks
+from alexnet.model.grouped import Grouped
+from alexnet.training.config import TrainConfig
+from alexnet.training.step import logits_of, set_channels_last
+import fake_gpu
+
+fake_gpu.install()
+result = {}
+for name in sys.argv[2:]:
+    config, batch = getattr(networks, name)(), int(sys.argv[1])
+    with torch.device("meta"):
+        model = Grouped(config, seed=0)
+    set_channels_last(model)
+    with FakeTensorMode():
+        fake_gpu.place(model, "gpu:0")
+        images = torch.empty(batch, 3, config.crop, config.crop, device="gpu:0")
+        images = images.to(memory_format=torch.channels_last)
+        labels = torch.zeros(batch, dtype=torch.int64, device="gpu:0")
+        fake_gpu.weights.clear()
+        with fake_gpu.Census() as census, torch.autograd.set_multithreading_enabled(False):
+            F.cross_entropy(
+                logits_of(model, images, TrainConfig(precision="bfloat16")), labels
+            ).backward()
+    own = {n: [str(t) for t in kinds] for n, kinds in census.types.items() if "alexnet" in n}
+    result[name] = {"kernels": census.kernels, "bytes": census.bytes, "types": own}
+print(json.dumps(result))
+"""
+
+
+@pytest.fixture(scope="module")
+def censuses():
+    """Kernels and bytes of forward and backward of a batch of 1024, by network and operation."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", CENSUS, "1024", *BUDGETS]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+# Kernels of forward and backward, and kilobytes an image that they read and write. Of code2012
+# convolutions are 4,700, the response norms 4,770, the poolings 2,820, the spatial norm 1,870 (by
+# its kernels, which pass over memory more than once, 3,360), the neurons that no kernel takes
+# 1,380, images as blocks 910, products 500, and the casts of weights and gradients 730.
+BUDGETS = {"code2012": (96, 17_838), "paper": (95, 17_224), "torchvision": (96, 11_695)}
+OPERATORS = ("lrn", "spatial", "max_pool", "drop")
+
+
+@pytest.mark.parametrize("name", BUDGETS)
+def test_a_step_launches_and_moves_no_more_than_its_budget(name, censuses):
+    kernels, kilobytes = BUDGETS[name]
+    census = censuses[name]
+    assert sum(census["kernels"].values()) <= kernels
+    assert sum(census["bytes"].values()) / 1024 / 1000 <= kilobytes
+
+
+def test_our_operators_keep_bfloat16_forward_and_backward(censuses):
+    types = censuses["code2012"]["types"]
+    assert {f"alexnet.{name}.default" for name in OPERATORS} <= set(types)
+    assert "alexnet.lrn_backward.default" in types
+    for name, kinds in types.items():
+        assert set(kinds) - {"torch.uint8"} == {"torch.bfloat16"}, name
