@@ -183,7 +183,8 @@ def evaluate(
     """Print the top-1 and top-5 error of CHECKPOINTS.
 
     A checkpoint is a file, the folder of a run (its best checkpoint), or a file of saved
-    predictions. The predictions of several checkpoints are averaged.
+    predictions. The predictions of several checkpoints are averaged. Classes are matched by wnid
+    or name: the data set may have some of the network's classes, and others.
 
     \b
     Example:

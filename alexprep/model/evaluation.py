@@ -8,11 +8,16 @@ a number or a wnid,
 
 or a list with the labels of ILSVRC2012_val_00000001 and so on, as in ReaL (Beyer et al. 2020,
 real.json).
+
+A data set may have other classes than the network, such as some of them: see alexprep.model.classes
+for how they are matched. Errors are then counted twice: over all classes of the network, and over
+those of the data set alone. Images of classes that the network does not know are not counted.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -29,6 +34,7 @@ from alexnet.training.evaluate import (
     rank_of_label,
 )
 from alexprep import schema
+from alexprep.model.classes import Classes, ClassMatch, match_classes
 from alexprep.model.placement import choose_device
 from alexprep.model.predictions import SUFFIX, Predictions, check_output
 from alexprep.model.trained import Trained, load_trained
@@ -37,9 +43,9 @@ from pipelines.format import Manifest
 from pipelines.loader import open_loader
 from pipelines.shards import SplitReader
 
-Classes = tuple[tuple[str, str], ...]  # (wnid, names) in label order
 Label = int | str
 LabelFile = dict[str, Label | list[Label]] | list[Label | list[Label]]
+MOST_SHOWN = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,7 +93,9 @@ class Evaluation:
     """Errors as shares, 0..1: of each member and of their average.
 
     `images` were counted, each once; `ranks` is the rank of each image's label among all classes,
-    0 the first.
+    0 the first. `present` are the errors among the classes that the data set has, of the average
+    and of each member; they are the others where it has all of them. `left_out` images are of
+    classes that the network does not know.
     """
 
     top1: float
@@ -101,6 +109,10 @@ class Evaluation:
     classes: Classes
     labels: Tensor
     ranks: Tensor
+    match: ClassMatch
+    present: Errors
+    members_present: tuple[Errors, ...]
+    left_out: int
 
     def per_class(self) -> list[ClassErrors]:
         """One entry a class that has images, in label order."""
@@ -122,25 +134,65 @@ class Evaluation:
             "views": self.views,
             "top1_error": self.top1,
             "top5_error": self.top5,
+            "top1_error_present": self.present.top1,
+            "top5_error_present": self.present.top5,
+            "classes": len(self.classes),
+            "classes_present": len(self.match.present),
+            "classes_unknown": list(self.match.unknown),
+            "classes_matched_by": self.match.basis,
+            "images_left_out": self.left_out,
             "seconds": self.seconds,
             "members": [
-                {"checkpoint": name, "top1_error": errors.top1, "top5_error": errors.top5}
-                for name, errors in self.members
+                {
+                    "checkpoint": name,
+                    "top1_error": errors.top1,
+                    "top5_error": errors.top5,
+                    "top1_error_present": present.top1,
+                    "top5_error_present": present.top5,
+                }
+                for (name, errors), present in zip(self.members, self.members_present, strict=True)
             ],
         }
 
     def table(self) -> str:
-        """Errors of the members and of their average."""
+        """Errors of the members and of their average; twice if the data set lacks classes."""
         views = f"{self.views} view{'s' * (self.views > 1)}"
-        lines = [
-            f"{self.dataset}, {self.split}: {self.images:,} images, {views}",
-            f"{'top-1 error':>12} {'top-5 error':>12}",
-        ]
+        lines = [f"{self.dataset}, {self.split}: {self.images:,} images, {views}"]
+        members = [errors for _, errors in self.members]
+        if len(self.match.present) < len(self.classes):
+            lines += [
+                f"Among all {len(self.classes):,} classes of the network:",
+                *self._rows(members, Errors(self.top1, self.top5)),
+                f"Among the {len(self.match.present):,} classes that {self.dataset} has:",
+                *self._rows(self.members_present, self.present),
+            ]
+        else:
+            lines += self._rows(members, Errors(self.top1, self.top5))
+        return "\n".join([*lines, *self._notes()])
+
+    def _rows(self, members: Sequence[Errors], mean: Errors) -> Iterator[str]:
+        yield f"{'top-1 error':>12} {'top-5 error':>12}"
         summary = self.members[0][0]
-        if len(self.members) > 1:
-            lines += [f"{e.top1:12.2%} {e.top5:12.2%}  {name}" for name, e in self.members]
-            summary = f"mean of {len(self.members)}"
-        return "\n".join([*lines, f"{self.top1:12.2%} {self.top5:12.2%}  {summary}"])
+        if len(members) > 1:
+            for (name, _), errors in zip(self.members, members, strict=True):
+                yield f"{errors.top1:12.2%} {errors.top5:12.2%}  {name}"
+            summary = f"mean of {len(members)}"
+        yield f"{mean.top1:12.2%} {mean.top5:12.2%}  {summary}"
+
+    def _notes(self) -> Iterator[str]:
+        """What a reader should know of how classes were matched."""
+        if self.match.basis == "name":
+            yield "Classes are matched by name."
+        if self.match.basis == "number":
+            count = len(self.match.label)
+            yield f"The class folders 0 to {count - 1:,} are read as labels of the network."
+        if self.match.unknown:
+            unknown = self.match.unknown
+            shown = ", ".join(unknown[:MOST_SHOWN]) + ", ..." * (len(unknown) > MOST_SHOWN)
+            yield (
+                f"Left out: {self.left_out:,} images of {len(unknown):,} classes that the network "
+                f"does not know ({shown})."
+            )
 
     def class_table(self) -> str:
         """Errors of each class, the worst first."""
@@ -165,7 +217,8 @@ def evaluate(
         save: where the averaged predictions are saved, to be used again as a checkpoint.
 
     Raises:
-        RunError: a checkpoint is missing, damaged, or of other classes or images.
+        RunError: a checkpoint is missing or damaged, knows none of the classes, or is of other
+            classes or images than the others.
         DataError: the data set cannot be read.
         ValueError: weights that are not one a checkpoint.
     """
@@ -177,47 +230,110 @@ def evaluate(
     weights = normalized(len(checkpoints), options.weights)
     if save is not None:
         check_output(save)
-    opened = [_open_member(path, dataset, manifest, options.device) for path in checkpoints]
-    # One network on the data set's own labels needs no keys before its loader has them.
-    needs_keys = len(opened) > 1 or options.labels is not None
-    keys = _common_keys(opened, dataset, manifest, options.split) if needs_keys else ()
+    opened = [_open_member(path, options.device) for path in checkpoints]
+    match = _match_members(checkpoints, opened, manifest, dataset)
+    if match.same:
+        # One network on the data set's own labels needs no keys before its loader has them.
+        needs_keys = len(opened) > 1 or options.labels is not None
+        keys = _common_keys(opened, dataset, manifest, options.split) if needs_keys else ()
+    else:
+        keys = ()
+        _check_known(checkpoints[0], dataset, manifest, options, match)
+        opened = [_select_known(m, dataset, manifest, options.split, match) for m in opened]
     allowed = read_labels(options.labels, keys, manifest.classes) if options.labels else None
 
     members = [
         member
         if isinstance(member, Predictions)
-        else predict_split(member, dataset, manifest, options)
+        else predict_split(member, dataset, manifest, options, match)
         for member in opened
     ]
+    for member in members[1:]:
+        member.check_images(members[0].keys, members[0].source)
     mean = average([member.probabilities for member in members], weights)
     result = replace(members[0], probabilities=mean, source=" + ".join(m.source for m in members))
     if save is not None:
         result.save(save)
-    return _count_errors(result, members, allowed, time.perf_counter() - started)
+    return _count_errors(
+        result,
+        members,
+        allowed,
+        match,
+        left_out=manifest.splits[options.split].samples
+        - _known_images(manifest, options.split, match),
+        seconds=time.perf_counter() - started,
+    )
 
 
-def _open_member(
-    path: Path, dataset: Path, manifest: Manifest, device: str
-) -> Trained | Predictions:
-    """A checkpoint's network, or the predictions in a file, of this data set's classes."""
-    member = Predictions.load(path) if path.suffix == SUFFIX else load_trained(path, device)
-    source = path if isinstance(member, Predictions) else member.path
-    _check_classes(source, member.classes, manifest, dataset)
-    return member
+def _open_member(path: Path, device: str) -> Trained | Predictions:
+    """A checkpoint's network, or the predictions in a file."""
+    return Predictions.load(path) if path.suffix == SUFFIX else load_trained(path, device)
 
 
-def _check_classes(path: Path, classes: Classes, manifest: Manifest, dataset: Path) -> None:
-    if len(classes) != len(manifest.classes):
-        raise RunError(
-            f"{path} knows {len(classes)} classes, {dataset} has {len(manifest.classes)}. "
-            "Evaluate on the classes it was trained on."
-        )
-    for label, ((wnid, _), (expected, _)) in enumerate(zip(classes, manifest.classes, strict=True)):
-        if wnid != expected:
+def _match_members(
+    paths: Sequence[Path],
+    members: Sequence[Trained | Predictions],
+    manifest: Manifest,
+    dataset: Path,
+) -> ClassMatch:
+    """Where the data set's classes are among those of the members, which must be the same."""
+    first, *others = members
+    for path, other in zip(paths[1:], others, strict=True):
+        if [wnid for wnid, _ in other.classes] != [wnid for wnid, _ in first.classes]:
             raise RunError(
-                f"{path} was trained on other classes than those of {dataset}: label {label} is "
-                f"{wnid}, not {expected}. Evaluate on the classes it was trained on."
+                f"{paths[0]} knows {len(first.classes):,} classes, {path} knows others "
+                f"({len(other.classes):,}) or in another order. An average needs networks of the "
+                "same classes."
             )
+    return match_classes(first.classes, manifest.classes, str(paths[0]), dataset)
+
+
+def _known_images(manifest: Manifest, split: str, match: ClassMatch) -> int:
+    """Images of a split whose classes the network knows."""
+    contents = manifest.splits[split]
+    if match.same:
+        return contents.samples
+    counts = zip(contents.counts, match.label.numpy(), strict=False)
+    return sum(count for count, label in counts if label >= 0)
+
+
+def _check_known(
+    path: Path, dataset: Path, manifest: Manifest, options: EvalOptions, match: ClassMatch
+) -> None:
+    if options.labels is not None:
+        raise RunError(
+            f"{options.labels} replaces the labels of {dataset}, whose classes are not those of "
+            f"{path}. Evaluate it on a data set of the same classes."
+        )
+    if _known_images(manifest, options.split, match) == 0:
+        raise RunError(
+            f"{dataset}/{options.split} has no images of the {len(match.present):,} classes that "
+            f"{path} knows. Evaluate another split."
+        )
+
+
+def _select_known(
+    member: Trained | Predictions,
+    dataset: Path,
+    manifest: Manifest,
+    split: str,
+    match: ClassMatch,
+) -> Trained | Predictions:
+    """Of saved predictions those of a split's images, in its order; networks as they are."""
+    if not isinstance(member, Predictions):
+        return member
+    rows = {key: row for row, key in enumerate(member.keys)}
+    reader = SplitReader(dataset, manifest, split, check="size")
+    split_keys = reader.keys()
+    keys = [key for key in split_keys if key in rows]
+    selected = member.select([rows[key] for key in keys])
+    known = _known_images(manifest, split, match)
+    if len(keys) != known or not torch.isin(selected.labels, match.present).all():
+        raise RunError(
+            f"{member.source} predicts {len(keys):,} images of {dataset}/{split}, which has "
+            f"{known:,} of classes that it knows. Evaluate the network itself on this data set."
+        )
+    return selected
 
 
 def _common_keys(
@@ -236,9 +352,9 @@ def _common_keys(
 
 
 def predict_split(
-    trained: Trained, dataset: Path, manifest: Manifest, options: EvalOptions
+    trained: Trained, dataset: Path, manifest: Manifest, options: EvalOptions, match: ClassMatch
 ) -> Predictions:
-    """Run a network over a split."""
+    """Run a network over the images of a split whose classes it knows."""
     config = LoaderConfig(
         batch=max(options.batch // options.views, 1),
         device=options.device,
@@ -248,12 +364,15 @@ def predict_split(
     with open_loader(
         dataset, options.split, config, trained.augment, train=False, stats=trained.stats
     ) as loader:
-        probabilities, labels = predict_probabilities(trained.model, loader)
+        known: list[Tensor] = []
+        batches = loader if match.same else _known_batches(loader, match, known)
+        probabilities, labels = predict_probabilities(trained.model, batches)
+        keys = loader.keys if match.same else list(compress(loader.keys, torch.cat(known)))
         return Predictions(
             probabilities=probabilities,
             labels=labels,
-            keys=tuple(loader.keys),
-            classes=manifest.classes,
+            keys=tuple(keys),
+            classes=match.classes,
             views=options.views,
             split=options.split,
             dataset=manifest.name,
@@ -261,10 +380,25 @@ def predict_split(
         )
 
 
+def _known_batches(
+    batches: Iterable[tuple[Tensor, Tensor]], match: ClassMatch, known: list[Tensor]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images of known classes with the network's labels; which they were is added to `known`."""
+    for images, labels in batches:
+        network_labels = match.label.to(labels.device)[labels]
+        mask = network_labels >= 0
+        known.append(mask.cpu())
+        if mask.any():
+            yield images[mask], network_labels[mask]
+
+
 def _count_errors(
     mean: Predictions,
     members: Sequence[Predictions],
     allowed: Sequence[Sequence[int]] | None,
+    match: ClassMatch,
+    *,
+    left_out: int,
     seconds: float,
 ) -> Evaluation:
     labels = mean.labels
@@ -276,6 +410,10 @@ def _count_errors(
         ranks = best_rank(mean.probabilities, allowed)
         errors = [_errors(best_rank(member.probabilities, allowed)) for member in members]
     top1, top5 = _errors(ranks)
+    present, members_present = Errors(top1, top5), errors
+    if len(match.present) < len(match.classes):
+        present = _present_errors(mean, match.present)
+        members_present = [_present_errors(member, match.present) for member in members]
     return Evaluation(
         top1=top1,
         top5=top5,
@@ -288,7 +426,17 @@ def _count_errors(
         classes=mean.classes,
         labels=labels,
         ranks=ranks,
+        match=match,
+        present=present,
+        members_present=tuple(members_present),
+        left_out=left_out,
     )
+
+
+def _present_errors(predictions: Predictions, present: Tensor) -> Errors:
+    """Errors where only the `present` classes, ascending, can be answered."""
+    labels = torch.searchsorted(present, predictions.labels)
+    return error_rates(predictions.probabilities[:, present], labels)
 
 
 def _errors(ranks: Tensor) -> Errors:

@@ -7,8 +7,8 @@ of these and the tensors' bytes. Files without a CRC, which older versions wrote
 
 import json
 import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -77,6 +77,16 @@ class Predictions:
         fields = msgspec.structs.asdict(meta)
         del fields["crc32"]
         return cls(**tensors, **fields)
+
+    def select(self, rows: Sequence[int]) -> Self:
+        """The predictions in these rows, in this order."""
+        index = torch.tensor(rows, dtype=torch.int64)
+        return replace(
+            self,
+            probabilities=self.probabilities[index],
+            labels=self.labels[index],
+            keys=tuple(self.keys[row] for row in rows),
+        )
 
     def check_images(self, keys: tuple[str, ...], where: str) -> None:
         """RunError unless these are of the images with `keys`, in this order; `where` has those."""
