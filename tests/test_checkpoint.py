@@ -1,3 +1,6 @@
+import json
+import random
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -47,6 +50,99 @@ def test_a_flipped_bit_is_noticed(tmp_path):
     path.write_bytes(data)
     with pytest.raises(RunError, match="'model' has changed"):
         checkpoint.load(path, ("model", "chance"))
+
+
+PARTS = ("model", "velocity", "chance", "stats")
+
+
+def write_all_parts(path):
+    """A small checkpoint with what a run puts into one."""
+    weights = {"conv1.weight": torch.randn(2, 3, 2, 2), "conv1.bias": torch.randn(2)}
+    meta = {
+        "recipe": {"model": {"classes": 2}, "name": "köln"},
+        "classes": [["n01440764", "tench, Tinca tinca"], ["n01443537", "goldfish"]],
+        "progress": {"epoch": 3, "steps": 38, "totals": [1, 8, 2.5, 0.25, 0.0]},
+        "loader": {"epoch": 3, "step": 4},
+    }
+    velocity = {name: tensor / 8 for name, tensor in weights.items()}
+    parts = {"model": weights, "velocity": velocity, "chance": {"cpu": torch.arange(9)}}
+    checkpoint.save(path, meta, {**parts, "stats": {}})
+    return path
+
+
+def contents(path):
+    """All of a checkpoint as plain values, without its sums; None if it is refused in one line."""
+    try:
+        file = checkpoint.load(path, PARTS)
+    except RunError as error:
+        assert str(error).startswith(str(path))
+        assert "\n" not in str(error)
+        return None
+    parts = {part: {name: t.tolist() for name, t in file.parts[part].items()} for part in PARTS}
+    return {name: value for name, value in file.meta.items() if name != "crc32"}, parts
+
+
+def test_every_flipped_bit_of_a_header_is_refused(tmp_path):
+    path = write_all_parts(tmp_path / "a.safetensors")
+    data = path.read_bytes()
+    expected = contents(path)
+    header = 8 + int.from_bytes(data[:8], "little")
+    bits = random.Random(15).sample(range(64, 8 * header), 3000)
+    refused = 0
+    for bit in [*range(64), *bits]:
+        changed = bytearray(data)
+        changed[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(changed)
+        result = contents(path)
+        assert result in (None, expected), (bit, changed[bit // 8 - 20 : bit // 8 + 20])
+        refused += result is None
+    assert refused == 3064
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "{", "null", "[]", "7", '"x"', "{}", '{"version": 1}', '{"version": "1"}'),
+        *('{"version": 1, "crc32": 7}', '{"version": 1, "crc32": {"model": {}}}'),
+        *("[" * 100_000, '{"version": 1, "crc32": {"header": "00000000"}, "x": NaN}'),
+    ],
+)
+def test_json_that_no_run_writes_is_refused_in_one_line(tmp_path, text):
+    path = tmp_path / "a.safetensors"
+    save_file({"model/w": torch.zeros(2)}, path, {"alexprep": text})
+    assert contents(path) is None
+
+
+def without_header_crc(path):
+    """The file as the first alexprep wrote it."""
+    file = checkpoint.load(path, PARTS)
+    sums = {part: crc for part, crc in file.meta["crc32"].items() if part != checkpoint.HEADER}
+    tensors = {f"{part}/{name}": t for part in PARTS for name, t in file.parts[part].items()}
+    save_file(tensors, path, {"alexprep": json.dumps({**file.meta, "crc32": sums})})
+    return path
+
+
+def test_a_file_without_a_crc_of_its_header_is_read_and_gets_one_when_written(tmp_path):
+    path = write_all_parts(tmp_path / "a.safetensors")
+    expected = contents(path)
+    assert contents(without_header_crc(path)) == expected
+    old = checkpoint.load(path, PARTS)
+    assert checkpoint.HEADER not in old.meta["crc32"]
+    checkpoint.save(path, old.meta, old.parts)
+    assert contents(path) == expected
+    assert checkpoint.HEADER in checkpoint.load(path).meta["crc32"]
+
+
+def test_a_class_that_looks_like_the_crc_is_not_read_as_one(tmp_path):
+    path = tmp_path / "a.safetensors"
+    checkpoint.save(path, {"classes": [['"header": "00000000"', ""]], "header": "12345678"}, {})
+    assert checkpoint.load(path, ()).meta["header"] == "12345678"
+
+
+def test_numbers_that_json_has_not_are_not_written(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        checkpoint.save(tmp_path / "a.safetensors", {"loss": float("nan")}, {})
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_safetensors_file_of_others_is_refused(tmp_path):

@@ -4,20 +4,23 @@
     RUN/checkpoints/best.safetensors             the one with the lowest validation error
 
 Tensors are named PART/NAME: model/conv1.weight, velocity/conv1.weight, stats/mean. The metadata
-entry "alexprep" is JSON: a version, a CRC-32 of each part, and what the trainer and its caller
-put in.
+entry "alexprep" is JSON: a version, a CRC-32 of each part, one of the file's header (in which this
+JSON and the table of the tensors lie; its own eight digits count as zeros), and what the trainer
+and its caller put in. The first alexprep wrote none of its header; such files are read as well.
 """
 
 import json
 import os
+import re
 import shutil
 import zlib
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
@@ -31,6 +34,17 @@ BEST = "best.safetensors"
 Tensors = Mapping[str, Tensor]
 Comparison = tuple[list[str], list[str]]
 
+LENGTH_BYTES = 8  # a safetensors file: length of its header, header (JSON), tensors
+MAX_HEADER = 100_000_000  # more is refused by safetensors itself
+HEADER = "header"
+NO_DIGITS = "0" * 8
+# JSON within a JSON string: its quotes are escaped.
+_DIGITS = re.compile(rb'\\"header\\": \\"([0-9a-f]{8})\\"')
+
+
+class DamagedError(RunError):
+    """A checkpoint cannot be read, or holds what no run writes; an earlier one may be good."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Checkpoint:
@@ -39,6 +53,13 @@ class Checkpoint:
     path: Path
     meta: dict[str, Any]
     parts: dict[str, dict[str, Tensor]]
+
+
+class _Checks(msgspec.Struct):
+    """The fields of the JSON that `save` adds."""
+
+    version: int
+    crc32: dict[str, int | str]
 
 
 def save(path: Path, meta: Mapping[str, Any], parts: Mapping[str, Tensors]) -> None:
@@ -51,11 +72,14 @@ def save(path: Path, meta: Mapping[str, Any], parts: Mapping[str, Tensors]) -> N
         for part, named in parts.items()
         for name, tensor in named.items()
     }
-    checks = {"version": VERSION, "crc32": {part: _crc(tensors, part) for part in parts}}
-    data = to_bytes(tensors, {"alexprep": json.dumps({**meta, **checks})})
+    sums = {part: _crc(tensors, part) for part in parts}
+    checks = {"version": VERSION, "crc32": {**sums, HEADER: NO_DIGITS}}
+    text = json.dumps({**meta, **checks}, allow_nan=False)
+    header, data = _split(to_bytes(tensors, {"alexprep": text}))
     partial = path.with_name(f"{path.name}.partial")
     try:
         with partial.open("wb") as file:
+            file.write(_with_own_crc(header))
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -67,12 +91,38 @@ def save(path: Path, meta: Mapping[str, Any], parts: Mapping[str, Tensors]) -> N
     _flush_folder(path.parent)
 
 
+def _split(data: bytes) -> tuple[bytes, memoryview]:
+    """The length and header of a safetensors file, and its tensors."""
+    end = LENGTH_BYTES + int.from_bytes(data[:LENGTH_BYTES], "little")
+    return data[:end], memoryview(data)[end:]
+
+
+def _with_own_crc(header: bytes) -> bytes:
+    begin, end = _own_digits(header)
+    return header[:begin] + b"%08x" % zlib.crc32(header) + header[end:]
+
+
+def _own_digits(header: bytes) -> tuple[int, int]:
+    """Where the header has the digits of its own CRC; ValueError where it has none."""
+    # The last ones: what the caller put in comes first.
+    matches = list(_DIGITS.finditer(header))
+    if not matches:
+        raise ValueError("the CRC of its header is missing")
+    return matches[-1].span(1)
+
+
 def load(path: Path, parts: Iterable[str] = ("model",)) -> Checkpoint:
-    """Read the JSON and some parts; RunError if the file is missing, damaged or no checkpoint."""
+    """Read the JSON and some parts.
+
+    Raises:
+        DamagedError: the file is damaged or no checkpoint; of the tensors, `parts` are checked.
+        RunError: the file is missing or of another version.
+    """
     if not path.is_file():
         raise RunError(f"{path} is not a file. Name a checkpoint, or a run folder that has one.")
-    path.open("rb").close()  # safetensors calls a file that may not be read missing
-    try:
+    parts = tuple(parts)
+    with damage_named(path):
+        header = _read_header(path)
         opened: Any = safe_open(path, framework="pt")
         with opened as file:
             metadata: dict[str, str] = file.metadata() or {}
@@ -81,25 +131,70 @@ def load(path: Path, parts: Iterable[str] = ("model",)) -> Checkpoint:
             tensors: dict[str, Tensor] = {
                 name: file.get_tensor(name) for name in names if name.startswith(prefixes)
             }
-    except (SafetensorError, OSError) as error:
-        raise RunError(f"{path} is damaged or no checkpoint ({error}). Use another one.") from error
     text = metadata.get("alexprep")
     if text is None:
-        raise RunError(f"{path} is a safetensors file, but no checkpoint of alexprep.")
-    meta: dict[str, Any] = json.loads(text)
-    if meta["version"] != VERSION:
+        raise DamagedError(f"{path} is a safetensors file, but no checkpoint of alexprep.")
+    with damage_named(path):
+        meta = msgspec.json.decode(text, type=dict[str, Any])
+        checks = msgspec.convert(meta, _Checks)
+        if checks.version == VERSION:
+            _check_header(header, checks.crc32, {name.partition("/")[0] for name in names})
+            for part in parts:
+                if _crc(tensors, part) != checks.crc32.get(part, 0):
+                    raise ValueError(f"part {part!r} has changed")
+    if checks.version != VERSION:
         raise RunError(
-            f"{path} has version {meta['version']}; this alexprep reads {VERSION}. "
+            f"{path} has version {checks.version}; this alexprep reads {VERSION}. "
             "Use the alexprep that wrote it."
         )
-    for part in parts:
-        if part in meta["crc32"] and _crc(tensors, part) != meta["crc32"][part]:
-            raise RunError(f"{path} is damaged: part {part!r} has changed. Use another checkpoint.")
     return Checkpoint(
         path=path,
         meta=meta,
         parts={part: _part(tensors, part) for part in parts},
     )
+
+
+@contextmanager
+def damage_named(path: Path) -> Generator[None]:
+    """Turn whatever unexpected contents of a checkpoint lead to into one line that names it."""
+    try:
+        yield
+    except (SafetensorError, LookupError, TypeError, ValueError, ArithmeticError) as error:
+        reason = f"{error}" if not isinstance(error, LookupError) else f"no {error}"
+        raise DamagedError(
+            f"{path} is damaged or no checkpoint ({reason}). Use another one."
+        ) from error
+    except RecursionError as error:
+        raise DamagedError(f"{path} is damaged (its JSON is too deep). Use another one.") from error
+    except OSError as error:
+        if error.filename is not None:  # may not be read, or has just been removed
+            raise
+        raise DamagedError(f"{path} cannot be read ({error.strerror}). Use another one.") from error
+
+
+def _read_header(path: Path) -> bytes:
+    with path.open("rb") as file:
+        length = file.read(LENGTH_BYTES)
+        size = int.from_bytes(length, "little")
+        if size > min(MAX_HEADER, path.stat().st_size - LENGTH_BYTES):
+            raise ValueError(f"a header of {size:,} bytes, more than the file has")
+        return length + file.read(size)
+
+
+def _check_header(header: bytes, sums: Mapping[str, int | str], parts: set[str]) -> None:
+    """ValueError unless each part has a sum, and the header the one it was written with."""
+    if missing := parts - set(sums):
+        raise ValueError(f"part {min(missing)!r} is unknown")
+    for part, value in sums.items():
+        # A part without tensors has 0. So the name of a sum cannot change unnoticed, this one's
+        # least of all, without which the header would not be checked.
+        if part != HEADER and part not in parts and value != 0:
+            raise ValueError(f"part {part!r} is missing")
+    if HEADER in sums:
+        begin, end = _own_digits(header)
+        own = zlib.crc32(header[:begin] + NO_DIGITS.encode() + header[end:])
+        if sums[HEADER] != f"{own:08x}":
+            raise ValueError("its header has changed")
 
 
 def _part(tensors: Tensors, part: str) -> dict[str, Tensor]:

@@ -46,14 +46,20 @@ def parameter_shapes(model: nn.Module) -> Shapes:
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
     """Copy the weights of a checkpoint; RunError listing what does not fit this network."""
-    _, differences = compare_shapes(parameter_shapes(model), weights)
+    shapes = parameter_shapes(model)
+    check_shapes(shapes, weights, path)
+    copy_weights(model, weights, shapes)
+
+
+def check_shapes(shapes: Shapes, weights: Mapping[str, Tensor], path: Path) -> None:
+    """RunError unless the weights of a checkpoint have the names and shapes of a network."""
+    _, differences = compare_shapes(shapes, weights)
     if differences:
         raise RunError(
             f"{path} is of another network: {'; '.join(differences[:6])}"
             f"{f'; and {len(differences) - 6} more' if len(differences) > 6 else ''}. "
             "Use the network it was trained with, or start from it with --init-from."
         )
-    copy_weights(model, weights, parameter_shapes(model))
 
 
 def copy_fitting(model: nn.Module, weights: Mapping[str, Tensor]) -> tuple[list[str], list[str]]:

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 import alexnet
 from alexnet.errors import RunError
-from alexnet.model.spec import ModelConfig
+from alexnet.model.spec import ModelConfig, state_shapes
 from alexnet.training import checkpoint
-from alexnet.training.one_device import load_weights
+from alexnet.training.one_device import check_shapes, load_weights
 from alexprep.model.placement import check_devices
 from alexprep.schema import convert
 from pipelines.augment import AugmentSpec
@@ -88,13 +88,26 @@ def load_trained(path: Path, device: str = "cpu") -> Trained:
         config = convert(meta.recipe.get("model"), ModelConfig, "recipe.model")
         augment = convert(meta.recipe.get("augment"), AugmentSpec, "recipe.augment")
         stats = _build_stats(meta.stats, saved.parts["stats"])
-    except ValueError as error:
+        _check_agreement(meta, config, augment)
+        # Before the network is built: a size that is not the weights' could fill the memory.
+        check_shapes(state_shapes(config), saved.parts["model"], file)
+        model = alexnet.build(config, devices=(device,))
+    except (ValueError, TypeError, LookupError, ArithmeticError) as error:
         raise RunError(f"{file} holds no network of `alexprep train` ({error}).") from error
-    model = alexnet.build(config, devices=(device,))
     load_weights(model, saved.parts["model"], file)
     return Trained(
         path=file, model=model.eval(), augment=augment, stats=stats, classes=meta.classes
     )
+
+
+def _check_agreement(meta: CheckpointMeta, config: ModelConfig, augment: AugmentSpec) -> None:
+    """ValueError where parts of a checkpoint do not belong together."""
+    if len(meta.classes) != config.classes:
+        raise ValueError(f"it names {len(meta.classes)} classes for {config.classes} outputs")
+    if augment.crop != config.crop:
+        raise ValueError(f"crops are {augment.crop} pixels, the network takes {config.crop}")
+    if augment.needs_stats and meta.stats is None:
+        raise ValueError("the statistics of its images are missing")
 
 
 def _build_stats(meta: StatsMeta | None, tensors: Mapping[str, Tensor]) -> ImageStats | None:
