@@ -98,6 +98,10 @@ def test_a_run_killed_at_any_step_ends_with_the_weights_of_one_that_was_not(tmp_
     assert [line for line in twice if line[0] == "epoch"] == epochs
 
 
+def truncate(path):
+    os.truncate(path, path.stat().st_size - 7)
+
+
 class Signals(Batches):
     """Sends this process a signal while the batch after `last` is made."""
 
@@ -113,7 +117,10 @@ class Signals(Batches):
             yield batch
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+ENDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
+
+@pytest.mark.parametrize("number", ENDED)
 @pytest.mark.parametrize("last", [2, 5, 8])
 def test_a_signal_saves_and_leaves_and_the_same_call_goes_on(tmp_path, number, last):
     fit(network(), CONFIG, data(), RunContext(folder=tmp_path / "once"))
@@ -125,6 +132,80 @@ def test_a_signal_saves_and_leaves_and_the_same_call_goes_on(tmp_path, number, l
     assert signal.getsignal(number) is handler
     fit(network(), CONFIG, data(), RunContext(folder=tmp_path / "twice"))
     assert_same(tmp_path / "once", tmp_path / "twice")
+
+
+def flip(path, byte):
+    data = bytearray(path.read_bytes())
+    data[byte] ^= 4
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", [lambda p: flip(p, 300), lambda p: flip(p, -1), truncate])
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path, damage):
+    fit(network(), CONFIG, data(), RunContext(folder=tmp_path / "once"))
+    run = tmp_path / "twice"
+    fit(network(), replace(CONFIG, epochs=2), data(), RunContext(folder=run))
+    first, newest = checkpoint.steps(run)
+    damage(newest)
+    notes = []
+    fit(network(), CONFIG, data(), RunContext(folder=run, emit=notes.append))
+    assert_same(tmp_path / "once", run)
+    texts = [record["text"] for record in notes if record["kind"] == "note"]
+    assert texts[0].startswith(f"{newest} is damaged")
+    assert texts[1].startswith(f"resuming from {first}: epoch 1, step 0")
+    assert (run / checkpoint.FOLDER / f"{newest.name}.damaged").exists()
+    once, twice = ([(r["kind"], r["step"]) for r in read(tmp_path / n)] for n in ("once", "twice"))
+    assert once == twice
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew(tmp_path):
+    fit(network(), replace(CONFIG, epochs=2), data(), RunContext(folder=tmp_path))
+    for path in checkpoint.steps(tmp_path):
+        flip(path, 300)
+    newest = checkpoint.steps(tmp_path)[-1]
+    with pytest.raises(RunError, match=f"{newest} is damaged"):
+        fit(network(), CONFIG, data(), RunContext(folder=tmp_path))
+    assert len(checkpoint.steps(tmp_path)) == 2
+
+
+def test_a_validation_loss_that_is_no_number_ends_the_run_and_is_written_nowhere(tmp_path):
+    poisoned = data()
+    poisoned.validation.images[0] = torch.inf
+    with pytest.raises(RunError, match="the validation loss is nan") as caught:
+        fit(network(), CONFIG, poisoned, RunContext(folder=tmp_path))
+    assert "\n" not in str(caught.value)
+    assert {record["kind"] for record in read(tmp_path)} == {"step"}
+    assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
+
+
+@pytest.mark.parametrize(("lr", "reports"), [(1e-9, 1), (0.05, 0)])
+def test_a_loss_that_stays_at_that_of_guessing_is_reported_once(tmp_path, lr, reports):
+    model = network()
+    torch.nn.init.zeros_(model[4].weight)
+    torch.nn.init.zeros_(model[4].bias)
+    notes = []
+    config = replace(CONFIG, lr=lr, epochs=50, schedule=CONSTANT)
+    fit(model, config, data(), RunContext(folder=tmp_path, emit=notes.append))
+    texts = [record["text"] for record in notes if record["kind"] == "note"]
+    assert len(texts) == reports
+    for text in texts:
+        assert text.startswith("the loss has stayed at ln(3) = 1.10, that of guessing, for 100 ste")
+        for remedy in ("learning rate", "initialization", "labels"):
+            assert remedy in text
+
+
+def test_without_validation_the_newest_checkpoint_is_the_best(tmp_path):
+    alone = Data(train=Batches(), validation=None, has_validation=False)
+    summary = fit(network(), CONFIG, alone, RunContext(folder=tmp_path))
+    assert summary.best_error is None
+    assert f"newest checkpoint: {summary.best}" in summary.text()
+    assert summary.best.read_bytes() == checkpoint.steps(tmp_path)[-1].read_bytes()
+    epochs = [record for record in read(tmp_path) if record["kind"] == "epoch"]
+    assert len(epochs) == 3
+    assert not any({"top1", "top5", "validation_loss"} & set(record) for record in epochs)
+    config = replace(CONFIG, schedule=PlateauSchedule())
+    with pytest.raises(ValueError, match="follows the validation error"):
+        fit(network(), config, alone, RunContext(folder=tmp_path))
 
 
 def test_equal_runs_make_equal_checkpoints(tmp_path):

@@ -132,6 +132,65 @@ def test_a_second_start_of_a_run_is_refused_while_the_first_trains(dataset, tmp_
     assert steps == list(range(1, 61))
 
 
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
+def test_a_signal_saves_and_the_same_command_resumes(dataset, tmp_path, number):
+    run = tmp_path / "run"
+    process = start(dataset, run)
+    amid_the_first_epoch(process, run / metrics.NAME, lambda: process.send_signal(number))
+    out, said = process.communicate(timeout=120)
+    assert process.returncode == 128 + number, said
+    assert f"{number.name}: saved {checkpoint.steps(run)[-1]}. Run it again to resume." in out
+    process = start(dataset, run)
+    out, said = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    assert "2 epochs, 60 steps" in out
+
+
+def test_a_terminal_that_is_closed_leaves_a_checkpoint(dataset, tmp_path):
+    run = tmp_path / "run"
+    pid, terminal = os.forkpty()
+    if pid == 0:
+        os.environ["OMP_NUM_THREADS"] = "1"
+        os.execv(sys.executable, [*COMMAND, str(dataset), "--run", str(run)])
+    log = run / metrics.NAME
+    while not (log.exists() and log.stat().st_size):
+        os.read(terminal, 1 << 16)
+    os.close(terminal)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 128 + signal.SIGHUP
+    saved = checkpoint.load(checkpoint.steps(run)[-1])
+    assert 0 < saved.meta["progress"]["steps"] < 60
+    assert len(list(metrics.read(run))) == saved.meta["progress"]["lines"]
+
+
+IMPATIENT = """
+import os, signal, sys, time
+from pathlib import Path
+from alexnet.training.run import Data, RunContext
+from alexnet.training.trainer import fit
+from tests.batches import Batches
+from tests.test_train import CONFIG, Evaluation, network
+
+class Twice(Batches):
+    def __iter__(self):
+        for batch in super().__iter__():
+            for _ in range(2):
+                os.kill(os.getpid(), int(sys.argv[2]))
+                time.sleep(0.01)
+            yield batch
+
+data = Data(train=Twice(), validation=Evaluation())
+fit(network(), CONFIG, data, RunContext(folder=Path(sys.argv[1])))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_second_signal_leaves_at_once(tmp_path, number):
+    words = [sys.executable, "-c", IMPATIENT, str(tmp_path / "run"), str(int(number))]
+    assert subprocess.run(words, timeout=120).returncode == -number
+    assert not checkpoint.steps(tmp_path / "run")
+
+
 def limit_files(process, size):
     """From now on no file of the process may grow beyond `size`: its disk is full there."""
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (size, size))

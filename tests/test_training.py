@@ -22,6 +22,7 @@ from alexprep.model.evaluation import EvalOptions, evaluate
 from alexprep.model.predict import PredictOptions, predict
 from alexprep.model.predictions import Predictions
 from alexprep.model.training import TrainOptions, train
+from alexprep.report import write_report
 from pipelines.errors import DataError
 from pipelines.format import Manifest
 from tests.drawing import jpeg
@@ -301,6 +302,23 @@ def test_a_data_set_without_statistics_is_named_with_what_to_run(tmp_path, rng):
     with pytest.raises(DataError, match=f"alexprep stats {root}"):
         train(root, tmp_path / "run", OPTIONS)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_data_set_without_a_validation_split_has_two_remedies(tmp_path, rng):
+    root = write_dataset(tmp_path / "data", {"train": items(rng, 40, "t")}, size=64)
+    compute_stats(root)
+    run = tmp_path / "run"
+    with pytest.raises(DataError, match=r"--validation 10%`, or train with --no-validation\."):
+        train(root, run, OPTIONS)
+    plateau = (*OPTIONS.settings, "train.schedule=plateau")
+    with pytest.raises(ValueError, match="nothing for the schedule 'plateau' to follow"):
+        train(root, run, replace(OPTIONS, settings=plateau, validation=False))
+    assert not run.exists()
+    summary = train(root, run, replace(OPTIONS, epochs=1, validation=False))
+    assert summary.best.samefile(summary.last)
+    assert [record for record in read(run) if "top1" in record] == []
+    page = write_report(run).read_text()
+    assert "the run has no validation" in page
 
 
 def test_a_missing_data_set_is_named(tmp_path):

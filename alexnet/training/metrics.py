@@ -7,12 +7,14 @@
      "seconds": ..., "validation_seconds": ...}     of a whole epoch
 
 Epochs count from 0, losses are means in nats, waiting is a share of the time, top1 and top5 are
-errors in 0..1; docs/reference/format.md has a table of the fields.
+errors in 0..1; what validation measures is missing where there is none. docs/reference/format.md
+has a table of the fields.
 
 A resumed run cuts off the lines that came after its checkpoint and writes those steps again.
 """
 
 import json
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -44,7 +46,7 @@ class Metrics:
 
     def write(self, record: Mapping[str, Any]) -> None:
         with self.path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(json.dumps(record, allow_nan=False) + "\n")
         self.lines += 1
 
 
@@ -92,6 +94,30 @@ class Interval(NamedTuple):
     def stall(self) -> float:
         """Share of the time that went by without data."""
         return self.stalled / max(self.seconds, 1e-9)
+
+
+class ChanceWatch:
+    """Notices, once, a loss that has stayed at ln(classes), the loss of guessing.
+
+    `steps` in a row have to be within `CLOSE` of it.
+    """
+
+    CLOSE = 0.03
+
+    def __init__(self, classes: int, steps: int) -> None:
+        self.loss = math.log(max(classes, 2))
+        self.steps = steps
+        self.count = 0
+        self.reported = False
+
+    def add(self, interval: Interval) -> bool:
+        """Count an interval; true for the one with which it has stayed there for long."""
+        close = abs(interval.mean_loss / self.loss - 1) < self.CLOSE
+        self.count = self.count + interval.steps if close else 0
+        if self.reported or self.count < self.steps:
+            return False
+        self.reported = True
+        return True
 
 
 class Meter:

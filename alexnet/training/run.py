@@ -1,10 +1,11 @@
 """What `fit` takes, what it gives back, and the state of a run between two steps."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from torch import Tensor
 
 from alexnet.distributed.feed import Loader
@@ -18,10 +19,12 @@ class Data:
     """What the network learns from, and what its error is measured on after each epoch.
 
     None in a process that another one feeds: the first column's feeds the others of its replica.
+    Without `has_validation` nothing measures the error, and the newest checkpoint is the best.
     """
 
     train: Loader | None
     validation: Loader | None
+    has_validation: bool = True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,12 +76,15 @@ class TrainState:
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> "TrainState":
-        """The state that `to_dict` wrote."""
+        """The state that `to_dict` wrote; ValueError for anything else."""
         names = {key: name for name, key in _ON_DISK.items()}
         values: dict[str, Any] = {names.get(key, key): value for key, value in raw.items()}
-        values["totals"] = Interval(*raw["totals"])
-        values["plateau"] = PlateauState(**raw["watched"])
-        return cls(**values)
+        if set(values) != {entry.name for entry in fields(cls)}:
+            raise ValueError(f"the progress of the run has the fields {sorted(raw)}")
+        state = msgspec.convert(values, cls)
+        if min(state.epoch, state.step, state.steps, state.images, state.lines) < 0:
+            raise ValueError("the progress of the run has counts below 0")
+        return state
 
     def count_step(self) -> None:
         self.step += 1
@@ -88,9 +94,11 @@ class TrainState:
         self.images += interval.images
         self.totals = self.totals.plus(interval)
 
-    def end_epoch(self, error: float) -> None:
-        """Remember the error and begin the next epoch."""
-        if error < self.best_error or self.best_step < 0:
+    def end_epoch(self, error: float | None) -> None:
+        """Remember the error and begin the next epoch; without one the newest is the best."""
+        if error is None:
+            self.best_step = self.steps
+        elif error < self.best_error or self.best_step < 0:
             self.best_error, self.best_step = error, self.steps
         self.epoch, self.step, self.totals = self.epoch + 1, 0, Interval()
 
@@ -99,15 +107,15 @@ class TrainState:
 class Summary:
     """The result of one call of `fit`.
 
-    `images` and `seconds` are of this call; `best_error` is top-1 on validation; `stopped` names
-    the signal that ended it early, "" for none.
+    `images` and `seconds` are of this call; `best_error` is top-1 on validation, None without one;
+    `stopped` names the signal that ended it early, "" for none.
     """
 
     epochs: int
     steps: int
     images: int
     seconds: float
-    best_error: float
+    best_error: float | None
     best: Path | None
     last: Path | None
     stopped: str = ""
@@ -116,7 +124,9 @@ class Summary:
     def text(self) -> str:
         """One line of text."""
         text = f"{self.epochs} epochs, {self.steps:,} steps"
-        if self.epochs:
+        if self.epochs and self.best_error is None:
+            text += f"; newest checkpoint: {self.best}"
+        elif self.epochs and self.best_error is not None:
             text += f"; best top-1 acc {1 - self.best_error:.2%}: {self.best}"
         if self.stopped:
             return f"{self.stopped}: saved {self.last}. Run it again to resume. {text}"

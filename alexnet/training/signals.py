@@ -1,4 +1,7 @@
-"""SIGTERM and Ctrl-C stop a run after the current step; a second one stops it at once."""
+"""Signals that stop a run after the current step; a second one of a kind stops it at once.
+
+Of Ctrl-C, schedulers (SIGTERM; Slurm's --signal=USR1@60) and a terminal that is closed (SIGHUP).
+"""
 
 import signal
 import threading
@@ -6,7 +9,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from types import FrameType
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Stopped(Exception):  # noqa: N818 - no error: how the loop is left between two steps
@@ -23,8 +26,11 @@ class Stop:
         return self.signal is not None
 
     def request(self, number: int, _frame: FrameType | None) -> None:
-        self.signal = signal.Signals(number)
-        signal.signal(number, signal.SIG_DFL)
+        # The first one names the exit code. Another kind changes nothing: a launcher sends SIGTERM
+        # after the Ctrl-C that the process has seen itself.
+        self.signal = self.signal or signal.Signals(number)
+        # A closed terminal sends SIGHUP twice, by its shell and by the kernel.
+        signal.signal(number, signal.SIG_IGN if number == signal.SIGHUP else signal.SIG_DFL)
 
 
 @contextmanager

@@ -13,23 +13,26 @@ crops and dropout are functions of the position, and everything else is in the c
 import math
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from alexnet.distributed.averaging import GradientAverage
 from alexnet.distributed.feed import Loader, shared_loader
-from alexnet.distributed.mesh import Replicas
+from alexnet.distributed.mesh import Replicas, Team
 from alexnet.errors import RunError
 from alexnet.model.dropout import Dropout
 from alexnet.training import checkpoint
+from alexnet.training.checkpoint import Checkpoint, DamagedError
 from alexnet.training.config import TrainConfig
 from alexnet.training.evaluate import Errors
 from alexnet.training.graph import make_step
-from alexnet.training.metrics import Interval, Meter, Metrics, Record
+from alexnet.training.metrics import ChanceWatch, Interval, Meter, Metrics, Record
 from alexnet.training.one_device import (
+    check_shapes,
     from_one_device,
     load_weights,
     parameter_shapes,
@@ -37,6 +40,7 @@ from alexnet.training.one_device import (
 )
 from alexnet.training.optim import load_velocities, set_rates, sgd, velocities
 from alexnet.training.run import Data, RunContext, Summary, TrainState
+from alexnet.training.schedule import PlateauSchedule
 from alexnet.training.signals import Stop, Stopped, stop_requests
 from alexnet.training.step import count_errors, prepare_model
 
@@ -46,30 +50,45 @@ __all__ = ["Data", "Loader", "RunContext", "Summary", "TrainConfig", "Trainer", 
 POSITIONS_A_STEP = 1 << 20
 # Share of an epoch's time without data from which the loader, not the network, sets the pace.
 DATA_BOUND = 0.05
+# So many epochs at the loss of guessing are reported, but neither fewer nor more steps than these:
+# networks that learn may stay there for hundreds of steps (docs/notes/plateau.md).
+CHANCE_EPOCHS = 2
+CHANCE_STEPS = (100, 2000)
+
+
+class Validation(NamedTuple):
+    """Mean loss and errors on the validation split, and how long they took."""
+
+    loss: float
+    errors: Errors
+    seconds: float
 
 
 def fit(model: nn.Module, config: TrainConfig, data: Data, run: RunContext) -> Summary:
     """Train until the schedule or the epochs end, or a signal comes; resume what `run` holds.
 
     Raises:
-        RunError: the loss is NaN or explodes, the disk is full, a checkpoint is damaged or of
-            another network. Names the last good checkpoint.
+        RunError: the loss is NaN or explodes, the disk is full, all checkpoints are damaged, or
+            the newest is of another network. Names the last good checkpoint.
+        ValueError: a schedule that follows the validation error, without validation.
     """
+    if not data.has_validation and isinstance(config.schedule, PlateauSchedule):
+        raise ValueError("A PlateauSchedule follows the validation error, which is not measured.")
     team = run.replicas.team
     with (
         naming_last_good(run.folder),
         shared_loader(data.train, team) as train,
-        shared_loader(data.validation, team) as validation,
+        _shared_validation(data, team) as validation,
         stop_requests() as stop,
     ):
         torch.manual_seed(config.seed)  # for networks that draw from torch's own generator
         trainer = Trainer(model, config, train, run, stop)
+        trainer.validated = data.has_validation
         trainer.resume()
         try:
             while not trainer.done:
                 trainer.train_epoch()
-                errors = trainer.validate(validation)
-                trainer.end_epoch(errors)
+                trainer.end_epoch(None if validation is None else trainer.validate(validation))
         except Stopped:
             trainer.save()
         return trainer.summary()
@@ -94,6 +113,9 @@ class Trainer:
         self.classes = list(parameter_shapes(model).values())[-1][0]
         self.state = TrainState()
         self.meter = Meter(self.device)
+        steps = min(max(CHANCE_EPOCHS * len(train), CHANCE_STEPS[0]), CHANCE_STEPS[1])
+        self.chance = ChanceWatch(self.classes, steps)
+        self.validated = True
         self.metrics: Metrics | None = None  # of the process that writes
         self.began = time.perf_counter()
         self.saved_at = time.monotonic()
@@ -109,25 +131,66 @@ class Trainer:
         """Continue from the latest checkpoint, if there is one."""
         folder = self.run.folder
         (folder / checkpoint.FOLDER).mkdir(parents=True, exist_ok=True)
-        paths = checkpoint.steps(folder)
-        if paths:
-            self._restore(paths[-1])
+        saved = self._load_newest()
+        if saved is not None:
+            self._restore(saved)
         if self.run.replicas.writes:
             self.metrics = Metrics(folder, keep_lines=self.state.lines)
 
-    def _restore(self, path: Path) -> None:
+    def _load_newest(self) -> Checkpoint | None:
+        """The newest checkpoint that no process finds damaged, None where there are none.
+
+        Damaged ones are set aside by another name. DamagedError if there are no others.
+        """
+        damaged: list[tuple[Path, DamagedError]] = []
+        saved = None
+        for path in reversed(checkpoint.steps(self.run.folder)):
+            saved, error = None, DamagedError(f"{path} is damaged for another process.")
+            try:
+                saved = self._load(path)
+            except DamagedError as reason:
+                error = reason
+            # The processes must all take the same one.
+            if self.run.replicas.any((saved is None,)) == (False,):
+                break
+            damaged.append((path, error))
+            saved = None
+        if damaged and saved is None:
+            raise damaged[0][1]
+        for path, error in damaged:
+            self._log(f"{error} It is now {path.name}.damaged; the one before it is used.")
+            if self.run.replicas.writes:
+                path.rename(path.with_name(f"{path.name}.damaged"))
+        return saved
+
+    def _load(self, path: Path) -> Checkpoint:
+        """A checkpoint with all that `_restore` needs; DamagedError if anything is not right."""
         saved = checkpoint.load(path, ("model", "velocity", "chance"))
+        with checkpoint.damage_named(path):
+            TrainState.from_dict(saved.meta["progress"])
+            chance, own = saved.parts["chance"]["cpu"], torch.get_rng_state()
+            if (chance.dtype, chance.shape) != (own.dtype, own.shape):
+                raise ValueError("the state of torch's generator has another form")
+            if not isinstance(saved.meta["loader"], dict):
+                raise TypeError("the position of the loader is missing")
+        return saved
+
+    def _restore(self, saved: Checkpoint) -> None:
+        path = saved.path
         load_weights(self.model, saved.parts["model"], path)
+        check_shapes(parameter_shapes(self.model), saved.parts["velocity"], path)
         load_velocities(self.optimizer, from_one_device(self.model, saved.parts["velocity"]))
         self.state = TrainState.from_dict(saved.meta["progress"])
         self.first_images = self.state.images
         # The rates at which the velocities were made: `set_rates` rescales them from these.
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.state.rates[f"{group['layer']}.{group['kind']}"]
+        with checkpoint.damage_named(path):
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.state.rates[f"{group['layer']}.{group['kind']}"]
         torch.set_rng_state(saved.parts["chance"]["cpu"])
         if self.device.type == "cuda" and "cuda" in saved.parts["chance"]:
             torch.cuda.set_rng_state(saved.parts["chance"]["cuda"], self.device)
-        self.train.load_state_dict(saved.meta["loader"])
+        with checkpoint.damage_named(path):
+            self.train.load_state_dict(saved.meta["loader"])
         self._mark_best()
         self._log(f"resuming from {path}: epoch {self.state.epoch}, step {self.state.step}")
 
@@ -199,12 +262,19 @@ class Trainer:
             own = torch.tensor(sums, device=self.device, dtype=torch.float64)
             images, loss = (float(value) for value in self.run.replicas.total(own))
             interval = interval._replace(images=round(images), loss=loss)
-        loss, chance = interval.mean_loss, math.log(max(self.classes, 2))
+        loss, chance = interval.mean_loss, self.chance.loss
         if not math.isfinite(loss):
             raise RunError(self._diverged(f"the loss is {loss}"))
         if loss > self.config.explode * chance:
             raise RunError(self._diverged(f"the loss is {loss:.1f}, at chance it is {chance:.1f}"))
         self.state.add(interval)
+        if self.chance.add(interval):
+            self._log(
+                f"the loss has stayed at ln({self.classes}) = {chance:.2f}, that of guessing, for "
+                f"{self.chance.count:,} steps: look at the learning rate (train.lr), at the "
+                "initialization (model.LAYER.sd, docs/notes/plateau.md), and whether the labels "
+                "belong to the images"
+            )
         return interval
 
     def _diverged(self, reason: str) -> str:
@@ -214,10 +284,11 @@ class Trainer:
             f"{last_good(self.run.folder)}"
         )
 
-    def validate(self, validation: Loader) -> Errors:
-        """Errors on validation, every image once over all replicas; logs the epoch.
+    def validate(self, validation: Loader) -> Validation:
+        """Loss and errors on validation, every image once over all replicas.
 
         Raises:
+            RunError: the loss is not finite.
             Stopped: a signal came; the caller saves.
         """
         sums = torch.zeros(4, device=self.device, dtype=torch.float64)
@@ -230,37 +301,53 @@ class Trainer:
                 if self.stop and self.run.replicas.team is None:
                     raise Stopped
         images, loss, top1, top5 = (float(value) for value in self.run.replicas.total(sums))
+        if not images:
+            raise RunError("The validation loader gave no images. Train without validation.")
+        if not math.isfinite(loss):
+            raise RunError(self._diverged(f"the validation loss is {loss}"))
         errors = Errors(top1 / images, top5 / images)
-        totals = self.state.totals
-        self._emit(
-            {
-                "kind": "epoch",
-                "step": self.state.steps,
-                "epoch": self.state.epoch,
-                "epochs": self.config.epochs,
-                "loss": totals.mean_loss,
-                "validation_loss": loss / images,
-                "top1": errors.top1,
-                "top5": errors.top5,
-                "images_per_second": totals.rate,
-                "waiting": totals.stall,
-                "bound": "data" if totals.stall > DATA_BOUND else "compute",
-                "seconds": totals.seconds,
-                "validation_seconds": time.perf_counter() - began,
-            }
-        )
-        return errors
+        return Validation(loss / images, errors, time.perf_counter() - began)
 
-    def end_epoch(self, errors: Errors) -> None:
-        """Show the error to the schedule, save, and keep the checkpoint if it is the best."""
+    def end_epoch(self, validation: Validation | None) -> None:
+        """Log the epoch, show its error to the schedule, save; mark the checkpoint if it is best.
+
+        Without validation the newest is the best.
+        """
         state = self.state
-        plateau = self.config.schedule.after(errors.top1, state.plateau)
-        if plateau.drops != state.plateau.drops:
-            self._log(f"validation error stopped improving: drop {plateau.drops} of the rates")
-        state.plateau = plateau
-        state.end_epoch(errors.top1)
+        self._log_epoch(validation)
+        if validation is None:
+            state.end_epoch(None)
+        else:
+            error = validation.errors.top1
+            plateau = self.config.schedule.after(error, state.plateau)
+            if plateau.drops != state.plateau.drops:
+                self._log(f"validation error stopped improving: drop {plateau.drops} of the rates")
+            state.plateau = plateau
+            state.end_epoch(error)
         self.save()
         self._mark_best()
+
+    def _log_epoch(self, validation: Validation | None) -> None:
+        totals = self.state.totals
+        record: Record = {
+            "kind": "epoch",
+            "step": self.state.steps,
+            "epoch": self.state.epoch,
+            "epochs": self.config.epochs,
+            "loss": totals.mean_loss,
+        }
+        if validation is not None:
+            top1, top5 = validation.errors
+            record |= {"validation_loss": validation.loss, "top1": top1, "top5": top5}
+        record |= {
+            "images_per_second": totals.rate,
+            "waiting": totals.stall,
+            "bound": "data" if totals.stall > DATA_BOUND else "compute",
+            "seconds": totals.seconds,
+        }
+        if validation is not None:
+            record["validation_seconds"] = validation.seconds
+        self._emit(record)
 
     def save(self) -> None:
         """Write a checkpoint of this moment; RunError instead if weights are not finite."""
@@ -302,7 +389,7 @@ class Trainer:
             steps=self.state.steps,
             images=self.state.images - self.first_images,
             seconds=time.perf_counter() - self.began,
-            best_error=self.state.best_error,
+            best_error=self.state.best_error if self.validated else None,
             best=checkpoint.best(self.run.folder),
             last=next(reversed(checkpoint.steps(self.run.folder)), None),
             stopped=signal.name if signal else "",
@@ -330,6 +417,12 @@ def _check_graph(model: nn.Module, replicas: Replicas) -> None:
             f"{' in several processes' if replicas.team else ''}. Leave it out, or use --devices "
             "cuda:0."
         )
+
+
+def _shared_validation(
+    data: Data, team: Team | None
+) -> AbstractContextManager[Loader] | AbstractContextManager[None]:
+    return shared_loader(data.validation, team) if data.has_validation else nullcontext()
 
 
 @contextmanager

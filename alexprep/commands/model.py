@@ -1,6 +1,7 @@
 """The commands that train, evaluate and use a network."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -90,6 +91,12 @@ def parse_weights(text: str) -> tuple[float, ...]:
     help="Override one field of the recipe, for example train.lr=0.02. Can be repeated.",
 )
 @click.option(
+    "--no-validation",
+    is_flag=True,
+    help="Train without measuring the error on a validation split. The newest checkpoint is the "
+    "best.",
+)
+@click.option(
     "--init-from",
     type=PATH,
     help="Initialize the weights from a checkpoint, .pth or .safetensors file.",
@@ -107,6 +114,7 @@ def train(
     epochs: int | None,
     seed: int,
     settings: tuple[str, ...],
+    no_validation: bool,
     init_from: Path | None,
 ) -> None:
     """Train AlexNet on DATASET.
@@ -135,12 +143,15 @@ def train(
                 epochs=epochs,
                 seed=seed,
                 settings=settings,
+                validation=not no_validation,
                 init_from=init_from,
             ),
         )
-    # Started by torchrun, only the first process speaks.
-    if os.environ.get("RANK", "0") == "0":
-        click.echo(summary.text())
+    # Started by torchrun, only the first process speaks. The terminal may be gone, which is one of
+    # the ways to stop a run.
+    with suppress(OSError):
+        if os.environ.get("RANK", "0") == "0":
+            click.echo(summary.text())
     raise SystemExit(summary.exit_code)
 
 

@@ -36,13 +36,15 @@ class RunDisplay:
 
     def __enter__(self) -> Self:
         if sys.stderr.isatty() and not self.silent:
-            self._live = Live(console=Console(stderr=True), refresh_per_second=4)
+            # No thread of its own draws it, which a closed terminal would end with a traceback.
+            self._live = Live(console=Console(stderr=True), auto_refresh=False)
             self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._live is not None:
-            self._live.stop()
+            with suppress(OSError):
+                self._live.stop()
         if self._events is not None:
             # The run may be ending on a storage fault already: each epoch flushes, and only lines
             # after the last one are lost.
@@ -64,6 +66,11 @@ class RunDisplay:
             return
         if self._events is not None and record["kind"] != "note":
             self._events.write(record)
+        # A terminal that is closed, or a pipe that nobody reads, does not end a run.
+        with suppress(OSError):
+            self._show(record)
+
+    def _show(self, record: Record) -> None:
         if self._live is None:
             sys.stderr.write(f"{format_record(record, self.epochs)}\n")
             sys.stderr.flush()
@@ -74,19 +81,21 @@ class RunDisplay:
             self._rows = [*self._rows, record][-EPOCHS_SHOWN:]
         else:
             self._step = record
-        self._live.update(self._table())
+        self._live.update(self._table(), refresh=True)
 
     def _table(self) -> Group:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         for name in COLUMNS:
             table.add_column(name, justify="right")
         for row in self._rows:
+            validation = ("-", "-", "-")
+            if "validation_loss" in row:
+                accuracies = (f"{1 - row[name]:.2%}" for name in ("top1", "top5"))
+                validation = (f"{row['validation_loss']:.3f}", *accuracies)
             table.add_row(
                 f"{row['epoch'] + 1}/{self.epochs}",
                 f"{row['loss']:.3f}",
-                f"{row['validation_loss']:.3f}",
-                f"{1 - row['top1']:.2%}",
-                f"{1 - row['top5']:.2%}",
+                *validation,
                 f"{row['images_per_second']:,.0f}",
                 f"{row['waiting']:.1%}",
             )
@@ -105,11 +114,14 @@ def format_record(record: Record, epochs: int) -> str:
             f"epoch {record['epoch'] + 1} step {record['at']}/{record['of']}: "
             f"loss {record['loss']:.4f}, lr {record['lr']:.2g}, {speed}"
         )
+    text = f"epoch {record['epoch'] + 1}/{epochs}: train loss {record['loss']:.3f}"
+    end = f"{speed} ({record['bound']}-bound); {record['seconds']:.0f} s"
+    if "validation_loss" not in record:
+        return f"{text}; {end}"
     return (
-        f"epoch {record['epoch'] + 1}/{epochs}: train loss {record['loss']:.3f}, "
-        f"val loss {record['validation_loss']:.3f}, top-1 acc {1 - record['top1']:.2%}, "
-        f"top-5 acc {1 - record['top5']:.2%}; {speed} ({record['bound']}-bound); "
-        f"{record['seconds']:.0f} s + {record['validation_seconds']:.0f} s validation"
+        f"{text}, val loss {record['validation_loss']:.3f}, top-1 acc {1 - record['top1']:.2%}, "
+        f"top-5 acc {1 - record['top5']:.2%}; {end} + {record['validation_seconds']:.0f} s "
+        "validation"
     )
 
 

@@ -17,6 +17,7 @@ from alexnet.training import checkpoint
 from alexnet.training.one_device import copy_fitting
 from alexnet.training.pretrained import first_weights
 from alexnet.training.run import Data, RunContext, Summary
+from alexnet.training.schedule import PlateauSchedule
 from alexnet.training.step import keep_freed_memory
 from alexnet.training.trainer import fit, last_good
 from alexprep.machine import computes_bfloat16, machine
@@ -42,6 +43,7 @@ from pipelines.imagestats import ImageStats
 from pipelines.loader import Loader, open_loader
 
 EVALUATION_BATCH = 128  # over all replicas
+VALIDATION = "validation"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,6 +59,8 @@ class TrainOptions:
         epochs: None: the recipe's.
         seed: of weights, dropout, order and augmentation.
         settings: changes of single fields, see alexprep.model.settings.
+        validation: off: train on a data set without a validation split; the newest checkpoint is
+            then the best.
         init_from: a checkpoint, run, or file of weights (alexnet.training.pretrained), to be copied
             where name and shape fit.
     """
@@ -69,6 +73,7 @@ class TrainOptions:
     epochs: int | None = None
     seed: int = 0
     settings: tuple[str, ...] = ()
+    validation: bool = True
     init_from: Path | None = None
 
 
@@ -86,13 +91,14 @@ def train(dataset: Path, run: Path, options: TrainOptions) -> Summary:
     with said_once():
         manifest = Manifest.load(dataset)
         recipe = resolve_recipe(manifest, options)
+        _check_validation(dataset, manifest, options)
         stats = ImageStats.load(dataset, manifest) if recipe.augment.needs_stats else None
         recipe, precision = choose_precision(recipe, run, options)
     if options.launch.wanted and not in_process_group():
         return _train_in_processes(dataset, run, options, recipe.model.columns)
     with (
         init_devices(recipe.model.columns, options.devices) as placement,
-        _open_loaders(dataset, recipe, stats, placement) as data,
+        _open_loaders(dataset, recipe, stats, placement, validation=options.validation) as data,
         RunDisplay(run, recipe.train.epochs, silent=not placement.replicas.writes) as display,
         ExitStack() as held,
     ):
@@ -103,7 +109,8 @@ def train(dataset: Path, run: Path, options: TrainOptions) -> Summary:
         if options.init_from is not None and not resumed:
             messages += _copy_weights(model, options.init_from)
         if placement.replicas.writes:
-            identity = run_identity(asdict(recipe), _describe_data(dataset, manifest))
+            described = _describe_data(dataset, manifest, validation=options.validation)
+            identity = run_identity(asdict(recipe), described)
             call = _describe_call(dataset, options, placement)
             held.enter_context(open_run(run, identity, call))
         # The other processes must not touch the folder before the first one has made it.
@@ -150,16 +157,36 @@ def resolve_recipe(manifest: Manifest, options: TrainOptions) -> Recipe:
     )
     recipe = make_recipe(options.recipe, inputs)
     recipe = replace(recipe, loader=replace(recipe.loader, backend=options.backend))
-    return apply_settings(recipe, options.settings)
+    recipe = apply_settings(recipe, options.settings)
+    if not options.validation and isinstance(recipe.train.schedule, PlateauSchedule):
+        raise ValueError(
+            "--no-validation leaves nothing for the schedule 'plateau' to follow. Choose another "
+            "one, as in --set train.schedule=net_145."
+        )
+    return recipe
+
+
+def _check_validation(dataset: Path, manifest: Manifest, options: TrainOptions) -> None:
+    if options.validation and VALIDATION not in manifest.splits:
+        raise DataError(
+            f"{dataset} has no split {VALIDATION!r}; it has {', '.join(sorted(manifest.splits))}. "
+            "Make the data set again with `alexprep shard SOURCE OUT --validation 10%`, or train "
+            "with --no-validation."
+        )
 
 
 @contextmanager
 def _open_loaders(
-    dataset: Path, recipe: Recipe, stats: ImageStats | None, placement: Placement
+    dataset: Path,
+    recipe: Recipe,
+    stats: ImageStats | None,
+    placement: Placement,
+    *,
+    validation: bool,
 ) -> Generator[Data]:
     """The replica's share of both splits; no loaders where another column's process feeds this."""
     if not placement.reads:
-        yield Data(train=None, validation=None)
+        yield Data(train=None, validation=None, has_validation=validation)
         return
     config = replace(
         recipe.loader,
@@ -169,11 +196,12 @@ def _open_loaders(
         world=placement.replicas.world,
     )
     evaluation = replace(config, batch=EVALUATION_BATCH)
-    with (
-        open_loader(dataset, "train", config, recipe.augment, stats=stats) as train,
-        open_loader(dataset, "validation", evaluation, recipe.augment, stats=stats) as validation,
-    ):
-        yield Data(train=train, validation=validation)
+    with open_loader(dataset, "train", config, recipe.augment, stats=stats) as train:
+        if not validation:
+            yield Data(train=train, validation=None, has_validation=False)
+            return
+        with open_loader(dataset, VALIDATION, evaluation, recipe.augment, stats=stats) as loader:
+            yield Data(train=train, validation=loader)
 
 
 def choose_precision(recipe: Recipe, run: Path, options: TrainOptions) -> tuple[Recipe, str]:
@@ -218,9 +246,10 @@ def _describe_setup(
     )
 
 
-def _describe_data(dataset: Path, manifest: Manifest) -> dict[str, Any]:
+def _describe_data(dataset: Path, manifest: Manifest, *, validation: bool) -> dict[str, Any]:
     shards = manifest.split("train", dataset).shards
-    return {
+    # A field only where there is none: config.json of runs with validation stays as it was.
+    return ({} if validation else {"validation": False}) | {
         "name": manifest.name,
         "size": manifest.size,
         "classes": len(manifest.classes),

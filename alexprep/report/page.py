@@ -89,6 +89,7 @@ def _predict(
     root = data or Path(run.config.calls[-1].dataset)
     try:
         manifest = Manifest.load(root)
+        manifest.split(split.SPLIT, root)
         sha256 = manifest.split("train", root).shards[0].sha256
     except DataError as error:
         if data is not None:
@@ -107,20 +108,21 @@ def _log(run: RunSummary) -> Context:
     if not run.steps:
         return {}
     steps = [record.epochs for record in run.steps]
-    ends = [record.epoch + 1 for record in run.epochs]
+    epochs = run.validated
+    ends = [record.epoch + 1 for record in epochs]
     rates = [record.images_per_second for record in run.steps]
     waits = [record.data_wait for record in run.steps]
     marks = schedule_marks(run)
     return {
         "loss_chart": figures.loss_chart(
             (steps, [record.loss for record in run.steps]),
-            (ends, [record.validation_loss for record in run.epochs]),
+            (ends, [record.validation_loss or 0.0 for record in epochs]),
             marks,
         ),
         "error_chart": figures.error_chart(
             ends,
-            [record.top1 for record in run.epochs],
-            [record.top5 for record in run.epochs],
+            [record.top1 or 0.0 for record in epochs],
+            [record.top5 or 0.0 for record in epochs],
             marks,
         ),
         "throughput_chart": figures.throughput_chart(steps, rates, waits),

@@ -46,13 +46,13 @@ class EpochRecord(msgspec.Struct, tag_field="kind", tag="epoch", kw_only=True):
 
     epoch: Count
     loss: float
-    validation_loss: float
-    top1: float
-    top5: float
+    validation_loss: float | None = None  # None, as the errors, without validation
+    top1: float | None = None
+    top5: float | None = None
     images_per_second: float
     data_wait: float = msgspec.field(name="waiting")
     seconds: float
-    validation_seconds: float
+    validation_seconds: float = 0.0
 
 
 class _Schedule(msgspec.Struct):
@@ -122,7 +122,13 @@ class RunSummary:
     @property
     def best(self) -> EpochRecord | None:
         """The epoch with the lowest top-1 error."""
-        return min(self.epochs, key=lambda record: record.top1, default=None)
+        return min(self.validated, key=lambda record: record.top1 or 0.0, default=None)
+
+    @property
+    def validated(self) -> list[EpochRecord]:
+        """The epochs that ended with validation."""
+        fields = ("validation_loss", "top1", "top5")
+        return [r for r in self.epochs if None not in [getattr(r, name) for name in fields]]
 
     @property
     def parameters(self) -> int:
