@@ -6,6 +6,8 @@
     ROOT/_info.json, wids-<split>.json        what timm and wids look for
     ROOT/synsets.txt                          wnid <TAB> names, in label order
     ROOT/stats.json, stats.npz, mean.png      once `alexprep stats` has run
+    ROOT/README.md, croissant.json            the card, for the Hub and for Croissant readers
+    ROOT/SHA256SUMS                           of every file but the card
 
 A tar is USTAR without pax headers: regular files, uid and gid 0, no owner names, mode 0644, one
 fixed mtime, names of at most 100 ASCII bytes. A sample is three members that stand together in this
