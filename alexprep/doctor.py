@@ -52,7 +52,6 @@ def examine(folder: Path, images: int | None = None) -> list[Finding]:
         check_python(sys.version_info[:2]),
         *check_packages(installed, gpu=bool(gpus)),
         check_pillow(installed, str(host["libjpeg_turbo"])),
-        check_webp(_reads_webp()) if {"pillow", "pillow-simd"} & installed.keys() else None,
         *check_dalis(dalis(installed), _driver_cuda() if gpus else 0),
         check_dali(_run_dali) if dalis(installed) else no_dali(),
         check_torch(*_torch(installed), gpus),
@@ -94,7 +93,7 @@ def check_packages(installed: Mapping[str, str], *, gpu: bool) -> list[Finding]:
     apart = {"alexprep", "dask", "nvidia-dali-cuda130", "pillow-simd"}
     # Triton compiles our kernels for a GPU; PyTorch for CPUs comes without it.
     apart |= set() if gpu else {"triton"}
-    needed = [name for name in (*PACKAGES, "simplejpeg") if name not in apart]
+    needed = [name for name in (*PACKAGES, "simplejpeg", "imagecodecs") if name not in apart]
     return [
         Finding(name=name, state="ok", text=installed[name])
         if name in installed
@@ -123,16 +122,6 @@ def check_pillow(installed: Mapping[str, str], turbo: str) -> Finding:
         text=f"{name} {installed[name]}, libjpeg-turbo {turbo}"
         + (": works, but resizes several times slower than pillow-simd" if plain else ""),
         fix=f"pip uninstall -y pillow && {SIMD}" if plain else "",
-    )
-
-
-def check_webp(readable: bool) -> Finding:
-    """What Pillow was compiled without when it was installed."""
-    return Finding(
-        name="WebP",
-        state="ok" if readable else "note",
-        text="Pillow reads it" if readable else "Pillow was compiled without it: such files fail",
-        fix="" if readable else f"apt-get install libwebp-dev, then {SIMD} --no-cache-dir",
     )
 
 
@@ -271,12 +260,6 @@ def _free_gigabytes(folder: Path) -> float:
     path = folder.absolute()
     existing = next(parent for parent in (path, *path.parents) if parent.exists())
     return shutil.disk_usage(existing).free / 1e9
-
-
-def _reads_webp() -> bool:
-    from PIL import features  # noqa: PLC0415 - a doctor must run where PIL is missing
-
-    return bool(features.check("webp"))
 
 
 def _driver_cuda() -> int:

@@ -43,8 +43,6 @@ def test_this_machine_runs_what_the_tests_run(tmp_path):
         (doctor.check_disk(Path("/x"), 5.0, 2_000_000), "fault", "2,000,000 images at", "--out"),
         (doctor.check_disk(Path("/x"), 5.0, 100_000), "ok", "5 GB free", ""),
         (doctor.no_dali(), "fault", "uses torch", "pip install nvidia-dali"),
-        (doctor.check_webp(True), "ok", "Pillow reads it", ""),
-        (doctor.check_webp(False), "note", "compiled without it", "libwebp-dev"),
         (
             doctor.check_bfloat16("AVX2"),
             "note",

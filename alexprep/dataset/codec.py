@@ -7,13 +7,15 @@ the square is computed: Pillow's resize takes the region of the source that the 
 JPEG is decoded and encoded by simplejpeg, which brings its own libjpeg-turbo 3: Pillow is linked
 with whatever libjpeg the machine had when it was compiled, and bytes must not depend on that.
 Decoded pixels are those of Pillow, and it is faster (1.27 ms against 1.55 ms for an ILSVRC image).
+WebP and compressed TIFF: alexprep.dataset.other_formats; all other formats Pillow decodes itself.
 pillow-simd resizes, with its antialiased bilinear (triangle) filter. Pixels stay four bytes wide
 from the decoder to the encoder, as pillow-simd keeps them, so they are never repacked.
 """
 
 import io
 import warnings
-from typing import NamedTuple
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import PIL
@@ -21,14 +23,25 @@ import simplejpeg  # pyright: ignore[reportMissingTypeStubs]
 from numpy.typing import NDArray
 from PIL import Image
 
+from alexprep.dataset.other_formats import (
+    RAW_TIFF,
+    VERSION,
+    decode_tiff,
+    decode_webp,
+    is_webp,
+    unread_format,
+    webp_size,
+)
 from pipelines.jpeg import SOI, Header, read_header
 
+WEBP_TIFF = "webp_tiff"
 CODEC = {
     "jpeg": f"simplejpeg {simplejpeg.__version__}",
     "resize": f"pillow {PIL.__version__} bilinear",
     "subsampling": "4:2:0",
+    WEBP_TIFF: VERSION,
 }
-OTHER_FORMATS = ("PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
+OTHER_FORMATS = ("PNG", "GIF", "BMP", "TIFF", "PPM")
 # The largest ILSVRC image has 61 megapixels. Above MAX_WHOLE a JPEG is decoded at half its size, so
 # that its pixels take 128 MiB at most. Other formats cannot be and are refused; their pixels take
 # twice that if they have alpha, because Pillow drops it in a copy.
@@ -38,6 +51,7 @@ MAX_PIXELS = 2**27
 # would take hours. Encoders write about ten.
 MAX_SCANS = 100
 CMYK_ROWS = 64
+BITS_PER_SAMPLE = 258  # a tag of TIFF
 TURNS = {
     2: (Image.Transpose.FLIP_LEFT_RIGHT,),
     3: (Image.Transpose.ROTATE_180,),
@@ -179,25 +193,78 @@ def _second_opinion(data: bytes, header: Header, complaint: ValueError) -> Image
         raise ImageError(f"is a damaged JPEG ({str(complaint).strip().rstrip('.')})") from None
 
 
+def codec_of(fixes: Collection[str]) -> dict[str, str]:
+    """What made the bytes of a data set whose images had these fixes."""
+    if "webp" in fixes or "tiff" in fixes:
+        return dict(CODEC)
+    return {name: value for name, value in CODEC.items() if name != WEBP_TIFF}
+
+
+def matches_codec(recorded: Mapping[str, str]) -> bool:
+    """Whether a data set of this codec has the bytes that would be written here.
+
+    Those without WebP and TIFF do not name their decoder.
+    """
+    return {**CODEC, **recorded} == CODEC
+
+
 def _decode_other(data: bytes) -> tuple[Image.Image, tuple[str, ...]]:
     kind = "image"
     try:
+        if is_webp(data):
+            kind = "webp"
+            _refuse_size(webp_size(data), kind)
+            image, alpha = decode_webp(data)
+            return image, ("webp", *(["alpha"] if alpha else []))
         with warnings.catch_warnings(action="ignore"):
             image = Image.open(io.BytesIO(data), formats=OTHER_FORMATS)
             kind = (image.format or "").lower()
-            if image.width * image.height > MAX_WHOLE:
-                raise ImageError(
-                    f"says it is {image.width} x {image.height} pixels; {MAX_WHOLE:,} is the most "
-                    f"for {kind}"
-                )
+            _refuse_size(image.size, kind)
+            deep = kind == "png" and data[24] == 16
+            if kind == "tiff" and image.info.get("compression") != RAW_TIFF:
+                return _decode_compressed_tiff(data, image)
             image.load()
-            return _as_rgb(image, kind, deep=kind == "png" and data[24] == 16)
+            return _as_rgb(image, kind, deep=deep)
     except ImageError:
         raise
     except Image.UnidentifiedImageError:
+        name = unread_format(data)
+        if name:
+            raise ImageError(f"is {name}, which is not read; convert it to PNG") from None
         raise ImageError(f"is no image: it begins with {data[:16]!r}") from None
     except Exception as error:  # noqa: BLE001 - odd tags of a TIFF raise TypeError, ImportError, ...
         raise ImageError(f"is a damaged {kind} ({error or type(error).__name__})") from None
+
+
+def _refuse_size(size: tuple[int, int], kind: str) -> None:
+    width, height = size
+    if width * height > MAX_WHOLE:
+        raise ImageError(
+            f"says it is {width} x {height} pixels; {MAX_WHOLE:,} is the most for {kind}"
+        )
+
+
+def _decode_compressed_tiff(data: bytes, image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
+    """As `_as_rgb`, which sees only what the TIFF's own mode says of it."""
+    mode = image.mode
+    if mode in ("I", "F", "LAB"):
+        raise ImageError(f"is a tiff of mode {mode}, which is not read; convert it to PNG")
+    decoded = decode_tiff(data, image)
+    bits: Any = image.getexif().get(BITS_PER_SAMPLE, 8)
+    deep = mode.startswith("I;16") or 16 in (bits if isinstance(bits, tuple) else (bits,))
+    fixes = [
+        name
+        for name, applies in (
+            ("tiff", True),
+            ("gray", mode in ("1", "L", "LA") or mode.startswith("I;16")),
+            ("16bit", deep),
+            ("palette", mode in ("P", "PA")),
+            ("alpha", mode.endswith("A")),
+            ("cmyk", mode == "CMYK"),
+        )
+        if applies
+    ]
+    return decoded.convert("RGB"), tuple(fixes)
 
 
 def _as_rgb(image: Image.Image, kind: str, *, deep: bool) -> tuple[Image.Image, tuple[str, ...]]:

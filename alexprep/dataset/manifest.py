@@ -13,7 +13,7 @@ import numpy as np
 from alexprep import __version__
 from alexprep.dataset.card import README, Card, make_card
 from alexprep.dataset.checksums import SUMS, checksums, shard_digests
-from alexprep.dataset.codec import CODEC
+from alexprep.dataset.codec import codec_of
 from alexprep.dataset.croissant import CROISSANT
 from alexprep.dataset.shard_plan import ShardPlan
 from alexprep.dataset.shard_writer import Fault, ShardRecord
@@ -108,7 +108,9 @@ def _jsonable(value: Mapping[str, Any]) -> dict[str, Any]:
 def _refuse_difference(
     store: Store, state: str, stored: dict[str, Any], expected: dict[str, Any]
 ) -> None:
-    differences = list(_differences("", stored, expected))
+    # Data sets made before codec had all of its names lack some.
+    codec = {**expected["codec"], **cast(dict[str, Any], stored.get("codec") or {})}
+    differences = list(_differences("", {**stored, "codec": codec}, expected))
     if differences:
         raise PrepareError(
             f"{store.url} {state} with {'; '.join(differences)}. Give a new folder, or remove this "
@@ -208,7 +210,7 @@ def _manifest(plan: ShardPlan, records: Mapping[str, ShardRecord]) -> Manifest:
         version=VERSION,
         name=plan.source.name,
         alexprep=__version__,
-        codec=dict(CODEC),
+        codec=codec_of(mended),
         config=identity["config"],
         source=identity["source"]
         | ({"warnings": list(plan.source.warnings)} if plan.source.warnings else {}),

@@ -8,7 +8,7 @@ from collections.abc import Generator
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path
 
-from alexprep.dataset.codec import CODEC
+from alexprep.dataset.codec import CODEC, matches_codec
 from alexprep.dataset.manifest import source_identity
 from alexprep.dataset.shard_plan import ShardConfig, ShardPlan
 from alexprep.dataset.shard_writer import write_shard
@@ -27,7 +27,7 @@ def plan_again(manifest: Manifest, source: Path, root: Path) -> ShardPlan:
 
     PrepareError unless `source` and this installation's codec are those it was made with.
     """
-    if dict(manifest.codec) != dict(CODEC):
+    if not matches_codec(manifest.codec):
         raise PrepareError(
             f"{root} was written with {dict(manifest.codec)}, this installation has {dict(CODEC)}, "
             "which writes other bytes. Install those versions, or leave out --rebuild."

@@ -68,6 +68,10 @@ FIELDS: dict[str, dict[str, tuple[str, str]]] = {
         "jpeg": ("string", "library and release that decodes and encodes JPEG"),
         "resize": ("string", "library, release and filter"),
         "subsampling": ("string", "`4:2:0`"),
+        "webp_tiff": (
+            "optional string",
+            "library and release that decodes WebP and compressed TIFF",
+        ),
     },
     "source": {
         "kind": ("string", "layout of the source"),
