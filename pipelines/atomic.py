@@ -2,8 +2,11 @@
 
 import os
 import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
 from errno import EISDIR
 from pathlib import Path
+from typing import BinaryIO
 
 
 def check_writable(path: Path) -> None:
@@ -20,22 +23,31 @@ def check_writable(path: Path) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Replace `path` as a whole: readers and a power cut find the old file or the new.
+@contextmanager
+def whole_file(path: Path) -> Generator[BinaryIO]:
+    """A file to write that replaces `path` when the block ends, and is removed if it raises.
 
-    OSError with the path, where the system's own names none.
+    Readers and a power cut find the old file or the new. OSError names the path, where the system's
+    own names none.
     """
     partial = path.with_name(f"{path.name}.partial")
     try:
         with partial.open("wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())  # else the new name may outlive a power cut, its bytes not
         partial.replace(path)
         sync_folder(path.parent)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise OSError(error.errno, error.strerror, error.filename or str(path)) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Replace `path` as `whole_file` does."""
+    with whole_file(path) as file:
+        file.write(data)
 
 
 def sync_folder(folder: Path) -> None:

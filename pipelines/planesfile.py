@@ -29,6 +29,7 @@ from typing import NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.atomic import whole_file
 from pipelines.errors import DataError
 from pipelines.format import Shard
 
@@ -97,37 +98,27 @@ def write_planes(path: Path, shard: Shard, size: int, samples: Iterable[tuple[by
     """
     from pipelines.planes import decode_planes  # noqa: PLC0415 - needs numba, which readers do not
 
-    partial = path.with_name(f"{path.name}.partial")
     digest = hashlib.sha256()
     labels: list[int] = []
     planes = np.empty(plane_bytes(size), np.uint8)
-    try:
-        with partial.open("wb") as file:
-            file.write(bytes(HEADER_BYTES))
-            for number, (jpg, label) in enumerate(samples):
-                try:
-                    decode_planes(jpg, size, planes)
-                except ValueError as error:
-                    raise ValueError(f"sample {number}: {error}") from error
-                file.write(planes.data)
-                digest.update(planes.data)
-                labels.append(label)
-            if len(labels) != shard.samples:
-                raise ValueError(f"{len(labels)} samples came, the manifest has {shard.samples}")
-            tail = np.array(labels, "<u4").tobytes()
-            file.write(tail)
-            digest.update(tail)
-            file.seek(0)
-            header = PlanesHeader(size, shard.samples, shard.sha256, digest.hexdigest())
-            file.write(header.to_bytes())
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        error.filename = error.filename or str(path)
-        raise
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(path) as file:
+        file.write(bytes(HEADER_BYTES))
+        for number, (jpg, label) in enumerate(samples):
+            try:
+                decode_planes(jpg, size, planes)
+            except ValueError as error:
+                raise ValueError(f"sample {number}: {error}") from error
+            file.write(planes.data)
+            digest.update(planes.data)
+            labels.append(label)
+        if len(labels) != shard.samples:
+            raise ValueError(f"{len(labels)} samples came, the manifest has {shard.samples}")
+        tail = np.array(labels, "<u4").tobytes()
+        file.write(tail)
+        digest.update(tail)
+        file.seek(0)
+        header = PlanesHeader(size, shard.samples, shard.sha256, digest.hexdigest())
+        file.write(header.to_bytes())
 
 
 class PlanesFile:

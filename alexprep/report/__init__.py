@@ -7,12 +7,11 @@
 draw them, `page` and `templates` put them into HTML.
 """
 
-import os
 from pathlib import Path
 from typing import Literal
 
 from alexprep.errors import PrepareError
-from pipelines.atomic import check_writable
+from pipelines.atomic import check_writable, write_whole
 
 NAME = "report.html"
 # All validation images of most data sets. Of ILSVRC as many as bring the standard error of top-1
@@ -97,15 +96,11 @@ def _check_writable(out: Path) -> None:
 
 def _write(out: Path, html: str) -> None:
     """Replace `out` in one step: a failed report leaves the previous one as it was."""
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
         # File and class names may hold surrogates, which UTF-8 cannot encode.
-        partial.write_text(html, "utf-8", errors="replace")
-        partial.replace(out)
+        write_whole(out, html.encode("utf-8", "replace"))
     except OSError as error:
         raise _write_error(out, error) from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _write_error(out: Path, error: OSError) -> PrepareError:
