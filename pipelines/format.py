@@ -6,8 +6,6 @@
     ROOT/_info.json, wids-<split>.json        what timm and wids look for
     ROOT/synsets.txt                          wnid <TAB> names, in label order
     ROOT/stats.json, stats.npz, mean.png      once `alexprep stats` has run
-    ROOT/README.md, croissant.json            the card, for the Hub and for Croissant readers
-    ROOT/SHA256SUMS                           of every file but the card
 
 A tar is USTAR without pax headers: regular files, uid and gid 0, no owner names, mode 0644, one
 fixed mtime, names of at most 100 ASCII bytes. A sample is three members that stand together in this
@@ -206,7 +204,9 @@ def decode_object(data: bytes, where: str, remedy: str) -> dict[str, Any]:
     if len(data) > MAX_JSON:
         raise DataError(f"{where} has {len(data)} bytes, at most {MAX_JSON} are read. {remedy}")
     try:
-        raw = msgspec.json.decode(data)
+        # Not msgspec's decoder: it refuses "\\udcff", as bytes of a file name that is not UTF-8
+        # stand in the lists of a manifest.
+        raw = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where} is not JSON ({error}). {remedy}") from error
     if not isinstance(raw, dict):

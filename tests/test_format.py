@@ -81,6 +81,13 @@ def test_a_manifest_read_back_is_the_manifest_written(tmp_path):
     assert Manifest.load(tmp_path) == MANY
 
 
+def test_a_name_that_is_not_utf_8_is_read_back(tmp_path):
+    name = b"caf\xe9.JPEG".decode("utf-8", "surrogateescape")
+    manifest = dataclasses.replace(MANY, left_out=(Left(path=name, sha256="", reason="cut"),))
+    (tmp_path / MANIFEST).write_text(manifest.to_json())
+    assert Manifest.load(tmp_path) == manifest
+
+
 def test_another_version_is_refused_with_what_to_run(tmp_path):
     (tmp_path / MANIFEST).write_text(dataclasses.replace(MANY, version=99).to_json())
     with pytest.raises(DataError, match=r"version 99; this alexprep reads 1.*alexprep shard"):
