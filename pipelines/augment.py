@@ -79,7 +79,7 @@ class AugmentSpec:
             )
         if self.lighting < 0 or self.divide <= 0:
             raise ValueError(
-                "AugmentSpec wants lighting >= 0 and divide > 0, "
+                "AugmentSpec expects lighting >= 0 and divide > 0, "
                 f"got lighting={self.lighting} and divide={self.divide}."
             )
         if not 1 <= self.chunk < 2**31 or (
@@ -92,7 +92,7 @@ class AugmentSpec:
         for name in ("mean", "sd"):
             value = getattr(self, name)
             if not (value is None or isinstance(value, str)) and len(value) != 3:
-                raise ValueError(f"AugmentSpec.{name} wants three values (RGB), got {value}.")
+                raise ValueError(f"AugmentSpec.{name} expects three values (RGB), got {value}.")
 
     @property
     def needs_stats(self) -> bool:
@@ -130,25 +130,27 @@ class Colours(NamedTuple):
 
 
 # Separate streams of the one generator, in the last counter word.
-PLACE, LIGHT = np.uint64(0), np.uint64(1)
+GEOMETRY, LIGHT = np.uint64(0), np.uint64(1)
 
 
 def draw(spec: AugmentSpec, seed: int, epoch: int, positions: Integers) -> Draws:
     """Crop, mirror and lighting of the images at `positions` (N,) of an epoch's order."""
-    at = positions.astype(np.uint64)
-    when = np.uint64(epoch)
+    counters = positions.astype(np.uint64)
 
     def words(position: NDArray[np.uint64], stream: np.uint64) -> tuple[NDArray[np.uint64], ...]:
         low, high = position & np.uint64(0xFFFFFFFF), position >> np.uint64(32)
-        return philox(seed, (low, high, np.full_like(low, when), np.full_like(low, stream)))
+        return philox(
+            seed, (low, high, np.full_like(low, np.uint64(epoch)), np.full_like(low, stream))
+        )
 
-    place = words(at // np.uint64(spec.chunk), PLACE)
-    alpha = np.zeros((len(at), 3))
+    # Images of a chunk have the same counter here, and so the same crop and mirror.
+    geometry = words(counters // np.uint64(spec.chunk), GEOMETRY)
+    alpha = np.zeros((len(counters), 3))
     if spec.lighting and spec.lit(epoch):
-        alpha = normals(words(at, LIGHT))[:, :3] * spec.lighting
+        alpha = normals(words(counters, LIGHT))[:, :3] * spec.lighting
     room = spec.source - spec.crop + 1
-    flips = below(2, place[2]).astype(np.bool_)
-    y, x = below(room, place[0]), below(room, place[1])
+    flips = below(2, geometry[2]).astype(np.bool_)
+    y, x = below(room, geometry[0]), below(room, geometry[1])
     if not spec.random_crop:
         y = x = np.full_like(y, (spec.source - spec.crop) // 2)
     return Draws(

@@ -24,7 +24,7 @@ class Source(NamedTuple):
     """A data set, wherever it is.
 
     root: for messages.
-    streamed: whether its shards can only be read from begin to end.
+    streamed: whether its shards can only be read sequentially.
     stats: loads the statistics of the train split.
     reader: opens a split by its name.
     """
@@ -129,7 +129,7 @@ def choose_backend(config: LoaderConfig, means: str = "") -> str:
     if config.backend == "resident":
         return "resident: the images are held decoded in memory"
     if config.backend == "torch":
-        return f"{means}torch: asked for"
+        return f"{means}torch: as configured"
     try:
         import nvidia.dali  # noqa: PLC0415 - optional, and slow to import
     except ImportError as error:
@@ -139,7 +139,7 @@ def choose_backend(config: LoaderConfig, means: str = "") -> str:
                 "LoaderConfig(backend='torch')."
             ) from error
         return f"{means}torch: DALI cannot be imported ({error})"
-    why = "asked for" if config.backend == "dali" else "the fastest that is installed"
+    why = "as configured" if config.backend == "dali" else "the fastest that is installed"
     return f"{means}dali {nvidia.dali.__version__}: {why}"
 
 

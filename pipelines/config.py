@@ -33,7 +33,7 @@ class LoaderConfig:
         rank: of this process among those that share the steps (not of processes that must see the
             same images, such as the two columns of one network).
         world: how many share them.
-        device: where the images are wanted, "cpu" or "cuda:N".
+        device: where the images are delivered, "cpu" or "cuda:N".
         backend: "planes": from the images that `alexprep planes` stored decoded. "resident": from
             the whole split held decoded in GPU memory, and in the host's as far as it does not fit
             there. "dali", "torch": decode JPEGs with DALI or Pillow. "auto": where planes are
@@ -43,7 +43,7 @@ class LoaderConfig:
         decode: for DALI on a GPU: "mixed" decodes there, "cpu" here; "auto" is "mixed".
         threads: that decode.
         readers: threads that read samples ahead of decoding; for a URL, shards open at one time.
-        prefetch: batches made before they are asked for.
+        prefetch: batches made ahead.
         dtype: "float32", "float16", or "uint8" (crop and mirror only, see AugmentSpec).
         channels_last: memory format of the images; their shape is NCHW either way.
         pin_memory: give out page-locked CPU tensors, for the caller's own copies to a GPU.

@@ -53,7 +53,7 @@ class DaliOptions:
         device: "cpu" or "cuda:N", where the images are given out.
         threads: CPU threads of DALI's own pool.
         batch: the most images in one batch.
-        prefetch: batches made before they are asked for.
+        prefetch: batches made ahead.
         decode: "mixed" decodes on the GPU; "cpu" decodes here and augments on the device; "auto" is
             "mixed" where there is a GPU.
     """

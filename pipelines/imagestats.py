@@ -103,7 +103,7 @@ class ImageStats:
             raise DataError(f"{path} is damaged ({error}). {_renew(root, split)}") from error
 
     def save(self, root: Path) -> None:
-        """Write stats.npz, mean.png and, last, stats.json beside the manifest in `root`."""
+        """Write stats.npz, mean.png and, last, stats.json next to the manifest in `root`."""
         paths = stats_paths(root, self.split)
         npz, png = io.BytesIO(), io.BytesIO()
         np.savez(npz, **{name: getattr(self, name) for name in SHAPES})
@@ -183,10 +183,10 @@ def _read_arrays(root: Path, split: str, head: _Head) -> dict[str, Floats]:
     with np.load(io.BytesIO(data), allow_pickle=False) as file:
         for name, shape in SHAPES.items():
             array: Floats = file[name]
-            wanted = shape or (head.height, head.width, 3)
-            if array.shape != wanted or array.dtype != np.float64:
+            expected = shape or (head.height, head.width, 3)
+            if array.shape != expected or array.dtype != np.float64:
                 raise ValueError(
-                    f"{name} in {path.name} is {array.dtype} {array.shape}, not float64 {wanted}"
+                    f"{name} in {path.name} is {array.dtype} {array.shape}, not float64 {expected}"
                 )
             arrays[name] = array
     return arrays

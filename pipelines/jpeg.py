@@ -1,4 +1,4 @@
-"""What the bytes of a JPEG tell without decoding (ITU-T T.81, annex B; EXIF 2.3), and its pixels.
+"""What a JPEG says without decoding (ITU-T T.81, annex B; EXIF 2.3), and its pixels.
 
 The header of any JPEG is read here, and the JPEGs of a data set are checked: these are baseline and
 have no stray bytes between their segments.
@@ -111,7 +111,7 @@ def check_jpeg(data: bytes, size: int) -> None:
 def check_scan(data: bytes) -> None:
     """ValueError if the compressed data of a baseline JPEG holds what no encoder writes there.
 
-    Decoders pass over such places and fill what follows with gray.
+    Decoders skip such bytes and fill what follows with gray.
     """
     start = segment(data, (SCAN,))
     stray = STRAY_MARKER.search(data, start + 2, len(data) - len(EOI))

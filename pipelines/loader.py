@@ -234,18 +234,29 @@ def open_loader(
 ) -> Loader:
     """Open a split of a finished data set.
 
+    Iterating the loader gives one epoch of (images, labels), both on `config.device`:
+
+        images  (N, 3, H, W) with H = W = augment.crop, or (N, 10, 3, H, W) with config.views = 10;
+                RGB, of config.dtype, in grey levels (0..255) less the mean, or in units of
+                `augment.sd` if that is set; "uint8" are the pixels themselves
+        labels  int64 (N,), 0..classes - 1, numbers of `loader.classes`
+        N       this rank's share of config.batch; up to half of it less in the last two batches
+
     Args:
-        root: the folder with manifest.json, or a URL or command (see pipelines.remote).
-        split: "train", "validation", or what else the manifest names.
-        config: how batches are made.
-        augment: what is done to the pictures. None: the defaults at the data set's size.
+        root: the folder with manifest.json, or a URL or command (see pipelines.remote). A Path is
+            always a folder.
+        split: "train", "validation", or another name in the manifest.
+        config: how batches are made; None: LoaderConfig().
+        augment: what an image becomes. None: AugmentSpec() with the size of the stored images, and
+            a crop of 7/8 of it (224 of 256).
         train: random crops in random order, or centre crops or ten views in the split's own order.
-            None: train if the split is called so.
+            None: whether the split is called "train".
         stats: measured colours; None: those of the train split under root, if `augment` needs them.
 
     Raises:
-        DataError: for a data set that is not there, not finished, damaged or without statistics.
-        ValueError: for a config and an augmentation that cannot go together.
+        DataError: the data set is missing, unfinished, damaged or without statistics, or the
+            backend cannot work on this machine. Also raised by iterating, for damage in a batch.
+        ValueError: config and augment contradict each other or the way the data set is read.
     """
     config = config or LoaderConfig()
     train = split == "train" if train is None else train
@@ -286,12 +297,12 @@ def _check(source: Source, config: LoaderConfig, spec: AugmentSpec) -> None:
         )
     if config.dtype == "uint8" and not spec.leaves_bytes:
         raise ValueError(
-            "LoaderConfig.dtype 'uint8' gives out pixels as they are: it wants "
+            "LoaderConfig.dtype 'uint8' leaves pixels as they are: it needs "
             "AugmentSpec(mean='none', lighting=0, divide=1, sd=None)."
         )
     if source.streamed and config.order != "shards":
         raise ValueError(
-            f"{source.root} is streamed, which cannot be done in {config.order!r} order: it wants "
+            f"{source.root} is streamed, which cannot be done in {config.order!r} order: it needs "
             "LoaderConfig(order='shards')."
         )
 
@@ -335,6 +346,6 @@ def _stream(
 
 
 def _pinned(tensor: Tensor, config: LoaderConfig) -> Tensor:
-    """Page-locked where it is asked for, and where a copy to a GPU follows: it need not wait."""
-    wanted = config.pin_memory or config.device.startswith("cuda")
-    return tensor.pin_memory() if wanted and tensor.device.type == "cpu" else tensor
+    """Page-locked if configured, or if a copy to a GPU follows, which then need not wait."""
+    pinned = config.pin_memory or config.device.startswith("cuda")
+    return tensor.pin_memory() if pinned and tensor.device.type == "cpu" else tensor

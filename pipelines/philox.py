@@ -1,7 +1,7 @@
 """Random bits as a pure function of (key, counter): Philox4x32-10, over whole arrays at once.
 
 Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011). NumPy has the
-4x64 variant for one counter at a time; a batch wants the words of 128 counters without a loop.
+4x64 variant for one counter at a time; a batch needs the words of 128 counters without a loop.
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""The one way to make things before they are asked for: in order, and without losing an error."""
+"""Results computed ahead by threads: in order, and without losing an error."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable

@@ -4,7 +4,7 @@
     open_loader("s3://bucket/imagenet", "train", LoaderConfig(order="shards"))
     open_loader("pipe:ssh host cat /data/imagenet/{}", ...)    {} is the path under the root
 
-The tars are taken apart by the webdataset library, in the order of
+The tars are split into samples by the webdataset library, in the order of
 `BatchSchedule.row_ranges`: one shard after the other, each in one go, with the next ones opened
 while one is read. Every shard is counted and hashed as it passes; one that is not the manifest's is
 an error at its end. A connection that breaks is tried again from the sample it broke at; a server
@@ -60,7 +60,7 @@ def stats_of(root: str, manifest: Manifest, timeout: float) -> ImageStats:
 
 
 class RemoteReader:
-    """One split read from begin to end; `read` takes the indices in the order of the schedule.
+    """One split read sequentially; `read` takes the indices in the order of the schedule.
 
     Args:
         root: URL or command, see the module; a folder too.
@@ -103,11 +103,11 @@ class RemoteReader:
             stream = self._open[0]
         number, row = locate(self._first_indices, index)
         if (stream.number, stream.row) != (number, row):
-            raise RuntimeError(f"{self.where(index)} was asked for out of its turn")
+            raise RuntimeError(f"{self.where(index)} was requested out of turn")
         return stream.next()
 
     def where(self, index: int) -> str:
-        """Shard, key and byte offset of a sample, for messages; the index is asked for them."""
+        """Shard, key and byte offset of a sample, for messages; fetches the index."""
         return self._where(*locate(self._first_indices, index))
 
     def keys(self) -> list[str]:

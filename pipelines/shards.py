@@ -256,7 +256,7 @@ class SplitReader:
         )
 
     def _culprit(self, number: int, index: ShardIndex) -> str:
-        """Where the first sample lies that can be told to be damaged, and how; else nothing."""
+        """The first sample with damage that shows, and how; empty if none does."""
         for row in range(len(index.keys)):
             try:
                 jpg = self._sample(number, row, index).jpg

@@ -35,7 +35,7 @@ QUERY = re.compile(r"(://[^\s?#'\"]*\?)[^\s#'\"]+")
 
 
 class Stream(Protocol):
-    """A binary file that is read from begin to end."""
+    """A binary file that is read sequentially."""
 
     def read(self, size: int = -1, /) -> bytes: ...
     def close(self) -> None: ...
@@ -56,9 +56,9 @@ def open_stream(url: str, timeout: float) -> Stream:
 
 def _http_request(url: str) -> urllib.request.Request:
     """A GET; user and password go into a header, for urllib would take them for a host name."""
-    parts = urlsplit(url)
-    userinfo, _, host = parts.netloc.rpartition("@")
-    request = urllib.request.Request(parts._replace(netloc=host).geturl())
+    address = urlsplit(url)
+    userinfo, _, host = address.netloc.rpartition("@")
+    request = urllib.request.Request(address._replace(netloc=host).geturl())
     if userinfo:
         token = base64.b64encode(unquote(userinfo).encode()).decode()
         request.add_unredirected_header("Authorization", f"Basic {token}")
@@ -75,7 +75,7 @@ def close_stream(stream: Stream) -> None:
     if isinstance(stream, Pipe):
         with suppress(ProcessLookupError):
             os.killpg(stream.proc.pid, signal.SIGKILL)  # pyright: ignore[reportUnknownMemberType]
-    with suppress(OSError):  # a Pipe tells how its command ended; what was read has been judged
+    with suppress(OSError):  # a Pipe raises its command's status; what was read is checked
         stream.close()
 
 
@@ -230,7 +230,7 @@ class ShardStream(threading.Thread):
         except OverflowError as error:
             # Not an error of the connection, which would be tried again.
             raise DataError(
-                f"{self.url} goes on after the {self.shard.bytes} bytes that the manifest gives: "
+                f"{self.url} continues after the {self.shard.bytes} bytes that the manifest gives: "
                 "it was changed. Copy or make the shard again."
             ) from error
         finally:

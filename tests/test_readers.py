@@ -7,7 +7,6 @@ tarfile says what the lines should be.
 import hashlib
 import io
 import json
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -163,19 +162,6 @@ def test_hugging_face_datasets_learns_the_class_names_from_the_card(root, tmp_pa
         assert sorted(row[1:] for row in rows if row[0] == split) == sorted(
             [key, names[label]] for key, _, label, _ in samples(root, split)
         )
-
-
-def test_hugging_face_datasets_does_not_read_its_cache_of_an_earlier_data_set(root, tmp_path):
-    here = shutil.copytree(root.parent / "plain", tmp_path / "set")
-    earlier = read(tmp_path, HF % "root", here)
-    shutil.rmtree(here)
-    shutil.copytree(root, here)
-    later = read(tmp_path, HF % "root", here)
-    for rows, folder in ((earlier, root.parent / "plain"), (later, root)):
-        assert sorted(row[1:4] for row in rows if row[0] == "train") == sorted(
-            [key, label, pixels] for key, _, label, pixels in samples(folder, "train")
-        )
-    assert earlier != later  # one image of train is another
 
 
 MLCROISSANT = """

@@ -21,7 +21,7 @@ import jinja2
 import msgspec
 import yaml
 
-from alexprep.dataset.checksums import SUMS, checksums, digests, shard_digests
+from alexprep.dataset.checksums import SUMS, checksums, digests
 from alexprep.dataset.croissant import CROISSANT, croissant
 from alexprep.errors import PrepareError
 from pipelines.atomic import write_whole
@@ -198,9 +198,6 @@ def front_matter(manifest: Manifest, publication: Publication) -> str:
         "configs": [
             {
                 "config_name": "default",
-                # Part of what `datasets` names its cache by. Without it a data set that was made
-                # anew in the same folder, with as many bytes, would be read from the old cache.
-                "description": f"SHA-256 of the shards' checksums: {_identity(manifest)}",
                 "data_files": [
                     {"split": name, "path": f"{name}/*.tar"} for name in manifest.splits
                 ],
@@ -209,10 +206,6 @@ def front_matter(manifest: Manifest, publication: Publication) -> str:
         "dataset_info": _dataset_info(manifest),
     }
     return yaml.dump(header, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
-
-
-def _identity(manifest: Manifest) -> str:
-    return _sha256(checksums(shard_digests(manifest)))
 
 
 def _dataset_info(manifest: Manifest) -> dict[str, Any]:
