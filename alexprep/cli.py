@@ -8,7 +8,7 @@ import click
 from alexnet.errors import RunError
 from alexprep import __version__
 from alexprep.commands import data, model, tools
-from alexprep.errors import PrepareError
+from alexprep.errors import PrepareError, printable
 from pipelines.errors import DataError
 
 STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
@@ -21,12 +21,12 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except (DataError, PrepareError, RunError) as error:
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(printable(str(error))) from error
         except OSError as error:
             if error.filename is None and error.errno not in STORAGE:
                 raise
             where = f"{error.filename}: " if error.filename else ""
-            raise click.ClickException(f"{where}{error.strerror}.") from error
+            raise click.ClickException(printable(f"{where}{error.strerror}.")) from error
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -22,6 +22,7 @@ from typing import IO
 import msgspec
 
 from alexprep import schema
+from alexprep.errors import printable
 
 ENOTSUPP = 524  # the kernel's own, which has no name in user space; NFS answers with it
 WITHOUT_FLOCK = frozenset(
@@ -97,7 +98,8 @@ def hold_lease(path: Path, folder: Path, error: type[Exception]) -> Generator[No
             file.write(_owner())
     except (FileExistsError, FileNotFoundError):
         raise _in_use(folder, path, error) from None
-    sys.stderr.write(f"Warning: {folder} cannot be locked; {path.name} keeps other runs out.\n")
+    text = f"{folder} cannot be locked; {path.name} keeps other runs out."
+    sys.stderr.write(f"Warning: {printable(text)}\n")
     ended = threading.Event()
 
     def renew() -> None:

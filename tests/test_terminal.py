@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from alexprep.cli import cli
+from alexprep.errors import printable
 from alexprep.model.recipes import RECIPES
 
 BIN = Path(sys.executable).parent
@@ -176,3 +177,29 @@ def test_bash_itself_completes(words, offered):
     )
     assert done.stdout.split() == offered
     assert done.stderr == ""
+
+
+HOSTILE = "\x1b]0;title\x07\x1b[2J\n\u009b31m.jpg"
+ESCAPED = r"\x1b]0;title\x07\x1b[2J\n\x9b31m.jpg"
+
+
+def test_a_name_with_control_sequences_is_printed_escaped(tmp_path):
+    command = [sys.executable, "-m", "alexprep", "verify", str(tmp_path / HOSTILE)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment())
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert ESCAPED in done.stderr
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", done.stderr + done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("text", "keep", "expected"),
+    [
+        ("größe 猫.jpg", "", "größe 猫.jpg"),
+        (HOSTILE, "", ESCAPED),
+        ("a\nb\tc\r", "\n\t", "a\nb\tc\\r"),
+        ("\udcff\u202e", "", r"\udcff\u202e"),
+    ],
+)
+def test_only_what_is_not_printable_is_escaped(text, keep, expected):
+    assert printable(text, keep) == expected

@@ -9,6 +9,7 @@ from alexprep.commands.options import (
     PATH,
     json_option,
     print_json,
+    print_text,
     scheduler_option,
     seed_option,
     usage,
@@ -129,7 +130,7 @@ def shard(
         from alexprep.dataset.forecast import forecast
 
         plan = forecast(source, out, config, options)
-        print_json(plan.to_dict()) if as_json else click.echo(plan.text())
+        print_json(plan.to_dict()) if as_json else print_text(plan.text())
         return
     if planes and (size % 2 or "://" in out):
         raise click.UsageError("--planes needs an even --size, and a local folder as OUT.")
@@ -142,8 +143,8 @@ def shard(
         click.echo(manifest.to_json(), nl=False)
         return
     for name, split in manifest.splits.items():
-        click.echo(f"{name}: {split.samples:,} images in {len(split.shards):,} shards")
-    click.echo(f"{out} is a finished data set of {len(manifest.classes):,} classes.")
+        print_text(f"{name}: {split.samples:,} images in {len(split.shards):,} shards")
+    print_text(f"{out} is a finished data set of {len(manifest.classes):,} classes.")
 
 
 @click.command()
@@ -167,7 +168,7 @@ def stats(
     from alexprep.dataset.stats_report import format_report
 
     result = compute_stats(dataset, split, workers=workers, scheduler=scheduler)
-    print_json(result.to_dict()) if as_json else click.echo(format_report(result))
+    print_json(result.to_dict()) if as_json else print_text(format_report(result))
 
 
 @click.command()
@@ -195,7 +196,7 @@ def card(dataset: Path, force: bool, **changes: str | None) -> None:
 
     with usage():
         renew_card(dataset, {k: v for k, v in changes.items() if v is not None}, force=force)
-    click.echo(f"{dataset}: README.md, croissant.json and SHA256SUMS are up to date.")
+    print_text(f"{dataset}: README.md, croissant.json and SHA256SUMS are up to date.")
 
 
 @click.command()
@@ -223,7 +224,7 @@ def verify(dataset: Path, workers: int | None, rebuild: int, source: Path | None
     from alexprep.dataset.verify import verify as work
 
     result = work(dataset, workers=workers, rebuild=rebuild, source=source)
-    click.echo(format_verified(result, dataset))
+    print_text(format_verified(result, dataset))
     raise SystemExit(1 if result.faults else 0)
 
 
@@ -272,9 +273,9 @@ def cat(dataset: Path, key: str, as_json: bool, out: Path | None) -> None:
         out.mkdir(parents=True, exist_ok=True)
         for kind, data in (("jpg", sample.jpg), ("cls", sample.cls), ("json", sample.json)):
             write_whole(out / f"{key}.{kind}", data)
-            click.echo(out / f"{key}.{kind}")
+            print_text(out / f"{key}.{kind}")
     elif as_json:
-        click.echo(sample.json)
+        print_text(sample.json.decode(errors="replace"))
     else:
         click.echo(sample.jpg, nl=False)
 
@@ -292,7 +293,7 @@ def index(tars: tuple[Path, ...], out: Path | None) -> None:
     from alexprep.dataset.export import index_tars
 
     for path in index_tars(list(tars), out=out):
-        click.echo(path)
+        print_text(path)
 
 
 @click.command("export")
@@ -311,7 +312,7 @@ def export(format: Literal["energon", "openclip"], dataset: Path, out: Path) -> 
     from alexprep.dataset.export import export as work
 
     for path in work(format, dataset, out):
-        click.echo(path)
+        print_text(path)
 
 
 COMMANDS = (shard, stats, planes, card, verify, cat, index, export)

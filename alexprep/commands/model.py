@@ -13,6 +13,7 @@ from alexprep.commands.options import (
     device_option,
     json_option,
     print_json,
+    print_text,
     seed_option,
     usage,
 )
@@ -151,7 +152,7 @@ def train(
     # the ways to stop a run.
     with suppress(OSError):
         if os.environ.get("RANK", "0") == "0":
-            click.echo(summary.text())
+            print_text(summary.text())
     raise SystemExit(summary.exit_code)
 
 
@@ -217,9 +218,9 @@ def evaluate(
     if as_json:
         print_json(result.to_dict())
         return
-    click.echo(result.table())
+    print_text(result.table())
     if per_class:
-        click.echo(result.class_table())
+        print_text(result.class_table())
 
 
 @click.command()
@@ -259,7 +260,7 @@ def predict(
     if as_json:
         print_json([prediction.to_dict() for prediction in predictions])
     else:
-        click.echo("\n\n".join(prediction.text() for prediction in predictions))
+        print_text("\n\n".join(prediction.text() for prediction in predictions))
     raise SystemExit(1 if any(prediction.problem for prediction in predictions) else 0)
 
 

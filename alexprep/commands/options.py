@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from alexprep.errors import printable
+
 # An unreadable file is no usage error (exit code 2): the command itself reports it, with 1.
 PATH = click.Path(path_type=Path, readable=False)
 workers_option = click.option(
@@ -34,7 +36,12 @@ def usage() -> Generator[None]:
     try:
         yield
     except ValueError as error:
-        raise click.UsageError(str(error)) from error
+        raise click.UsageError(printable(str(error))) from error
+
+
+def print_text(text: object) -> None:
+    """Print a result of several lines, with names from files in it."""
+    click.echo(printable(f"{text}", keep="\n\t"))
 
 
 def print_json(value: object) -> None:

@@ -10,6 +10,7 @@ from alexprep.commands.options import (
     device_option,
     json_option,
     print_json,
+    print_text,
     usage,
     workers_option,
 )
@@ -52,7 +53,7 @@ def report(path: Path, out: Path | None, data: Path | None, images: int, device:
 
     with usage():
         page = write_report(path, out, data=data, images=images, device=announced_device(device))
-    click.echo(page)
+    print_text(page)
 
 
 @click.command()
@@ -123,7 +124,7 @@ def doctor(source: Path | None, out: Path, as_json: bool) -> None:
     if as_json:
         print_json([asdict(finding) for finding in findings])
     else:
-        click.echo(format_findings(findings))
+        print_text(format_findings(findings))
     raise SystemExit(1 if any(finding.state == "fault" for finding in findings) else 0)
 
 

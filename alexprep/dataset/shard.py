@@ -19,7 +19,7 @@ from alexprep.dataset.shard_plan import ShardConfig, ShardPlan
 from alexprep.dataset.shard_writer import Fault, ShardRecord, write_shard
 from alexprep.dataset.splits import plan_source
 from alexprep.dataset.store import STATE, Store, open_store
-from alexprep.errors import PrepareError
+from alexprep.errors import PrepareError, printable
 from alexprep.machine import cores
 from alexprep.progress import ProgressBar
 from alexprep.sources.check import check_beginnings, check_target, refuse_strays
@@ -75,7 +75,7 @@ def shard(
     with store.locked():
         finished = begin(store, plan)
         for warning in plan.source.warnings if finished is None else ():
-            sys.stderr.write(f"Warning: {warning}\n")
+            sys.stderr.write(f"Warning: {printable(warning)}\n")
         if finished is None and not skip:
             _refuse_beginnings(plan)
         records = _write_all(plan, store, options, finished)

@@ -15,6 +15,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from alexprep.errors import printable
+
 Record = dict[str, Any]
 EPOCHS_SHOWN = 12
 COLUMNS = ("epoch", "loss", "val loss", "top-1 acc", "top-5 acc", "images/s", "data wait")
@@ -72,11 +74,11 @@ class RunDisplay:
 
     def _show(self, record: Record) -> None:
         if self._live is None:
-            sys.stderr.write(f"{format_record(record, self.epochs)}\n")
+            sys.stderr.write(f"{printable(format_record(record, self.epochs))}\n")
             sys.stderr.flush()
             return
         if record["kind"] == "note":
-            self._live.console.print(record["text"], highlight=False, markup=False)
+            self._live.console.print(printable(record["text"]), highlight=False, markup=False)
         elif record["kind"] == "epoch":
             self._rows = [*self._rows, record][-EPOCHS_SHOWN:]
         else:
@@ -101,7 +103,7 @@ class RunDisplay:
             )
         # Above and below the table, so that they may be wider than it.
         step = format_record(self._step, self.epochs) if self._step else ""
-        return Group(Text(str(self.run), style="bold"), table, Text(step))
+        return Group(Text(printable(str(self.run)), style="bold"), table, Text(step))
 
 
 def format_record(record: Record, epochs: int) -> str:
