@@ -251,6 +251,27 @@ def planes(dataset: Path, splits: tuple[str, ...], workers: int | None) -> None:
     )
 
 
+@click.command("check-imagenet")
+@click.argument("dataset", type=PATH)
+@click.option("--source", type=PATH, help="Folder with the official archives, to check their MD5.")
+def check_imagenet(dataset: Path, source: Path | None) -> None:
+    """Compare DATASET, made from ILSVRC2012, with what is published about it.
+
+    Prints a line per fact: images per split and class, the CMYK and PNG files by name, labels of
+    twenty validation images, mean colour, colour axes. The exit code is 1 if one differs.
+
+    \b
+    Example:
+        alexprep check-imagenet ~/imagenet256 --source ~/ILSVRC
+    """
+    from alexprep.dataset.imagenet import check_imagenet as work
+
+    comparisons = work(dataset, source)
+    for comparison in comparisons:
+        click.echo(comparison)
+    raise SystemExit(1 if any(entry.verdict == "differs" for entry in comparisons) else 0)
+
+
 @click.command("cat")
 @click.argument("dataset", type=PATH)
 @click.argument("key")
@@ -315,4 +336,4 @@ def export(format: Literal["energon", "openclip"], dataset: Path, out: Path) -> 
         print_text(path)
 
 
-COMMANDS = (shard, stats, planes, card, verify, cat, index, export)
+COMMANDS = (shard, stats, planes, card, verify, check_imagenet, cat, index, export)

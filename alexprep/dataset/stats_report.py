@@ -13,6 +13,11 @@ Floats = NDArray[np.float64]
 # Mean and stdevs that came with the authors' code of 2014 (akrizhevsky/cuda-convnet2, input_meta).
 RELEASE_2014_MEAN = (127.30, 119.72, 104.91)
 RELEASE_2014_STDEVS = (121.78, 37.09, 19.72)
+RELEASE_2014_AXES = (
+    (-0.5635, -0.5762, -0.5920),
+    (-0.7126, -0.0235, 0.7012),
+    (0.4180, -0.8170, 0.3973),
+)
 # torchvision's reference Normalize, 0..1.
 TORCHVISION_MEAN = (0.485, 0.456, 0.406)
 TORCHVISION_STD = (0.229, 0.224, 0.225)

@@ -6,7 +6,7 @@ import lzma
 import re
 import tarfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypeVar, cast
@@ -47,21 +47,31 @@ MD5 = {
 
 def check_archives(folder: Path, expected: Mapping[str, str] = MD5) -> None:
     """Compare the MD5 of the official archives in `folder`; PrepareError names the wrong ones."""
-    there = {name: folder / name for name in expected if (folder / name).is_file()}
-    wrong: list[str] = []
-    with ProgressBar("check", sum(path.stat().st_size for path in there.values()), "bytes") as bar:
-        for name, path in there.items():
+    hashes = hash_archives(folder, expected)
+    if not hashes:
+        raise PrepareError(f"{folder} holds none of {', '.join(expected)}: nothing to check.")
+    wrong = [
+        f"{folder / name} has MD5 {md5}, not {expected[name]}"
+        for name, md5 in hashes.items()
+        if md5 != expected[name]
+    ]
+    if wrong:
+        raise PrepareError(f"{'; '.join(wrong)}. Download again.")
+
+
+def hash_archives(folder: Path, names: Iterable[str] = MD5) -> dict[str, str]:
+    """MD5 of the archives in `folder` that are there, by name."""
+    paths = {name: folder / name for name in names if (folder / name).is_file()}
+    hashes: dict[str, str] = {}
+    with ProgressBar("check", sum(path.stat().st_size for path in paths.values()), "bytes") as bar:
+        for name, path in paths.items():
             digest = hashlib.md5(usedforsecurity=False)
             with path.open("rb") as file:
                 while piece := file.read(2**22):
                     digest.update(piece)
                     bar.advance(len(piece), bytes=len(piece))
-            if digest.hexdigest() != expected[name]:
-                wrong.append(f"{path} has MD5 {digest.hexdigest()}, not {expected[name]}")
-    if not there:
-        raise PrepareError(f"{folder} holds none of {', '.join(expected)}: nothing to check.")
-    if wrong:
-        raise PrepareError(f"{'; '.join(wrong)}. Download again.")
+            hashes[name] = digest.hexdigest()
+    return hashes
 
 
 def find_official(folder: Path) -> dict[str, Path]:
