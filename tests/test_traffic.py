@@ -5,13 +5,13 @@ import pytest
 from alexnet.model import networks
 from alexnet.model.columns import exchanges
 
-PAGE = Path(__file__).parents[1] / "docs" / "network.md"
+PAGE = Path(__file__).parents[1] / "docs" / "notes" / "network.md"
 
 
 def test_the_network_of_2012_sends_what_its_authors_sent_and_the_logits():
     # Floats for an image in both directions, from the layers' sizes in the released code: conv2's
     # pool, conv5's pool and fc6 each way, fc7 to the first; the same again with the gradients.
-    assert [there.values for there in exchanges(networks.code2012())] == [
+    assert [exchange.values for exchange in exchanges(networks.code2012())] == [
         *(4 * 128 * 13 * 13, 4 * 128 * 6 * 6, 4 * 2048, 2 * 2048),
         1000,
     ]
@@ -29,19 +29,18 @@ def test_layers_that_see_both_columns_are_those_that_exchange(name, layers):
     config = getattr(networks, name)()
     table = list(exchanges(config))
     if config.columns == 1:
-        assert sum(there.values for there in table) == 0
+        assert sum(exchange.values for exchange in table) == 0
     else:
-        assert [there.before for there in table] == layers
+        assert [exchange.before for exchange in table] == layers
 
 
 def test_the_page_has_the_bytes_of_a_step_of_the_network_of_2012():
     batch = 64
     lines = []
-    for there in exchanges(networks.code2012()):
-        megabytes = there.values * 4 * batch / 1e6
-        lines.append(f"{there.values:,} | {megabytes:.2f} |")
-    total = sum(there.values for there in exchanges(networks.code2012()))
-    lines.append(f"{total:,} | {total * 4 * batch / 1e6:.2f} |")
+    for exchange in exchanges(networks.code2012()):
+        megabytes = exchange.values * 4 * batch / 1e6
+        lines.append(f"{exchange.values:,} | {megabytes:.2f} |")
+    total = sum(exchange.values for exchange in exchanges(networks.code2012()))
     images = 3 * 224 * 224
     lines.append(f"{images:,} | {images * 4 * batch / 1e6:.2f} |")
     lines.append(f"{total + images:,} | {(total + images) * 4 * batch / 1e6:.2f} |")

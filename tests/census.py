@@ -1,9 +1,9 @@
-"""A GPU that is not there: a device "gpu" of tensors without values, on which whole steps run.
+"""What a step on a GPU that is not there would launch, read and write.
 
 torch's fake tensors know shape, type, layout and device, so that a process without a GPU sees each
-operation that a step queues, and what it would read and write. Builds of torch for CPUs abort in
-the backward pass of fake CUDA tensors, therefore the device is one of torch's "private use"; the
-casts of CUDA's autocast that this network meets are written out below.
+operation that a step queues. Builds of torch for CPUs abort in the backward pass of fake CUDA
+tensors, therefore the device is "gpu" of tests/fake_gpus.py; the casts of CUDA's autocast that this
+network meets are written out below.
 
 Call `install` in a process of its own: torch cannot forget a device.
 """
@@ -11,22 +11,14 @@ Call `install` in a process of its own: torch cannot forget a device.
 from collections import Counter
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from alexnet.model import cuda_ops
 from alexnet.model.norms_cpu import memory_format
-
-
-class Backend(backend_registration._DummyBackendModule):
-    def device_count(self):
-        return 2
-
-    def get_amp_supported_dtype(self):
-        return [torch.bfloat16]
-
+from tests.fake_gpus import Backend
 
 AUTOCAST = "AutocastPrivateUse1"
 GUARD = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)
@@ -75,16 +67,6 @@ def register(name, operator, cast):
             return operator(*map(cast, arguments), **options)
 
     libraries[1].impl(name, kernel, AUTOCAST)
-
-
-def place(model: nn.Module, device: str, *, grad: bool = True) -> None:
-    """Replace the parameters and buffers of a model by fake ones; call it in a FakeTensorMode."""
-    for module in model.modules():
-        for values in (module._parameters, module._buffers):
-            for name, old in values.items():
-                new = torch.empty_strided(old.shape, old.stride(), dtype=old.dtype, device=device)
-                is_parameter = isinstance(old, nn.Parameter)
-                values[name] = nn.Parameter(new, requires_grad=grad) if is_parameter else new
 
 
 # Operations that launch nothing: views and memory that is not written.
