@@ -110,7 +110,7 @@ def _streamed(root: str, config: LoaderConfig, manifest: Manifest | None) -> Sou
         streamed=True,
         stats=partial(remote.stats_of, root, manifest, config.timeout),
         reader=partial(
-            remote.RemoteReader, root, manifest, streams=config.readers, timeout=config.timeout
+            remote.RemoteReader, root, manifest, streams=config.reader_count, timeout=config.timeout
         ),
     )
 
@@ -163,21 +163,22 @@ def backend_stream(
         from pipelines.planestore import planes_decoded  # noqa: PLC0415 - optional, needs numba
 
         decoded = planes_decoded(raw, reader, preprocess)
-        return cpu_batches(decoded, Normalize(preprocess), dtype, threads=config.threads)
+        return cpu_batches(decoded, Normalize(preprocess), dtype, threads=config.thread_count)
     if choose_backend(config).startswith("torch"):
         decoded = pillow_decoded(raw, reader, preprocess)
         normalize = Normalize(preprocess, mean_last=True)
-        return cpu_batches(decoded, normalize, dtype, threads=config.threads)
+        return cpu_batches(decoded, normalize, dtype, threads=config.thread_count)
     from pipelines import dali  # noqa: PLC0415 - optional, slow to import
 
     options = dali.DaliOptions(
         device=torch.device(config.device),
-        threads=config.threads,
+        threads=config.thread_count,
         batch=-(-schedule.batch // schedule.world),
         prefetch=config.prefetch,
         decode=config.decode,
+        hw_decoder_load=config.hw_decoder_load,
     )
     if on_gpu(config):
         return dali.dali_batches(raw, reader, preprocess, options)
     decoded = dali.dali_decoded(raw, reader, preprocess, options)
-    return cpu_batches(decoded, Normalize(preprocess), dtype, threads=config.threads)
+    return cpu_batches(decoded, Normalize(preprocess), dtype, threads=config.thread_count)

@@ -1,5 +1,6 @@
 """How batches are made."""
 
+import os
 from dataclasses import dataclass
 from typing import Literal
 
@@ -8,6 +9,8 @@ from pipelines.order import Order
 from pipelines.shards import Check
 
 BackendName = Literal["auto", "dali", "torch", "planes", "resident", "webdataset"]
+CPU_THREADS = 2
+MOST_READERS = 8  # they share the interpreter: more do not read faster
 # Far above any use: what is larger would fail later, during the work, as memory or threads run out.
 LIMITS = {
     "batch": (1, 1 << 20),
@@ -18,6 +21,7 @@ LIMITS = {
     "window": (1, 1 << 31),
     "seed": (0, 2**64 - 1),
     "timeout": (1e-3, 1e9),
+    "hw_decoder_load": (0, 1),
 }
 
 
@@ -41,10 +45,15 @@ class LoaderConfig:
             installed, else torch. "webdataset": DALI or torch, fed by the webdataset library
             instead of by index; a URL is always read so.
         decode: for DALI on a GPU: "mixed" decodes there, "cpu" here; "auto" is "mixed".
-        threads: that decode.
-        readers: threads that read samples ahead of decoding; for a URL, shards open at one time.
+        hw_decoder_load: the share of a batch, 0..1, that is decoded by the GPU's JPEG engine if it
+            has one, the rest by its other cores; 1 or 0, so that how an image is rounded does not
+            depend on its number in the batch, or between them where that is faster.
+        threads: that decode; None: all cores where the device is a GPU, 2 on a CPU, the others of
+            which are the network's.
+        readers: threads that read samples ahead of decoding; for a URL, shards open at one time;
+            None: as many as `threads`, at most 8.
         prefetch: batches made ahead.
-        dtype: "float32", "float16", or "uint8" (crop and mirror only, see AugmentSpec).
+        dtype: "float32", "bfloat16", "float16", or "uint8" (crop and mirror only, see AugmentSpec).
         channels_last: memory format of the images; their shape is NCHW either way.
         pin_memory: give out page-locked CPU tensors, for the caller's own copies to a GPU.
         order: "global": all samples mixed. "window": `window` shards at a time, in random order,
@@ -64,10 +73,11 @@ class LoaderConfig:
     device: str = "cpu"
     backend: BackendName = "auto"
     decode: Literal["auto", "cpu", "mixed"] = "auto"
-    threads: int = 2
-    readers: int = 2
+    hw_decoder_load: float = 1.0
+    threads: int | None = None
+    readers: int | None = None
     prefetch: int = 2
-    dtype: Literal["float32", "float16", "uint8"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float16", "uint8"] = "float32"
     channels_last: bool = False
     pin_memory: bool = False
     order: Order = "global"
@@ -78,10 +88,9 @@ class LoaderConfig:
 
     def __post_init__(self) -> None:
         for name, (least, most) in LIMITS.items():
-            if not least <= getattr(self, name) <= most:
-                raise ValueError(
-                    f"LoaderConfig.{name} must be in {least}..{most}, got {getattr(self, name)}."
-                )
+            value = getattr(self, name)
+            if value is not None and not least <= value <= most:
+                raise ValueError(f"LoaderConfig.{name} must be in {least}..{most}, got {value}.")
         if not 0 <= self.rank < self.world:
             raise ValueError(
                 f"LoaderConfig.rank must be in 0..world-1, got {self.rank} of {self.world}."
@@ -91,7 +100,7 @@ class LoaderConfig:
             raise ValueError(f"LoaderConfig.device must be 'cpu' or 'cuda:N', got {self.device!r}.")
         choices = {
             "backend": ("auto", "dali", "torch", "planes", "resident", "webdataset"),
-            "dtype": ("float32", "float16", "uint8"),
+            "dtype": ("float32", "bfloat16", "float16", "uint8"),
             "order": ("global", "window", "shards"),
             "decode": ("auto", "cpu", "mixed"),
             "check": ("auto", "size", "sha256"),
@@ -102,3 +111,23 @@ class LoaderConfig:
                 raise ValueError(
                     f"LoaderConfig.{name} must be one of {allowed}, got {getattr(self, name)!r}."
                 )
+
+    @property
+    def thread_count(self) -> int:
+        """`threads`, or what stands for None."""
+        if self.threads is not None:
+            return self.threads
+        if not self.device.startswith("cuda"):
+            return CPU_THREADS
+        # torchrun's processes of one machine share its cores.
+        return max(CPU_THREADS, _cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+    @property
+    def reader_count(self) -> int:
+        """`readers`, or what stands for None."""
+        return self.readers if self.readers is not None else min(self.thread_count, MOST_READERS)
+
+
+def _cores() -> int:
+    """Cores this process may run on, which a container may have made fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -54,6 +54,7 @@ class DaliOptions:
         threads: CPU threads of DALI's own pool.
         batch: the most images in one batch.
         prefetch: batches made ahead.
+        hw_decoder_load: the share of a batch that the GPU's JPEG engine decodes, if it has one.
         decode: "mixed" decodes on the GPU; "cpu" decodes here and augments on the device; "auto" is
             "mixed" where there is a GPU.
     """
@@ -63,6 +64,7 @@ class DaliOptions:
     batch: int
     prefetch: int
     decode: Decode
+    hw_decoder_load: float = 1.0
 
 
 def dali_decoded(
@@ -193,7 +195,18 @@ def _on_gpu(feed: _Feed, preprocess: Preprocess, options: DaliOptions) -> DataNo
     )
     origin, levels = (values[:2], values[2:]) if crops else ([], values)
     if options.decode != "cpu":
-        images = fn.decoders.image(jpg, device="mixed", output_type=RGB)
+        size = preprocess.spec.source
+        images = fn.decoders.image(
+            jpg,
+            device="mixed",
+            output_type=RGB,
+            # As libjpeg-turbo, which interpolates chroma where nvJPEG would repeat it.
+            jpeg_fancy_upsampling=True,
+            hw_decoder_load=options.hw_decoder_load,
+            # Memory for all images at the start: later it would be allocated amid training.
+            preallocate_width_hint=size,
+            preallocate_height_hint=size,
+        )
     else:
         images, origin = _decode(jpg, origin, preprocess.spec.crop).gpu(), []
     return _normalize(images, mirror, origin, levels, preprocess)
@@ -268,17 +281,28 @@ class Finish:
         return self._crops(images_NCHW, draws)
 
     def _crops(self, images_NCHW: Tensor, draws: Draws) -> Tensor:
-        out, size = torch.empty_like(images_NCHW, dtype=self.dtype), self.spec.crop
+        out = torch.empty_like(images_NCHW, dtype=self.dtype)
         if self._mean_CHW is None:
             return out.copy_(images_NCHW)
         mean = self._mean_CHW / draws.divide
         if self.spec.mean == "image":
             return torch.sub(images_NCHW, self._centre(mean), out=out)
-        crops = zip(images_NCHW, draws.y, draws.x, draws.mirror, out, strict=True)
-        for image, y, x, mirrored, crop in crops:
-            local = mean[:, y : y + size, x : x + size]
-            torch.sub(image, local.flip(2) if mirrored else local, out=crop)
-        return out
+        return torch.sub(images_NCHW, self._crops_of_mean(mean, draws), out=out)
+
+    def _crops_of_mean(self, mean: Tensor, draws: Draws) -> Tensor:
+        """The mean image at each crop's place, mirrored with it: (N, C, crop, crop)."""
+        pixels = torch.arange(self.spec.crop, device=mean.device)
+        y, x, mirror = (
+            self._sent(values, mean.device)[:, None] for values in (draws.y, draws.x, draws.mirror)
+        )
+        columns = x + torch.where(mirror, self.spec.crop - 1 - pixels, pixels)
+        return mean[:, (y + pixels)[:, :, None], columns[:, None]].transpose(0, 1)
+
+    def _sent(self, values: np.ndarray, device: torch.device) -> Tensor:
+        tensor = torch.as_tensor(values)
+        if device.type == "cuda":
+            tensor = tensor.pin_memory()
+        return tensor.to(device, non_blocking=True)
 
     def _ten_views(self, images_NCHW: Tensor) -> Tensor:
         size, mean = self.spec.crop, self._mean_CHW

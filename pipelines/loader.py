@@ -16,7 +16,7 @@ import os
 import threading
 import weakref
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import closing, suppress
+from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from functools import partial
 from itertools import repeat
 from pathlib import Path
@@ -83,6 +83,9 @@ class Loader:
             "".join(shard.sha256 for shard in reader.split.shards).encode()
         ).hexdigest()
         self._stream: Generator[tuple[RawBatch, Tensor]] | None = None
+        # Batches are made and copied on a stream of their own, or they would wait for the step that
+        # is queued before them, and the next step for them.
+        self._side: torch.cuda.Stream | None = None
         self._lock = threading.RLock()  # an RLock: a signal handler may close while `_next` waits
         self._closed = False
         self._process = os.getpid()
@@ -167,12 +170,18 @@ class Loader:
         with self._lock:
             self._refuse_if_closed()
             if self._stream is None:
+                if self._config.device.startswith("cuda") and self._side is None:
+                    self._side = torch.cuda.Stream(self._config.device)
                 plans = self._reader.batches(self._schedule, self.epoch, self.step)
                 self._stream = _stream(
                     plans, self._reader, self._schedule, self._preprocess, self._config
                 )
             try:
-                raw, images = next(self._stream)
+                with _use_stream(self._side):
+                    raw, images = next(self._stream)
+                    labels = _pinned(torch.as_tensor(raw.labels), self._config)
+                    device = self._config.device
+                    images, labels = (t.to(device, non_blocking=True) for t in (images, labels))
             except BaseException as error:
                 self._stop()
                 if isinstance(error, Exception):
@@ -185,9 +194,12 @@ class Loader:
         self.epoch, self.step = (
             (raw.plan.epoch + 1, 0) if last else (raw.plan.epoch, raw.plan.step + 1)
         )
-        labels = _pinned(torch.as_tensor(raw.labels), self._config)
-        device = self._config.device
-        return images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+        if self._side is not None:
+            current = torch.cuda.current_stream(self._side.device)
+            current.wait_stream(self._side)
+            for tensor in (images, labels):
+                tensor.record_stream(current)
+        return images, labels
 
     def _refuse_in_fork(self) -> None:
         if os.getpid() != self._process:
@@ -323,17 +335,15 @@ def _stream(
             plans, cast(resident.ResidentReader, reader), preprocess
         )
         return
-    readers = config.readers if reader.concurrent else 1
+    readers = config.reader_count if reader.concurrent else 1
     read = partial(read_batch, reader)
     with (
-        closing(prefetch(plans, read, readers, config.readers + 1)) as raw,
+        closing(prefetch(plans, read, readers, config.reader_count + 1)) as raw,
         closing(backend_stream(raw, reader, preprocess, schedule, config)) as images,
     ):
         if on_gpu(config):
-            # No thread here. DALI makes its batches early in threads of its own, and its output is
-            # ordered after the work of the CUDA stream that is current in the thread that takes it:
-            # in another thread that is another stream than the user's, or the same one in the
-            # middle of a training step, which would then wait for the next batch.
+            # No thread here: DALI makes its batches early in threads of its own, and `Loader` takes
+            # them on a stream beside the user's.
             yield from images
             return
 
@@ -343,6 +353,10 @@ def _stream(
 
         with closing(prefetch(repeat(images), make, workers=1, depth=1)) as batches:
             yield from batches
+
+
+def _use_stream(stream: torch.cuda.Stream | None) -> AbstractContextManager[Any]:
+    return nullcontext() if stream is None else torch.cuda.stream(stream)
 
 
 def _pinned(tensor: Tensor, config: LoaderConfig) -> Tensor:

@@ -59,7 +59,7 @@ def factors(spec: AugmentSpec, colours: Colours, draws: Draws) -> Factors:
 class Preprocess(NamedTuple):
     """What a backend makes of decoded images; the same for all of them.
 
-    dtype: "float32", "float16", or "uint8", which moves pixels and computes nothing.
+    dtype: "float32", "bfloat16", "float16", or "uint8", which moves pixels and computes nothing.
     views: 1: a crop as it was drawn, (N, C, crop, crop); 10: the ten views, (N, 10, C, crop, crop).
     channels_last: memory format of crops.
     """

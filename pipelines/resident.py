@@ -176,7 +176,9 @@ def open_resident(
     manifest.split(split, root)
     samples = PlanesReader if has_planes(root, manifest, split) else SplitReader
     return ResidentReader(
-        samples(root, manifest, split, check), torch.device(config.device), threads=config.threads
+        samples(root, manifest, split, check),
+        torch.device(config.device),
+        threads=config.thread_count,
     )
 
 

@@ -124,7 +124,7 @@ def test_decoders_agree_on_every_pixel_of_real_photographs(photographs, crop):
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_backends_give_the_type_and_memory_asked_for(tmp_path, rng, dtype, channels_last):
     write_dataset(tmp_path, {"train": drawn_items(rng, 10)}, size=64)
     measured(tmp_path)
@@ -138,7 +138,8 @@ def test_backends_give_the_type_and_memory_asked_for(tmp_path, rng, dtype, chann
         assert given[backend].dtype == getattr(torch, dtype)
         assert given[backend].shape == (4, 3, 56, 56)
         assert labels.dtype == torch.int64
-    tolerance = 1e-4 if dtype == "float32" else 0.126  # float16 counts in eighths from 128 to 256
+    # From 128 to 256 float16 counts in eighths and bfloat16 in ones.
+    tolerance = {"float32": 1e-4, "float16": 0.126, "bfloat16": 1.01}[dtype]
     assert (given["dali"].float() - given["torch"].float()).abs().max() < tolerance
 
 

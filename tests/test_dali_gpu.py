@@ -60,7 +60,7 @@ def test_the_gpu_decoder_differs_by_a_few_grey_levels_at_most(root, record_prope
     assert high <= HIGH_LEVELS
 
 
-@pytest.mark.parametrize("dtype", ["float16", "uint8"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "uint8"])
 def test_types_are_made_on_the_gpu(root, dtype):
     plain = AugmentSpec(mean="none", lighting=0, divide=1)
     images, _ = epoch(root, plain, dtype=dtype)[0]
@@ -121,3 +121,19 @@ def test_gpu_memory_is_flat_over_many_batches(root, record_property):
     record_property("GPU memory after 1,000 batches, MiB", used[0])
     record_property("GPU memory after 10,000 batches, MiB", used[-1])
     assert max(used) <= 1.02 * used[0] + 16
+
+
+@pytest.mark.parametrize("backend", ["dali", "torch"])
+def test_a_batch_does_not_wait_for_the_step_that_was_queued_before_it(root, backend):
+    config = LoaderConfig(batch=64, device="cuda:0", backend=backend)
+    with open_loader(root, config=config) as loader:
+        batches = iter(loader)
+        next(batches)
+        torch.cuda.synchronize()
+        torch.cuda._sleep(4_000_000_000)  # a step of about two seconds
+        step = torch.cuda.Event()
+        step.record()
+        next(batches)
+        loader._side.synchronize()
+        assert not step.query()
+        torch.cuda.synchronize()

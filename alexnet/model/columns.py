@@ -47,8 +47,9 @@ class Seam(Protocol):
 class LocalSeam:
     """All columns in this process, each on its device.
 
-    Kernels and copies are queued, not waited for: two devices work at once, and a copy runs while
-    its source already computes the next layer that does not need it.
+    Kernels and copies are queued, not waited for, and two devices compute at once. A copy is queued
+    behind what its source computes, and both devices wait for it: the two directions of an exchange
+    follow one another, and nothing is computed meanwhile.
     """
 
     devices: tuple[torch.device, ...]  # one a column
@@ -60,10 +61,12 @@ class LocalSeam:
     def gather(self, parts: Sequence[Tensor]) -> list[Tensor]:
         if len(set(self.devices)) == 1:
             return [torch.cat(list(parts), dim=1)] * len(parts)
-        return [_concatenate(parts, device) for device in self.devices]
+        # All copies before the first concatenation, which would keep the second direction waiting.
+        copies = [[_move(part, device) for part in parts] for device in self.devices]
+        return [torch.cat(copied, dim=1) for copied in copies]
 
     def to_first(self, parts: Sequence[Tensor]) -> Tensor:
-        return _concatenate(parts, self.devices[0])
+        return torch.cat([_move(part, self.devices[0]) for part in parts], dim=1)
 
     def publish(self, answer: Tensor, units: int) -> Tensor:
         return answer
@@ -77,8 +80,8 @@ def local_seam(columns: int, devices: Sequence[str | torch.device]) -> LocalSeam
     return LocalSeam(devices=homes * (columns // len(homes)))
 
 
-def _concatenate(parts: Sequence[Tensor], device: torch.device) -> Tensor:
-    return torch.cat([x.to(device, non_blocking=True) for x in parts], dim=1)
+def _move(part: Tensor, device: torch.device) -> Tensor:
+    return part.to(device, non_blocking=True)
 
 
 class Column(nn.Module):

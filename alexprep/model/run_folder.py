@@ -27,6 +27,7 @@ LOCK, LEASE = ".lock", ".lease"
 FREE = (
     *("train.log_steps", "train.checkpoint_minutes", "train.keep", "train.cuda_graph"),
     *("loader.backend", "loader.decode", "loader.device", "loader.threads", "loader.readers"),
+    *("loader.hw_decoder_load",),
     *("loader.prefetch", "loader.pin_memory", "loader.check", "loader.rank", "loader.world"),
 )
 # Follow from the number of epochs, which may grow.
