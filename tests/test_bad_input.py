@@ -117,7 +117,7 @@ def test_a_word_that_is_no_device_is_wrong_usage(made, words):
     name, *rest = (word.format(made=made) for word in words)
     result = run(name, made / "run", *rest, "--device", "gpu")
     assert result.exit_code == 2
-    assert "A device is cpu or cuda:0" in result.output
+    assert "A device is auto, cpu or cuda:0" in result.output
 
 
 def test_weights_that_are_no_numbers_are_wrong_usage(made):

@@ -9,9 +9,10 @@ import click
 
 from alexprep.commands.options import (
     PATH,
-    announced_device,
+    device_name,
     device_option,
     json_option,
+    print_device,
     print_json,
     print_text,
     seed_option,
@@ -210,11 +211,12 @@ def evaluate(
             split=split,
             views=1 if views == "1" else 10,
             batch=batch,
-            device=announced_device(device),
+            device=device_name(device),
             weights=parse_weights(weights) if weights else (),
             labels=labels,
         )
         result = work(checkpoints, data, options, save=save)
+    print_device(device)
     if as_json:
         print_json(result.to_dict())
         return
@@ -254,9 +256,10 @@ def predict(
 
     with usage():
         options = PredictOptions(
-            views=1 if views == "1" else 10, top=top, device=announced_device(device)
+            views=1 if views == "1" else 10, top=top, device=device_name(device)
         )
         predictions = list(work(checkpoint, images, options))
+    print_device(device)
     if as_json:
         print_json([prediction.to_dict() for prediction in predictions])
     else:

@@ -49,11 +49,17 @@ def print_json(value: object) -> None:
     click.echo(json.dumps(value, indent=1))
 
 
-def announced_device(device: str) -> str:
-    """The device that "auto" is on this machine, which is said on stderr."""
+def device_name(device: str) -> str:
+    """The device that "auto" is on this machine."""
+    from alexprep.model.placement import choose_device
+
+    return choose_device(device)[0]
+
+
+def print_device(device: str) -> None:
+    """Say on stderr what "auto" was and why; after the work, so that an error is one line."""
     from alexprep.model.placement import choose_device
 
     name, reason = choose_device(device)
     if reason:
         click.echo(f"device {name} ({reason})", err=True)
-    return name

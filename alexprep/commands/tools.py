@@ -6,9 +6,10 @@ import click
 
 from alexprep.commands.options import (
     PATH,
-    announced_device,
+    device_name,
     device_option,
     json_option,
+    print_device,
     print_json,
     print_text,
     usage,
@@ -52,7 +53,8 @@ def report(path: Path, out: Path | None, data: Path | None, images: int, device:
     from alexprep.report import write_report
 
     with usage():
-        page = write_report(path, out, data=data, images=images, device=announced_device(device))
+        page = write_report(path, out, data=data, images=images, device=device_name(device))
+    print_device(device)
     print_text(page)
 
 
