@@ -56,6 +56,14 @@ from alexprep.commands.options import (
     show_default=True,
     help="What to do with an unreadable image: fail, or skip it and list it in the manifest.",
 )
+@click.option(
+    "--on-duplicate",
+    type=click.Choice(["keep", "drop-train", "fail"]),
+    default="keep",
+    show_default=True,
+    help="What to do with an image that is there twice: keep it and count it in the manifest, "
+    "leave the copy out of the training split, or fail. The latter two hash the source first.",
+)
 @click.option("--apply-orientation", is_flag=True, help="Rotate images by their EXIF orientation.")
 @click.option(
     "--sequential", is_flag=True, help="Read the archives front to back, for disks with slow seeks."
@@ -81,6 +89,7 @@ def shard(
     label_column: str | None,
     workers: int | None,
     on_error: Literal["fail", "skip"],
+    on_duplicate: Literal["keep", "drop-train", "fail"],
     apply_orientation: bool,
     sequential: bool,
     check_archives: bool,
@@ -117,6 +126,7 @@ def shard(
             classes=None if classes_file is None else read_classes(classes_file),
             image_column=image_column,
             label_column=label_column,
+            on_duplicate=on_duplicate,
         )
         options = RunOptions(
             splits=splits,

@@ -4,13 +4,24 @@ The same file in two splits makes a test of what was learned by heart; under two
 at least once; twice in a class it counts double. Equal pixels in different files are not seen.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from alexprep.errors import PrepareError
+from alexprep.progress import ProgressBar
+from alexprep.sources.content import Stray
+from alexprep.sources.items import Items, Unreadable
+from alexprep.sources.listing import TRAIN, Source
+from alexprep.workers import run_tasks
+
 DIGEST_BYTES = 32
+MOST_NAMED = 20
 UNKNOWN = bytes(DIGEST_BYTES)  # of a file that could not be read, and is equal to no other
 Groups = list[NDArray[np.intp]]
 
@@ -92,3 +103,101 @@ def surplus(images: Hashed, groups: Groups, train: int) -> list[tuple[int, int]]
         stays = int(group[~is_train][0] if not is_train.all() else group[0])
         pairs += [(int(index), stays) for index in group[is_train] if index != stays]
     return pairs
+
+
+def hash_source(source: Source, workers: int) -> Hashed:
+    """Hash every image of a source, its splits one after the other."""
+    hashed: list[tuple[bytes, int, NDArray[np.integer]]] = []
+    with ProgressBar("hash", source.images) as progress:
+        for number, samples in enumerate(source.splits.values()):
+            digests = np.zeros(len(samples.key), f"S{DIGEST_BYTES}")
+            chunks = list(samples.items.neighbours())
+            tasks = (samples.items.select(chunk) for chunk in chunks)
+            with closing(run_tasks(hash_items, tasks, workers=workers)) as results:
+                for index, chunk_digests in results:
+                    digests[chunks[index]] = digest_array(chunk_digests)
+                    progress.advance(len(chunks[index]))
+            hashed.append((digests.tobytes(), number, samples.label))
+    return join(hashed)
+
+
+def hash_items(items: Items) -> bytes:
+    """The SHA-256 of each, one after the other; runs in a worker."""
+    with closing(items.read()) as contents:
+        return b"".join(
+            UNKNOWN if isinstance(data, Unreadable) else hashlib.sha256(data).digest()
+            for data in contents
+        )
+
+
+def refuse_duplicates(source: Source, workers: int) -> None:
+    """PrepareError that names images which are in the source more than once."""
+    images = hash_source(source, workers)
+    groups = equal_groups(images)
+    if not groups:
+        return
+    paths = _Paths(source)
+    lines = [
+        f"  {' = '.join(paths[index] for index in group.tolist())}" for group in groups[:MOST_NAMED]
+    ]
+    if len(groups) > MOST_NAMED:
+        lines.append(f"  and {len(groups) - MOST_NAMED:,} more")
+    summary = " ".join(describe_duplicates(count_duplicates(images, groups)))
+    raise PrepareError(
+        "\n".join(
+            [
+                f"{source.name} holds images more than once. {summary}",
+                *lines,
+                "Remove them, keep them with --on-duplicate keep, or leave them out of training "
+                "with --on-duplicate drop-train.",
+            ]
+        )
+    )
+
+
+def drop_duplicates(source: Source, workers: int) -> Source:
+    """The source without training images that another split or an earlier training image has.
+
+    PrepareError if a class would lose its last training image.
+    """
+    splits = list(source.splits)
+    if TRAIN not in splits:
+        return source
+    images, train, paths = hash_source(source, workers), splits.index(TRAIN), _Paths(source)
+    pairs = surplus(images, equal_groups(images), train)
+    if not pairs:
+        return source
+    samples = source.splits[TRAIN]
+    is_kept = np.ones(len(samples.key), bool)
+    is_kept[[dropped - paths.starts[train] for dropped, _ in pairs]] = False
+    emptied = np.setdiff1d(samples.label, samples.label[is_kept])
+    if len(emptied):
+        wnid = source.classes[int(emptied[0])][0]
+        raise PrepareError(
+            f"Without its duplicates {source.name} has no training image of {len(emptied):,} "
+            f"classes, the first is {wnid!r}. Use --on-duplicate keep, or leave these classes out "
+            "with --classes."
+        )
+    strays = [
+        Stray(
+            paths[dropped],
+            f"has the same bytes as {paths[stays].removeprefix(f'{source.root}/')}",
+            images.digest[dropped].ljust(DIGEST_BYTES, b"\0").hex(),
+        )
+        for dropped, stays in pairs
+    ]
+    kept = dict(source.splits) | {TRAIN: samples.select(np.flatnonzero(is_kept))}
+    return replace(source, splits=kept, left_out=(*source.left_out, *strays))
+
+
+class _Paths:
+    """Paths of the images of all splits, numbered through."""
+
+    def __init__(self, source: Source) -> None:
+        self._splits = list(source.splits.values())
+        lengths = [len(samples.key) for samples in self._splits]
+        self.starts: list[int] = np.cumsum([0, *lengths]).tolist()
+
+    def __getitem__(self, index: int) -> str:
+        split = int(np.searchsorted(self.starts, index, side="right")) - 1
+        return self._splits[split].items.path(index - self.starts[split])

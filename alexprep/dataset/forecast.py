@@ -90,7 +90,9 @@ def forecast(
 ) -> Forecast:
     """ShardPlan as `shard` would, encode 200 images in memory, and extrapolate."""
     skip = options.on_error == "skip"
-    plan = plan_source(Path(source), config, splits=options.splits, skip=skip)
+    plan = plan_source(
+        Path(source), config, splits=options.splits, skip=skip, workers=options.workers
+    )
     check_target(plan.source, str(out))
     workers = options.workers or cores()
     results, seconds = _probe(plan)

@@ -1,5 +1,6 @@
 """Begin, resume and finish a data set: what a run reads from its store and leaves there."""
 
+import base64
 import hashlib
 import json
 from collections import Counter
@@ -9,12 +10,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from alexprep import __version__
 from alexprep.dataset.card import README, Card, make_card
 from alexprep.dataset.checksums import SUMS, checksums, shard_digests
 from alexprep.dataset.codec import codec_of
 from alexprep.dataset.croissant import CROISSANT
+from alexprep.dataset.duplicates import DIGEST_BYTES, count_duplicates, equal_groups, join
 from alexprep.dataset.shard_plan import ShardPlan
 from alexprep.dataset.shard_writer import Fault, ShardRecord
 from alexprep.dataset.store import STATE, Store, write_bytes
@@ -212,8 +215,7 @@ def _manifest(plan: ShardPlan, records: Mapping[str, ShardRecord]) -> Manifest:
         alexprep=__version__,
         codec=codec_of(mended),
         config=identity["config"],
-        source=identity["source"]
-        | ({"warnings": list(plan.source.warnings)} if plan.source.warnings else {}),
+        source=identity["source"] | _findings(plan, records),
         classes=plan.source.classes,
         cls_width=cls_width(len(plan.source.classes)),
         size=plan.config.size,
@@ -232,6 +234,29 @@ def _manifest(plan: ShardPlan, records: Mapping[str, ShardRecord]) -> Manifest:
             if len(keys) <= MAX_NAMED
         },
     )
+
+
+def _findings(plan: ShardPlan, records: Mapping[str, ShardRecord]) -> dict[str, Any]:
+    """What is noteworthy about the source; a field is absent where there is nothing to say."""
+    findings = {
+        "warnings": list(plan.source.warnings),
+        "duplicates": _count_duplicates(plan, records),
+    }
+    return {name: value for name, value in findings.items() if value}
+
+
+def _count_duplicates(plan: ShardPlan, records: Mapping[str, ShardRecord]) -> dict[str, int]:
+    hashed: list[tuple[bytes, int, NDArray[np.int32]]] = []
+    for split_number, split in enumerate(plan.order):
+        labels, cuts = plan.source.splits[split].label[plan.order[split]], plan.cuts[split]
+        for number, name in enumerate(plan.names(split)):
+            shard_labels = labels[cuts[number] : cuts[number + 1]]
+            digests = base64.b64decode(records[name].digests)
+            if len(digests) != DIGEST_BYTES * len(shard_labels):
+                return {}  # an earlier release began this data set; `verify` counts them
+            hashed.append((digests, split_number, shard_labels))
+    images = join(hashed)
+    return count_duplicates(images, equal_groups(images))
 
 
 def _hash_file(stray: Stray) -> tuple[str, str, str]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from alexprep.dataset.duplicates import describe_duplicates
 from alexprep.dataset.manifest import begin, faults_message, finish, refuse_empty
 from alexprep.dataset.sequential import recommend_sequential, spool_folder, write_sequentially
 from alexprep.dataset.shard_plan import ShardConfig, ShardPlan
@@ -69,7 +70,9 @@ def shard(
     if options.check_archives:
         check_archives(Path(source))
     skip = options.on_error == "skip"
-    plan = plan_source(Path(source), config, splits=options.splits, skip=skip)
+    plan = plan_source(
+        Path(source), config, splits=options.splits, skip=skip, workers=options.workers
+    )
     check_target(plan.source, str(out))
     store = open_store(str(out))
     with store.locked():
@@ -82,6 +85,8 @@ def shard(
         manifest = finished or finish(store, plan, records)
         _refuse_change(finished, records)
         store.remove(STATE)
+    for sentence in describe_duplicates(manifest.duplicates) if finished is None else ():
+        sys.stderr.write(f"Warning: {sentence} `alexprep verify` names them.\n")
     refuse_empty(plan, manifest, store)
     return manifest
 

@@ -4,7 +4,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ TRAIN_SHARDS = tuple(2**power for power in range(11))
 OTHER_SHARDS = (1, 2, 4, 5, 8, 10, 16, 20, 40, 80)
 
 
+OnDuplicate = Literal["keep", "drop-train", "fail"]
 # Fields that manifests of the first version do not have.
 ADDED = frozenset({"validation", "classes", "image_column", "label_column"})
 
@@ -33,7 +34,9 @@ class ShardConfig:
     EXIF orientation is dropped unless `apply_orientation`: the images of everybody's ImageNet so
     far lie as they were stored. `validation` moves so many training images, "10%" or a number, to a
     split of that name (see `splits.held_out`). `classes` keeps these alone, labelled in this order.
-    `image_column` and `label_column` are those of parquet files.
+    `image_column` and `label_column` are those of parquet files. `on_duplicate` "drop-train" leaves
+    out training images that another split or an earlier training image has, "fail" refuses a source
+    that has an image twice; both read the source once more, to hash it.
     """
 
     size: int = 256
@@ -45,6 +48,7 @@ class ShardConfig:
     classes: Sequence[str] | None = None
     image_column: str | None = None
     label_column: str | None = None
+    on_duplicate: OnDuplicate = "keep"
 
     def __post_init__(self) -> None:
         if not 1 <= self.size <= 4096:
@@ -56,6 +60,11 @@ class ShardConfig:
         numbers = self.shards.values() if isinstance(self.shards, Mapping) else [self.shards]
         if any(number is not None and not 1 <= number <= 999_999 for number in numbers):
             raise ValueError(f"ShardConfig.shards must be in 1..999,999, got {self.shards}.")
+        if self.on_duplicate not in get_args(OnDuplicate):
+            raise ValueError(
+                f"ShardConfig.on_duplicate must be keep, drop-train or fail, got "
+                f"{self.on_duplicate!r}."
+            )
         if self.validation is not None:
             held_out_share(self.validation)
         if self.classes is not None and len(set(self.classes)) != len(self.classes):
@@ -65,6 +74,8 @@ class ShardConfig:
     def to_dict(self) -> dict[str, Any]:
         """The configuration as the manifest keeps it: without what is as it always was."""
         fields = asdict(self)
+        if self.on_duplicate != "drop-train":  # the others write the same bytes
+            del fields["on_duplicate"]
         if self.classes is not None:
             fields["classes"] = list(self.classes)
         return {k: v for k, v in fields.items() if v is not None or k not in ADDED}

@@ -4,6 +4,7 @@ A shard is a function of its task alone. Its record, published after it, tells t
 an interrupted one that the shard is finished, and what the manifest has to say about it.
 """
 
+import base64
 import hashlib
 import json
 import zlib
@@ -17,6 +18,7 @@ from typing import IO, Any, NamedTuple
 import msgspec
 
 from alexprep.dataset.codec import Encoded, ImageError, encode
+from alexprep.dataset.duplicates import UNKNOWN
 from alexprep.dataset.shard_plan import ShardConfig, ShardTask
 from alexprep.dataset.store import RECORDS, LocalStore, Store, open_store, write_bytes
 from alexprep.errors import PrepareError
@@ -49,7 +51,8 @@ class Outcome(NamedTuple):
 class ShardRecord:
     """What came of one task. `shard` is None if faults kept it from being published.
 
-    `mended` holds the keys of samples by what was fixed in them.
+    `mended` holds the keys of samples by what was fixed in them, `digests` the SHA-256 of every
+    source file of the task in base 64, zeros for those at fault.
     """
 
     shard: Shard | None
@@ -57,6 +60,7 @@ class ShardRecord:
     source_bytes: int
     mended: dict[str, list[str]]
     faults: list[Fault]
+    digests: str = ""  # records of earlier releases have none
 
     def to_bytes(self) -> bytes:
         """A line of JSON and its CRC-32: a damaged record must not reach the manifest."""
@@ -146,11 +150,13 @@ def _write(
     largest = source_bytes = 0
     mended: dict[str, list[str]] = {}
     faults: list[Fault] = []
+    digests = bytearray()
     with ThreadPoolExecutor(1) as hash_pool:
         tar = TarWriter(file, hash_pool)
         for number, result in enumerate(results):
             label = int(task.samples.label[number])
             source_bytes += result.source_bytes
+            digests += bytes.fromhex(result.sha256) if result.encoded else UNKNOWN
             if result.encoded is None:
                 path = task.samples.items.path(number)
                 faults.append(Fault(path, result.sha256, result.reason, label))
@@ -167,6 +173,7 @@ def _write(
         source_bytes=source_bytes,
         mended=mended,
         faults=faults,
+        digests=base64.b64encode(digests).decode(),
     )
     return record, index
 

@@ -8,14 +8,21 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from alexprep.dataset.duplicates import drop_duplicates, refuse_duplicates
 from alexprep.dataset.shard_plan import ShardConfig, ShardPlan, held_out_share, make_plan
 from alexprep.errors import PrepareError
+from alexprep.machine import cores
 from alexprep.sources.find import find_source
 from alexprep.sources.listing import TRAIN, VALIDATION, Source, SourceOptions
 
 
 def plan_source(
-    path: Path, config: ShardConfig, *, splits: Sequence[str] = (), skip: bool = False
+    path: Path,
+    config: ShardConfig,
+    *,
+    splits: Sequence[str] = (),
+    skip: bool = False,
+    workers: int | None = None,
 ) -> ShardPlan:
     """List the source at `path` and plan its shards; PrepareError where it is not understood.
 
@@ -30,7 +37,12 @@ def plan_source(
     source = find_source(path, options)
     if config.validation is not None:
         source = held_out(source, config.validation, config.seed)
-    return make_plan(chosen(source, splits), config)
+    source = chosen(source, splits)
+    if config.on_duplicate == "fail":
+        refuse_duplicates(source, workers or cores())
+    elif config.on_duplicate == "drop-train":
+        source = drop_duplicates(source, workers or cores())
+    return make_plan(source, config)
 
 
 def chosen(source: Source, splits: Sequence[str]) -> Source:

@@ -19,6 +19,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from alexprep import __version__
+from alexprep.dataset.duplicates import describe_duplicates
 from alexprep.model.placement import check_devices
 from alexprep.model.trained import Trained
 from alexprep.report import dataset_summary, figures
@@ -255,6 +256,7 @@ def dataset_page(root: Path) -> str:
         colours=_colours(stats) if stats else None,
         epochs=dataset_summary.EPOCHS,
         augmented=_augmented(root, manifest, main, stats),
+        duplicates=describe_duplicates(manifest.duplicates),
         provenance={
             "alexprep": manifest.alexprep,
             **{f"codec {name}": value for name, value in manifest.codec.items()},
@@ -262,7 +264,7 @@ def dataset_page(root: Path) -> str:
             **{
                 f"source {name}": value
                 for name, value in manifest.source.items()
-                if name != "warnings"
+                if name not in ("warnings", "duplicates")
             },
         },
     )

@@ -63,6 +63,7 @@ FIELDS: dict[str, dict[str, tuple[str, str]]] = {
         "classes": ("optional array of string", "the classes that were kept"),
         "image_column": ("optional string", "Parquet column of images"),
         "label_column": ("optional string", "Parquet column of labels"),
+        "on_duplicate": ("optional string", "`drop-train` if copies were left out of training"),
     },
     "codec": {
         "jpeg": ("string", "library and release that decodes and encodes JPEG"),
@@ -79,6 +80,11 @@ FIELDS: dict[str, dict[str, tuple[str, str]]] = {
         "images": ("object of integer", "number of files in each split"),
         "sha256": ("string", "hash of the keys, labels and sizes of all files"),
         "warnings": ("optional array of string", "what was unusual about the source"),
+        "duplicates": (
+            "optional object of integer",
+            "source files in the data set more than once, if any: `within_class`, "
+            "`across_classes`, `across_splits`",
+        ),
     },
     "_info.json": {
         "name": ("string", "split"),
