@@ -79,18 +79,23 @@ class ImageStats:
     shards: Mapping[str, str]
 
     @classmethod
-    def load(cls, root: Path, manifest: Manifest, split: str = "train") -> Self:
-        """Statistics of `split`; DataError if missing, damaged or taken from other shards."""
-        path = stats_paths(root, split).json
-        raw = _read_json(path, root, split)
+    def load(
+        cls, root: Path, manifest: Manifest, split: str = "train", folder: Path | None = None
+    ) -> Self:
+        """Statistics of `split`, in `folder` if not next to the manifest in `root`.
+
+        DataError if missing, damaged or taken from other shards.
+        """
+        remedy = _renew(root, split, folder)
+        paths = stats_paths(folder or root, split)
+        path = paths.json
+        raw = _read_json(path, remedy)
         expected = {shard.name: shard.sha256 for shard in manifest.split(split, root).shards}
         if raw.get("shards") != expected:
-            raise DataError(
-                f"{path} was taken from other shards than those in {root}. {_renew(root, split)}"
-            )
+            raise DataError(f"{path} was taken from other shards than those in {root}. {remedy}")
         try:
             head = msgspec.convert(raw, _Head)
-            arrays = _read_arrays(root, split, head)
+            arrays = _read_arrays(paths.npz, head, remedy)
             return cls(
                 split=split,
                 images=head.images,
@@ -100,7 +105,7 @@ class ImageStats:
                 **arrays,
             )
         except (KeyError, TypeError, ValueError, BadZipFile, EOFError) as error:
-            raise DataError(f"{path} is damaged ({error}). {_renew(root, split)}") from error
+            raise DataError(f"{path} is damaged ({error}). {remedy}") from error
 
     def save(self, root: Path) -> None:
         """Write stats.npz, mean.png and, last, stats.json next to the manifest in `root`."""
@@ -145,19 +150,19 @@ def stats_paths(root: Path, split: str) -> StatsPaths:
     )
 
 
-def _renew(root: Path, split: str) -> str:
+def _renew(root: Path, split: str, folder: Path | None = None) -> str:
     option = "" if split == "train" else f" --split {split}"
-    return f"Run `alexprep stats {root}{option}`."
+    target = "" if folder is None else f" --out {folder}"
+    return f"Run `alexprep stats {root}{option}{target}`."
 
 
-def _read_json(path: Path, root: Path, split: str) -> dict[str, Any]:
+def _read_json(path: Path, remedy: str) -> dict[str, Any]:
     if not path.is_file():
-        raise DataError(f"{root} has no {path.name}. {_renew(root, split)}")
-    fields = decode_object(path.read_bytes(), str(path), _renew(root, split))
+        raise DataError(f"{path.parent} has no {path.name}. {remedy}")
+    fields = decode_object(path.read_bytes(), str(path), remedy)
     if fields.get("version") != VERSION:
         raise DataError(
-            f"{path} has version {fields.get('version')}; this alexprep reads {VERSION}. "
-            f"{_renew(root, split)}"
+            f"{path} has version {fields.get('version')}; this alexprep reads {VERSION}. {remedy}"
         )
     return fields
 
@@ -172,10 +177,9 @@ class _Head(msgspec.Struct):
     npz_sha256: str
 
 
-def _read_arrays(root: Path, split: str, head: _Head) -> dict[str, Floats]:
-    path = stats_paths(root, split).npz
+def _read_arrays(path: Path, head: _Head, remedy: str) -> dict[str, Floats]:
     if not path.is_file():
-        raise DataError(f"{root} has no {path.name}. {_renew(root, split)}")
+        raise DataError(f"{path.parent} has no {path.name}. {remedy}")
     data = path.read_bytes()
     if hashlib.sha256(data).hexdigest() != head.npz_sha256:
         raise ValueError(f"{path.name} is not the file it was written with")

@@ -160,15 +160,24 @@ def shard(
 @click.command()
 @click.argument("dataset", type=PATH)
 @click.option("--split", default="train", show_default=True, help="Split to measure.")
+@click.option(
+    "--out", type=PATH, help="Folder for the statistics, for `train --stats`.  [default: DATASET]"
+)
 @workers_option
 @scheduler_option
 @json_option
 def stats(
-    dataset: Path, split: str, workers: int | None, scheduler: str | None, as_json: bool
+    dataset: Path,
+    split: str,
+    out: Path | None,
+    workers: int | None,
+    scheduler: str | None,
+    as_json: bool,
 ) -> None:
     """Compute the mean image and the colour PCA of DATASET.
 
-    Writes stats.json, stats.npz and mean.png to DATASET, where `alexprep train` reads them.
+    Writes stats.json, stats.npz and mean.png to DATASET, where `alexprep train` reads them. With
+    --out, nothing is written to DATASET.
 
     \b
     Example:
@@ -177,7 +186,7 @@ def stats(
     from alexprep.dataset.stats import compute_stats
     from alexprep.dataset.stats_report import format_report
 
-    result = compute_stats(dataset, split, workers=workers, scheduler=scheduler)
+    result = compute_stats(dataset, split, workers=workers, scheduler=scheduler, out=out)
     print_json(result.to_dict()) if as_json else print_text(format_report(result))
 
 
@@ -291,6 +300,7 @@ def cat(dataset: Path, key: str, as_json: bool, out: Path | None) -> None:
     """Print one sample of DATASET by key.
 
     Writes the JPEG to standard output. KEY is the name of the source file without its extension.
+    The full name works too, also if the key differs from it because of spaces or dots.
 
     \b
     Example:
@@ -300,6 +310,9 @@ def cat(dataset: Path, key: str, as_json: bool, out: Path | None) -> None:
     from pipelines.atomic import write_whole
 
     sample = read_sample(dataset, key)
+    if sample.key != key:
+        click.echo(f"{key} is sample {sample.key}", err=True)
+        key = sample.key
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         for kind, data in (("jpg", sample.jpg), ("cls", sample.cls), ("json", sample.json)):

@@ -103,6 +103,11 @@ def parse_weights(text: str) -> tuple[float, ...]:
     type=PATH,
     help="Initialize the weights from a checkpoint, .pth or .safetensors file.",
 )
+@click.option(
+    "--stats",
+    type=PATH,
+    help="Folder that `alexprep stats --out` wrote to.  [default: DATASET]",
+)
 def train(
     dataset: Path,
     run: Path,
@@ -118,6 +123,7 @@ def train(
     settings: tuple[str, ...],
     no_validation: bool,
     init_from: Path | None,
+    stats: Path | None,
 ) -> None:
     """Train AlexNet on DATASET.
 
@@ -147,6 +153,7 @@ def train(
                 settings=settings,
                 validation=not no_validation,
                 init_from=init_from,
+                stats=stats,
             ),
         )
     # Started by torchrun, only the first process speaks. The terminal may be gone, which is one of

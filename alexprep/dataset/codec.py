@@ -13,8 +13,10 @@ from the decoder to the encoder, as pillow-simd keeps them, so they are never re
 """
 
 import io
+import re
 import warnings
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,7 +34,7 @@ from alexprep.dataset.other_formats import (
     unread_format,
     webp_size,
 )
-from pipelines.jpeg import SOI, Header, read_header
+from pipelines.jpeg import EOI, SOI, Header, read_header
 
 WEBP_TIFF = "webp_tiff"
 CODEC = {
@@ -50,6 +52,7 @@ MAX_PIXELS = 2**27
 # A scan of 31 bytes may be repeated, and libjpeg goes over all coefficients for each: 1 MB of them
 # would take hours. Encoders write about ten.
 MAX_SCANS = 100
+SCAN_HEADER = re.compile(rb"\xff\xda..[\1-\4]", re.DOTALL)  # marker, length, components
 CMYK_ROWS = 64
 BITS_PER_SAMPLE = 258  # a tag of TIFF
 TURNS = {
@@ -120,7 +123,11 @@ def _decode_jpeg(data: bytes, header: Header) -> tuple[Image.Image, tuple[str, .
             "bits can be read"
         )
     pixels = header.width * header.height
-    if not 0 < pixels <= MAX_PIXELS:
+    if pixels == 0:
+        raise ImageError(
+            f"is a JPEG whose header says {header.width} x {header.height} pixels, so it has none"
+        )
+    if pixels > MAX_PIXELS:
         raise ImageError(
             f"says it is {header.width} x {header.height} pixels; {MAX_PIXELS:,} is the most"
         )
@@ -182,8 +189,12 @@ def _from_inverted_cmyk(pixels_HWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def _second_opinion(data: bytes, header: Header, complaint: ValueError) -> Image.Image:
     """A JPEG that libjpeg complains of is used if Pillow decodes it, as it is in all ImageNets.
 
-    Stray bytes between markers are such a case; a file that ends early is not.
+    Stray bytes between markers are such a case, and a file that lacks its end marker alone; one
+    that lacks rows is not.
     """
+    if not data.endswith(EOI) and _is_refined(data, header):
+        with suppress(ValueError):  # libjpeg complains of every row that is missing before the end
+            return _turbo(data + EOI, header)
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data)) as image:
             if _factor(header) == 2:
@@ -206,6 +217,21 @@ def matches_codec(recorded: Mapping[str, str]) -> bool:
     Those without WebP and TIFF do not name their decoder.
     """
     return {**CODEC, **recorded} == CODEC
+
+
+def _is_refined(data: bytes, header: Header) -> bool:
+    """Whether all bits of all coefficients have a scan: a progressive JPEG may end between two."""
+    if not header.progressive:
+        return True
+    refined: dict[int, set[int]] = {}
+    for match in SCAN_HEADER.finditer(data):
+        count, begin = data[match.end() - 1], match.end()
+        components = data[begin : begin + 2 * count : 2]
+        band = data[begin + 2 * count : begin + 2 * count + 3]
+        if len(band) == 3 and band[2] & 15 == 0:  # the lowest bit
+            for component in components:
+                refined.setdefault(component, set()).update(range(band[0], min(band[1], 63) + 1))
+    return sum(len(band) == 64 for band in refined.values()) >= header.components
 
 
 def _decode_other(data: bytes) -> tuple[Image.Image, tuple[str, ...]]:

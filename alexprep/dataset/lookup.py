@@ -11,12 +11,15 @@ cannot be written to, the arrays are made anew each time.
 
 import hashlib
 import io
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from alexprep.sources.content import stem
+from alexprep.sources.listing import stem_key
 from alexprep.tar import TarStream
 from pipelines.atomic import write_whole
 from pipelines.errors import DataError
@@ -37,20 +40,40 @@ class SampleFiles(NamedTuple):
     json: bytes
 
 
-def read_sample(root: Path, key: str) -> SampleFiles:
-    """The sample called `key`; DataError if there is none, or if its shard is not as indexed."""
+def read_sample(root: Path, name: str) -> SampleFiles:
+    """The sample of a key, or of the source file that it was made from.
+
+    DataError if there is none, or if its shard is not as indexed.
+    """
     manifest = Manifest.load(root)
-    names = [shard.name for split in manifest.splits.values() for shard in split.shards]
-    entries, begins = _table(root, names)
+    shards = [shard.name for split in manifest.splits.values() for shard in split.shards]
+    table = _table(root, shards)
+    for key in _possible_keys(name):
+        entry = _find(table, key)
+        if entry is not None:
+            return _read(root / shards[entry[0]], key, entry[1])
+    raise DataError(
+        f"{root} has no sample {name!r}. A key is the name of the source file without its ending, "
+        "as n01440764_10026."
+    )
+
+
+def _possible_keys(name: str) -> list[str]:
+    """A key, or what has become of a file's name: without folders and ending, and made plain."""
+    base = os.fsencode(name)
+    keys = (key.decode() for key in (stem_key(base), stem_key(stem(base))))
+    return list(dict.fromkeys((name, *keys)))
+
+
+def _find(table: Table, key: str) -> tuple[int, int] | None:
+    """Number of the shard, and offset of the JPEG in it."""
+    entries, begins = table
     number = _hash(key)
     bucket = number % (len(begins) - 1)
     for entry in entries[begins[bucket] : begins[bucket + 1]]:
         if int(entry["key"]) == number:
-            return _read(root / names[int(entry["shard"])], key, int(entry["offset"]))
-    raise DataError(
-        f"{root} has no sample {key!r}. A key is the name of the source file without its ending, "
-        "as n01440764_10026."
-    )
+            return int(entry["shard"]), int(entry["offset"])
+    return None
 
 
 def _read(path: Path, key: str, offset: int) -> SampleFiles:
@@ -71,7 +94,9 @@ def _read(path: Path, key: str, offset: int) -> SampleFiles:
 
 
 def _hash(key: str) -> int:
-    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
+    return int.from_bytes(
+        hashlib.blake2b(key.encode(errors="surrogateescape"), digest_size=8).digest(), "little"
+    )
 
 
 def _table(root: Path, names: list[str]) -> Table:

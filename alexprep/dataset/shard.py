@@ -67,6 +67,7 @@ def shard(
     (with on_error="fail"), the store holds something else or cannot be written, or a worker died.
     Whatever ends it, finished shards stay, and the same call goes on from there.
     """
+    store = open_store(str(out))
     if options.check_archives:
         check_archives(Path(source))
     skip = options.on_error == "skip"
@@ -74,7 +75,6 @@ def shard(
         Path(source), config, splits=options.splits, skip=skip, workers=options.workers
     )
     check_target(plan.source, str(out))
-    store = open_store(str(out))
     with store.locked():
         finished = begin(store, plan)
         for warning in plan.source.warnings if finished is None else ():

@@ -5,6 +5,7 @@ which may be added in any order, so the statistics are the same bits however the
 among processes or machines, and however often the run was interrupted.
 """
 
+import os
 import sys
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -42,17 +43,23 @@ class StatsTask:
 
 
 def compute_stats(
-    root: Path, split: str = "train", *, workers: int | None = None, scheduler: str | None = None
+    root: Path,
+    split: str = "train",
+    *,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    out: Path | None = None,
 ) -> ImageStats:
-    """Measure a split and write stats.json, stats.npz and mean.png next to the manifest.
+    """Measure a split and write stats.json, stats.npz and mean.png to `out`.
 
-    The sums of finished shards are in ROOT/.stats-<split>.sums until all are done, so that the same
-    call resumes one that was stopped.
+    That is the folder of the manifest by default; for any other, `root` is only read. The sums of
+    finished shards are in OUT/.stats-<split>.sums until all are done, so that the same call resumes
+    one that was stopped.
 
     Raises:
         DataError: a shard is missing, cut or changed, or an image has another size, or the split
-            is empty; nothing is written then.
-        PrepareError: another process writes to `root`.
+            is empty, or the folder cannot be written to; nothing is written then.
+        PrepareError: another process writes to the folder.
     """
     root = root.absolute()
     manifest = Manifest.load(root)
@@ -60,15 +67,21 @@ def compute_stats(
     if not sum(shard.samples for shard in shards):
         raise DataError(f"Split {split!r} of {root} has no images. Shard a source that has some.")
     _check_files(root, shards)
-    with LocalStore(root).locked():
+    folder = root if out is None else out.absolute()
+    if folder == root and not os.access(root, os.W_OK):
+        raise DataError(
+            f"{root} cannot be written to. Write the statistics to another folder with --out, and "
+            "give that to `alexprep train --stats`."
+        )
+    with LocalStore(folder).locked():
         partial = PartialSums(
-            root / f".stats-{split}.sums", Moments.none(manifest.size, manifest.size)
+            folder / f".stats-{split}.sums", Moments.none(manifest.size, manifest.size)
         )
         _add_shards(partial, root, shards, workers or cores(), scheduler)
         stats = _image_stats(split, partial.moments, shards)
-        stats.save(root)
+        stats.save(folder)
         partial.path.unlink(missing_ok=True)
-        kept = renew_card(root) if has_card(root) else ()
+        kept = renew_card(root) if folder == root and has_card(root) else ()
     for name in kept:
         sys.stderr.write(
             f"Warning: {root / name} was edited by hand and is kept without the statistics; "

@@ -25,7 +25,7 @@ from pipelines.atomic import sync_folder
 STATE = ".alexprep"
 RECORDS = f"{STATE}/records"
 # An object is seen when its upload is complete; asked for a folder, some would make the bucket.
-OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "adl", "oss", "oci", "hf"})
+OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "adl", "oss", "oci"})
 
 
 class Store(Protocol):
@@ -69,10 +69,27 @@ class Store(Protocol):
 
 
 def open_store(url: str) -> Store:
-    """A folder for a path or file:// URL, else what fsspec has for the URL."""
+    """A folder for a path or file:// URL, else what fsspec has for the URL.
+
+    PrepareError for the Hugging Face Hub, where each file would be a commit of its own: ILSVRC's
+    thousand shards would take a day, and the Hub refuses after some hundred.
+    """
+    if url.startswith("hf://"):
+        repository = url.removeprefix("hf://").removeprefix("datasets/").strip("/")
+        raise PrepareError(
+            f"Cannot shard to {url}: the Hub takes few commits an hour, and each shard would be "
+            "several. Shard to a folder, then upload it: "
+            f"hf upload-large-folder {repository} FOLDER --repo-type dataset"
+        )
     if "://" not in url or url.startswith("file://"):
-        return LocalStore(Path(url.removeprefix("file://")))
+        return LocalStore(local_path(url))
     return RemoteStore(url)
+
+
+def local_path(url: str) -> Path:
+    """The folder of a path or file:// URL; a ~ in quotes, which no shell expands, is the home."""
+    path = Path(url.removeprefix("file://"))
+    return path.expanduser() if url.startswith("~/") else path
 
 
 def write_bytes(store: Store, name: str, data: bytes) -> None:

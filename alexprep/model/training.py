@@ -63,6 +63,7 @@ class TrainOptions:
             then the best.
         init_from: a checkpoint, run, or file of weights (alexnet.training.pretrained), to be copied
             where name and shape fit.
+        stats: the folder of the training images' statistics; None: the data set's.
     """
 
     recipe: str = "code2012"
@@ -75,6 +76,7 @@ class TrainOptions:
     settings: tuple[str, ...] = ()
     validation: bool = True
     init_from: Path | None = None
+    stats: Path | None = None
 
 
 def train(dataset: Path, run: Path, options: TrainOptions) -> Summary:
@@ -92,7 +94,9 @@ def train(dataset: Path, run: Path, options: TrainOptions) -> Summary:
         manifest = Manifest.load(dataset)
         recipe = resolve_recipe(manifest, options)
         _check_validation(dataset, manifest, options)
-        stats = ImageStats.load(dataset, manifest) if recipe.augment.needs_stats else None
+        stats = None
+        if recipe.augment.needs_stats:
+            stats = ImageStats.load(dataset, manifest, folder=options.stats)
         recipe, precision = choose_precision(recipe, run, options)
     if options.launch.wanted and not in_process_group():
         return _train_in_processes(dataset, run, options, recipe.model.columns)

@@ -259,7 +259,8 @@ def check_target(source: Source, out: str) -> None:
     """PrepareError where OUT lies in a folder that is searched for images."""
     if "://" in out and not out.startswith("file://"):
         return
-    target = Path(out.removeprefix("file://")).resolve()
+    target = Path(out.removeprefix("file://"))
+    target = (target.expanduser() if out.startswith("~/") else target).resolve()
     searched = [Path(folder) for folder in source.folders.values() if Path(folder).is_dir()]
     if source.kind == "folder":
         searched.append(Path(source.root))

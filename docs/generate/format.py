@@ -154,7 +154,7 @@ FIX_MEANINGS = {
     "16bit": "16 bits per channel: the upper 8 are kept",
     "palette": "palette converted to RGB",
     "alpha": 'alpha channel dropped, as Pillow\'s `convert("RGB")` does',
-    "damaged": "libjpeg warns (stray bytes, for instance), but the whole image decodes",
+    "damaged": "libjpeg warns (stray bytes, no end marker), but the whole image decodes",
 } | {kind: f"the file is {kind.upper()}" for kind in ("png", "gif", "bmp", "tiff", "webp", "ppm")}
 MEMBER_MEANINGS = {
     "jpg": "image",
