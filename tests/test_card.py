@@ -30,6 +30,7 @@ from alexprep.dataset.card import (
 )
 from alexprep.dataset.shard import RunOptions, ShardConfig, shard
 from alexprep.dataset.stats import compute_stats
+from alexprep.dataset.store import LocalStore
 from alexprep.dataset.verify import verify
 from alexprep.sources.synsets import ilsvrc2012
 from pipelines.format import Manifest
@@ -192,6 +193,15 @@ def test_a_card_edited_by_hand_is_refused_kept_by_stats_and_overwritten_by_force
     assert alexprep("card", root, "--force").exit_code == 0
     assert "Statistics" in (root / "README.md").read_text()
     assert "forty" not in path.read_text()
+
+
+def test_a_card_is_not_written_while_another_run_writes(root):
+    before = contents(root)
+    with LocalStore(root).locked():
+        assert alexprep("card", root, "--license", "mit").exit_code == 1
+    assert contents(root) == before
+    assert alexprep("card", root / "nowhere").exit_code == 1
+    assert not (root / "nowhere").exists()
 
 
 def test_a_readme_of_someone_else_is_not_overwritten(root):

@@ -212,8 +212,11 @@ def card(dataset: Path, force: bool, **changes: str | None) -> None:
         alexprep card ~/imagenet256 --license cc-by-4.0 --data-version 1.1.0
     """
     from alexprep.dataset.card import renew_card
+    from alexprep.dataset.store import LocalStore
+    from pipelines.format import Manifest
 
-    with usage():
+    Manifest.load(dataset)  # first, for a lock makes the folder that it is in
+    with usage(), LocalStore(dataset).locked():
         renew_card(dataset, {k: v for k, v in changes.items() if v is not None}, force=force)
     print_text(f"{dataset}: README.md, croissant.json and SHA256SUMS are up to date.")
 
