@@ -1,5 +1,6 @@
 # make demo    the whole way on images it draws itself: shard, stats, train, eval
-# make test    the tests          make check   format, lint, types, imports, generated docs
+# make test    the tests          make test-all   the slow ones too
+# make check   format, lint, types, imports, generated docs
 # make docs    the generated tables of docs/       make site    docs/ as a static site, build/site
 # make gpu-check OUT=folder [DATA=data set]   all that needs a GPU, tests and measurements, 8 minutes;
 #              with PYTHON=python3 by that Python and its packages, without .venv (docs/notes/machines.md)
@@ -14,13 +15,16 @@ APT := apt-get install --yes --no-install-recommends
 OUT ?= build/gpu-check
 GENERATED := $(wildcard docs/reference/*.md) docs/notes/differences.md
 
-.PHONY: demo test check docs site gpu-check browser headers clean
+.PHONY: demo test test-all check docs site gpu-check browser headers clean
 
 demo: .venv/.installed
 	$(BIN)/alexprep demo
 
 test: .venv/.dev
 	$(BIN)/python -m pytest --quiet
+
+test-all: .venv/.dev
+	$(BIN)/python -m pytest --quiet -m "not gpu and not two_gpus"
 
 check: .venv/.dev
 	$(BIN)/ruff format --check .

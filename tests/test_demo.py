@@ -3,6 +3,7 @@ import shutil
 import pytest
 from click.testing import CliRunner
 
+from alexnet.training import metrics
 from alexprep.cli import cli
 from alexprep.demo import DemoConfig, run_demo, table
 from alexprep.errors import PrepareError
@@ -22,6 +23,11 @@ def test_the_demo_learns_nine_in_ten_of_the_shapes(tmp_path):
         top1 = float(lines[views].split("top-1 ")[1].split("%")[0])
         assert top1 >= 90
     assert str(tmp_path / "demo" / "run") in lines["run"]
+    # It ends with the first epoch that has no error, or with the last one.
+    errors = [r["top1"] for r in metrics.read(tmp_path / "demo" / "run") if r["kind"] == "epoch"]
+    assert f" {len(errors)} of 15 epochs" in lines["train"]
+    assert all(error > 0 for error in errors[:-1])
+    assert errors[-1] == 0 or len(errors) == 15
 
 
 @pytest.fixture(scope="module")

@@ -96,7 +96,7 @@ run.with_name(f"read-{os.environ['RANK']}").write_text(told)
 """
 
 
-@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("world", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_columns_and_replicas_in_processes_learn_what_one_learns_and_first_columns_read(
     alone, dataset, tmp_path, world
 ):
@@ -164,7 +164,8 @@ def test_a_damaged_image_of_one_replica_is_named_with_the_last_checkpoint_and_en
 
 
 @pytest.mark.timeout(900)  # the compiler takes minutes where others want the cores too
-@pytest.mark.parametrize("world", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [1, 2])
 def test_compiled_training_learns_what_it_learns_uncompiled(alone, dataset, tmp_path, world):
     command = command_of(dataset, tmp_path / "run", 1, "train.compile=on")
     assert run_ranks(world, command, timeout=800) == [0] * world

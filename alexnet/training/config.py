@@ -30,6 +30,8 @@ class TrainConfig:
         channels_last: memory format of the convolutions.
         compile: torch.compile; "graphs" adds CUDA graphs (its mode "reduce-overhead").
         cuda_graph: run the whole step as one CUDA graph, on a single GPU; `compile` may be "on".
+        stop_error: end the run when the top-1 error on validation, 0..1, is at most this; None:
+            train for all epochs.
         log_steps: steps between two lines of the log.
         checkpoint_minutes: minutes between checkpoints within an epoch; each epoch ends with one.
         keep: number of latest checkpoints to keep, in addition to the best.
@@ -51,6 +53,7 @@ class TrainConfig:
     channels_last: bool = True
     compile: Literal["off", "on", "graphs"] = "off"
     cuda_graph: bool = False
+    stop_error: float | None = None
     log_steps: int = 50
     checkpoint_minutes: float = 10.0
     keep: int = 2
@@ -65,8 +68,8 @@ class TrainConfig:
         for name in ("lr", "bias_lr", "checkpoint_minutes", "explode"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"TrainConfig.{name} must be above 0, got {getattr(self, name)}.")
-        for name in ("weight_decay", "bias_decay", "momentum"):
-            if not 0 <= getattr(self, name) < 1:
+        for name in ("weight_decay", "bias_decay", "momentum", "stop_error"):
+            if not 0 <= (getattr(self, name) or 0) < 1:
                 raise ValueError(
                     f"TrainConfig.{name} must be in [0, 1), got {getattr(self, name)}."
                 )

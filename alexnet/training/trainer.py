@@ -123,9 +123,10 @@ class Trainer:
 
     @property
     def done(self) -> bool:
-        """Whether the schedule or the epochs have ended."""
-        ended = self.config.schedule.ended(self.state.plateau)
-        return ended or self.state.epoch >= self.config.epochs
+        """Whether the schedule or the epochs have ended, or the error is as low as was asked."""
+        config, state = self.config, self.state
+        learned = config.stop_error is not None and state.best_error <= config.stop_error
+        return learned or config.schedule.ended(state.plateau) or state.epoch >= config.epochs
 
     def resume(self) -> None:
         """Continue from the latest checkpoint, if there is one."""
