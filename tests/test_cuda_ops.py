@@ -2,22 +2,19 @@
 blocks of conv1, and a step of the whole network. Triton's interpreter runs the kernels on a CPU.
 """
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 import torch.nn.functional as F
 
 from alexnet.model.grouped import blocks_of_images, blocks_of_weight, fused_stages
 from alexnet.model.networks import caffe, code2012, smoke, torchvision
+from tests.kernel_scripts import DEVICES, run_on
 
-INTERPRETED = """
+SCRIPT = """
 import torch
 import torch.nn.functional as F
 from alexnet.model import cuda_ops
-cuda_ops.KERNEL_DEVICES.add("cpu")
+cuda_ops.KERNEL_DEVICES.add(DEVICE)
 torch.manual_seed(0)
 """
 
@@ -61,8 +58,11 @@ NETWORK = """
 from alexnet.builder import build
 from alexnet.model import networks
 
+torch.backends.cudnn.allow_tf32 = False
+
 def step(forward, model, layout):
-    images = torch.randn(2, 3, 40, 40, generator=torch.Generator().manual_seed(1)) * 50
+    generator = torch.Generator("cpu").manual_seed(1)
+    images = torch.randn(2, 3, 40, 40, generator=generator, device="cpu").to(DEVICE) * 50
     logits = forward(images.contiguous(memory_format=layout))
     F.cross_entropy(logits, torch.tensor([1, 3])).backward()
     return [logits.detach(), *(p.grad for p in model.parameters())]
@@ -79,10 +79,10 @@ for name, form in (
 ):
     config = networks.smoke(getattr(networks, name)(), crop=40, classes=5)
     cuda_ops.KERNEL_DEVICES.clear()
-    model = build(config, form=form)
+    model = build(config, form=form, devices=(DEVICE,))
     expected = step(model, model, torch.contiguous_format)
-    cuda_ops.KERNEL_DEVICES.add("cpu")
-    model = build(config, form=form)
+    cuda_ops.KERNEL_DEVICES.add(DEVICE)
+    model = build(config, form=form, devices=(DEVICE,))
     if form == "grouped":
         whole = torch.compile(model, backend="aot_eager", fullgraph=True)
         actual = step(whole, model, torch.channels_last)
@@ -96,11 +96,10 @@ assert {"max_pool", "max_pool_backward", "drop", "lrn", "lrn_backward", "spatial
 """
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("script", [POOLING, NETWORK], ids=["pooling", "network"])
-def test_kernels_compute_what_torch_computes(script):
-    pytest.importorskip("triton", reason="Triton comes for Linux alone")
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    subprocess.run([sys.executable, "-c", INTERPRETED + script], env=environment, check=True)
+def test_kernels_compute_what_torch_computes(script, device):
+    run_on(device, SCRIPT + script)
 
 
 @pytest.mark.parametrize("config", [code2012(), caffe(), torchvision(), smoke(code2012(), crop=57)])

@@ -1,14 +1,10 @@
 """The kernel of dropout for CUDA: its bits, by Triton's interpreter, are those of the CPU."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 
-pytest.importorskip("triton", reason="Triton comes for Linux alone")
+from tests.kernel_scripts import DEVICES, run_on
 
-INTERPRETED = """
+SCRIPT = """
 import torch
 from alexnet.model.dropout import _SPREAD, keep_mask, layer_key, mix, unit_keys
 from alexnet.model.dropout_triton import drop
@@ -20,7 +16,7 @@ for seed, layer, columns, each, keep, stride, first in (
     (2**31 - 1, 7, range(1), 33, 0.5, 3, 123_456_789),
 ):
     images = first + torch.arange(5) * stride
-    mask = keep_mask(images, unit_keys(seed, layer, columns, each, torch.device("cpu")), keep)
+    mask = keep_mask(images, unit_keys(seed, layer, columns, each, torch.device(DEVICE)), keep)
     start = layer_key(seed, layer)
     assert start == int(mix(torch.full((1,), seed) * _SPREAD + layer))
     for dtype in (torch.float32, torch.float16):
@@ -33,6 +29,6 @@ for seed, layer, columns, each, keep, stride, first in (
 """
 
 
-def test_the_same_units_are_dropped_as_on_a_cpu():
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    subprocess.run([sys.executable, "-c", INTERPRETED], env=environment, check=True)
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_same_units_are_dropped_as_on_a_cpu(device):
+    run_on(device, SCRIPT)

@@ -1,15 +1,13 @@
 """The norms for channels_last: values by Triton's interpreter against float64, their code compiled
 ahead of time for GPUs that are not here."""
 
-import os
-import subprocess
-import sys
-
 import pytest
+
+from tests.kernel_scripts import DEVICES, run_on
 
 pytest.importorskip("triton", reason="Triton comes for Linux alone")
 
-INTERPRETED = """
+SCRIPT = """
 import torch
 import torch.nn.functional as F
 from alexnet.model import norms_channels_last as kernels
@@ -63,9 +61,9 @@ for norm in (Lrn(size=5, alpha=1e-4, beta=0.75, k=2.0), Lrn(size=5, alpha=0.5, b
 """
 
 
-def test_values_and_gradients_are_those_of_float64():
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    subprocess.run([sys.executable, "-c", INTERPRETED], env=environment, check=True)
+@pytest.mark.parametrize("device", DEVICES)
+def test_values_and_gradients_are_those_of_float64(device):
+    run_on(device, SCRIPT)
 
 
 # What a kernel is given in layers 1 and 2 of code2012, in bfloat16; the values of a tile; and the

@@ -114,7 +114,7 @@ def drop(x: Tensor, position: Tensor, key: Sequence[int], keep: float, inverted:
 
     start, first, stop, stride = key
     # Rounded to x's type, as a mask of that type is.
-    scale = float(torch.ones((), dtype=x.dtype) / keep) if inverted else 1.0
+    scale = float(torch.ones((), dtype=x.dtype, device="cpu") / keep) if inverted else 1.0
     columns = range(first, stop)
     return dropout_triton.drop(x.contiguous(), position, start, columns, stride, keep, scale)
 

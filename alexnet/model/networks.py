@@ -191,9 +191,9 @@ def smoke(config: ModelConfig, crop: int = 56, classes: int | None = None) -> Mo
         narrow[config.layers[-1].name] = {"out": classes}
     small = replace(with_rows(config, **narrow), crop=crop, pad_end=0 if first else config.pad_end)
     start: dict[str, dict[str, object]] = {}
-    for row, full, here in zip(config.layers, sizes(config), sizes(small), strict=True):
+    for row, full, narrowed in zip(config.layers, sizes(config), sizes(small), strict=True):
         if row.sd is not None:
-            gain = math.sqrt(math.prod(full.weight[1:]) / math.prod(here.weight[1:]))
+            gain = math.sqrt(math.prod(full.weight[1:]) / math.prod(narrowed.weight[1:]))
             start[row.name] = {"sd": row.sd * gain}
     return with_rows(small, **start)
 
