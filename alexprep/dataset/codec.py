@@ -124,9 +124,7 @@ def _decode_jpeg(data: bytes, header: Header) -> tuple[Image.Image, tuple[str, .
         )
     pixels = header.width * header.height
     if pixels == 0:
-        raise ImageError(
-            f"is a JPEG whose header says {header.width} x {header.height} pixels, so it has none"
-        )
+        raise ImageError(f"says it is {header.width} x {header.height} pixels: it has none")
     if pixels > MAX_PIXELS:
         raise ImageError(
             f"says it is {header.width} x {header.height} pixels; {MAX_PIXELS:,} is the most"
