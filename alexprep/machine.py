@@ -92,8 +92,17 @@ def commit() -> str:
 
     A copy without .git takes it from the environment, ALEXPREP_COMMIT; else it is "".
     """
-    here = Path(__file__).parent
-    git = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    folder = Path(__file__).parent
+    git = [
+        "git",
+        "-C",
+        str(folder),
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=12",
+        "--exclude=*",
+    ]
     return _output(git) or os.environ.get("ALEXPREP_COMMIT", "")
 
 
@@ -122,8 +131,8 @@ def _memory_bytes() -> int:
 
 
 def _gpus() -> list[str]:
-    wanted = "--query-gpu=name,driver_version,memory.total"
-    return _output(["nvidia-smi", wanted, "--format=csv,noheader"]).splitlines()
+    query = "--query-gpu=name,driver_version,memory.total"
+    return _output(["nvidia-smi", query, "--format=csv,noheader"]).splitlines()
 
 
 def _version(package: str) -> str:

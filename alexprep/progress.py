@@ -1,4 +1,4 @@
-"""How far the work has come: a bar on a terminal, a plain line now and then anywhere else."""
+"""Progress of long work: a bar on a terminal, a line every five seconds anywhere else."""
 
 import sys
 import time
@@ -14,7 +14,7 @@ WIDE = 100  # columns that the whole text fits beside a bar
 
 
 class ProgressBar:
-    """Counts what is done against a total, on stderr; enter it to start the clock.
+    """Counts finished units against a total, on stderr; enter it to start the clock.
 
     `advance` may be called at any pace. `seconds` and `rate` (units a second) hold after the end.
     """
@@ -39,7 +39,7 @@ class ProgressBar:
     def __enter__(self) -> Self:
         self._started = self._last_line = time.perf_counter()
         if sys.stderr.isatty():
-            # What is narrow shortens the bar, never what stands beside it.
+            # On a narrow terminal the bar is shortened, never the text next to it.
             self._bar = Progress(
                 TextColumn("{task.description}", table_column=Column(min_width=len(self.label))),
                 BarColumn(),
@@ -48,19 +48,19 @@ class ProgressBar:
             )
             self._bar.start()
             # Without a total the bar moves: the first unit may be minutes away.
-            self._task = self._bar.add_task(self.label, total=None, text=self._beside_the_bar())
+            self._task = self._bar.add_task(self.label, total=None, text=self._bar_text())
         return self
 
     def advance(self, count: int, bytes: int = 0, errors: int = 0) -> None:
-        """Count `count` units as done, `bytes` as read or written and `errors` as gone wrong."""
+        """Add `count` finished units, `bytes` read or written, and `errors`."""
         self.done += count
         self.bytes += bytes
         self.errors += errors
-        now = time.perf_counter()
+        time_now = time.perf_counter()
         if self._bar is not None:
             self._draw(self._bar)
-        elif now - self._last_line >= SECONDS_BETWEEN_LINES:
-            self._last_line = now
+        elif time_now - self._last_line >= SECONDS_BETWEEN_LINES:
+            self._last_line = time_now
             self._line()
 
     def text(self, *, short: bool = False) -> str:
@@ -90,10 +90,10 @@ class ProgressBar:
             self._line()
 
     def _draw(self, bar: Progress) -> None:
-        text = self._beside_the_bar()
+        text = self._bar_text()
         bar.update(self._task, total=self.total, completed=self.done, text=text)
 
-    def _beside_the_bar(self) -> str:
+    def _bar_text(self) -> str:
         return self.text(short=self._bar is not None and self._bar.console.width < WIDE)
 
     def _line(self) -> None:
@@ -101,8 +101,8 @@ class ProgressBar:
         sys.stderr.flush()
 
 
-def clock(seconds: float) -> str:
-    """Seconds as 1:05 or 2:03:04."""
-    minutes, rest = divmod(round(seconds), 60)
+def clock(duration: float) -> str:
+    """A duration in seconds as 1:05 or 2:03:04."""
+    minutes, seconds = divmod(round(duration), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

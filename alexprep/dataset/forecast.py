@@ -96,8 +96,8 @@ def forecast(
     check_target(plan.source, str(out))
     workers = options.workers or cores()
     results, seconds = _probe(plan)
-    whole = [result for result in results if result.encoded is not None]
-    sample_bytes = np.mean([_sample_bytes(result) for result in whole]) if whole else 0.0
+    encoded = [result for result in results if result.encoded is not None]
+    sample_bytes = np.mean([_sample_bytes(result) for result in encoded]) if encoded else 0.0
     count, probed = plan.source.images, len(results)
     return Forecast(
         name=plan.source.name,
@@ -106,7 +106,7 @@ def forecast(
         images={split: len(samples.key) for split, samples in plan.source.splits.items()},
         shards=plan.shards,
         probed=probed,
-        faults=probed - len(whole),
+        faults=probed - len(encoded),
         images_per_second=probed / seconds,
         workers=workers,
         seconds=count * seconds / probed / workers,
@@ -122,14 +122,14 @@ def forecast(
 
 def _probe(plan: ShardPlan) -> tuple[list[Outcome], float]:
     """Encode images from all over the largest split."""
-    samples = max(plan.source.splits.values(), key=lambda there: len(there.key))
-    places = permutation(len(samples.key), 0, "probe")[:PROBES]
+    samples = max(plan.source.splits.values(), key=lambda split: len(split.key))
+    indices = permutation(len(samples.key), 0, "probe")[:PROBES]
     # Neighbours cost what they will cost in the run.
     if samples.items.sequential == "always":
-        places = np.sort(places)
-    began = time.perf_counter()
-    results = list(outcomes(samples.items.select(places), plan.config))
-    return results, time.perf_counter() - began
+        indices = np.sort(indices)
+    started = time.perf_counter()
+    results = list(outcomes(samples.items.select(indices), plan.config))
+    return results, time.perf_counter() - started
 
 
 def _sample_bytes(result: Outcome) -> int:

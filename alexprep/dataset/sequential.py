@@ -88,13 +88,13 @@ def recommend_sequential(source: Source) -> None:
 def scattered_read_seconds(items: Items) -> float:
     """Median time of reading one image at a random position of a tar."""
     count = len(items.name)
-    places = permutation(count, 0, "probe")[:PROBES]
+    indices = permutation(count, 0, "probe")[:PROBES]
     seconds: list[float] = []
-    with closing(items.select(places).read()) as images:
-        began = time.perf_counter()
+    with closing(items.select(indices).read()) as images:
+        started = time.perf_counter()
         for _ in images:
-            seconds.append(time.perf_counter() - began)
-            began = time.perf_counter()
+            seconds.append(time.perf_counter() - started)
+            started = time.perf_counter()
     return statistics.median(seconds)
 
 
@@ -105,22 +105,22 @@ def write_sequentially(
 
     PrepareError lists the files that are no images, where tasks do not skip them, after the first.
     """
-    found = _find_all(tasks, workers)
-    missing = [number for number in range(len(tasks)) if number not in found]
+    records = _find_all(tasks, workers)
+    missing = [number for number in range(len(tasks)) if number not in records]
     if missing:
         folder.mkdir(parents=True, exist_ok=True)
         _encode_all(plan, np.array(missing), folder, workers, skip=tasks[0].skip)
-    return _assemble(tasks, found, missing, folder, workers)
+    return _assemble(tasks, records, missing, folder, workers)
 
 
 def _assemble(
     tasks: list[ShardTask],
-    found: dict[int, ShardRecord],
+    records: dict[int, ShardRecord],
     missing: list[int],
     folder: Path,
     workers: int,
 ) -> Generator[tuple[int, ShardRecord], None, None]:
-    yield from found.items()
+    yield from records.items()
     assemble = partial(write_from_spool, folder=folder)
     jobs = ((number, tasks[number]) for number in missing)
     with closing(run_tasks(assemble, jobs, workers=workers)) as results:
@@ -179,11 +179,13 @@ def source_chunks(plan: ShardPlan, missing: NDArray[np.intp]) -> Iterator[Chunk]
         shard_of += first_shard
         first_shard += len(lengths)
         items = samples.items
-        for piece in items.neighbours():
+        for indices in items.neighbours():
             number = next(numbers)
-            kept = piece[np.isin(shard_of[piece], missing)]
-            if len(kept):
-                yield Chunk(number, items.select(kept), shard_of[kept], slot_of[kept])
+            unfinished = indices[np.isin(shard_of[indices], missing)]
+            if len(unfinished):
+                yield Chunk(
+                    number, items.select(unfinished), shard_of[unfinished], slot_of[unfinished]
+                )
 
 
 def _done(folder: Path, chunk: int) -> Path:

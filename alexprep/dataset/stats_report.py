@@ -81,15 +81,15 @@ def _comparison(stats: ImageStats) -> str:
         ("std, torchvision, 0..1", stats.sd / 255, TORCHVISION_STD, 3),
         ("eigval, fb.resnet, 0..1 squared", ours, FB_RESNET_EIGVAL, 4),
     ]
-    lines = ["Beside what others published for ILSVRC2012"]
-    lines.append(f"{'':34}{'here':>28}{'published':>28}{'ratio':>22}")
-    for name, here, published, digits in rows:
+    lines = ["Compared with what others published for ILSVRC2012"]
+    lines.append(f"{'':34}{'measured':>28}{'published':>28}{'ratio':>22}")
+    for name, measured, published, digits in rows:
         ratio = [
-            one / other if other else math.nan
-            for one, other in zip(here.tolist(), published, strict=True)
+            value / reference if reference else math.nan
+            for value, reference in zip(measured.tolist(), published, strict=True)
         ]
         lines.append(
-            f"{name:34}{_numbers(here, digits):>28}{_numbers(np.array(published), digits):>28}"
+            f"{name:34}{_numbers(measured, digits):>28}{_numbers(np.array(published), digits):>28}"
             f"{_numbers(np.array(ratio), 2):>22}"
         )
     return "\n".join(lines)
