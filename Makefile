@@ -4,6 +4,7 @@
 # make docs    the generated tables of docs/       make site    docs/ as a static site, build/site
 # make gpu-check OUT=folder [DATA=data set]   all that needs a GPU, tests and measurements, 8 minutes;
 #              with PYTHON=python3 by that Python and its packages, without .venv (docs/notes/machines.md)
+# make fuzz    SECONDS of changed files of every kind against their readers; keeps what failed
 # make browser Debian's chromium, which the tests of the report look at its pages with
 # All set-ups ask nothing and do nothing when they have been done; Python's land in .venv.
 
@@ -15,7 +16,7 @@ APT := apt-get install --yes --no-install-recommends
 OUT ?= build/gpu-check
 GENERATED := $(wildcard docs/reference/*.md) docs/notes/differences.md
 
-.PHONY: demo test test-all check docs site gpu-check browser headers clean
+.PHONY: demo test test-all check docs site gpu-check fuzz browser headers clean
 
 demo: .venv/.installed
 	$(BIN)/alexprep demo
@@ -35,6 +36,10 @@ check: .venv/.dev
 
 docs: .venv/.dev
 	$(BIN)/cog -I . -r $(GENERATED)
+
+fuzz: SECONDS := 60
+fuzz: .venv/.dev
+	PYTHONPATH=. $(BIN)/python benchmarks/fuzz.py --seconds $(SECONDS) --out build/fuzz
 
 site: .venv/.dev
 	$(BIN)/mkdocs build --quiet

@@ -13,6 +13,7 @@ import hashlib
 import io
 import os
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -50,8 +51,12 @@ def read_sample(root: Path, name: str) -> SampleFiles:
     table = _table(root, shards)
     for key in _possible_keys(name):
         entry = _find(table, key)
-        if entry is not None:
-            return _read(root / shards[entry[0]], key, entry[1])
+        if entry is None:
+            continue
+        shard, offset = entry
+        if shard >= len(shards) or not BLOCK <= offset < 1 << 63:
+            raise DataError(f"{root / 'index'}/keys-*.npy is damaged. Remove it.")
+        return _read(root / shards[shard], key, offset)
     raise DataError(
         f"{root} has no sample {name!r}. A key is the name of the source file without its ending, "
         "as n01440764_10026."
@@ -111,7 +116,12 @@ def _table(root: Path, names: list[str]) -> Table:
             return table
     try:
         entries, begins = (np.load(path, mmap_mode="r") for path in (keys, buckets))
-    except ValueError as error:
+        if (entries.dtype, entries.ndim) != (ENTRY, 1) or len(begins) < 2:
+            raise ValueError("it holds no table of keys")
+        if (begins.dtype, begins.ndim) != (np.uint32, 1):
+            raise ValueError("it holds no buckets")
+    # NumPy parses the header of a file as an expression of Python's, without running it.
+    except (ValueError, EOFError, SyntaxError, TokenError, TypeError, OverflowError) as error:
         raise DataError(f"{keys} or {buckets} is damaged ({error}). Remove both.") from error
     return entries, begins
 
