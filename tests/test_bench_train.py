@@ -24,9 +24,15 @@ def test_the_pace_weighs_steps_by_their_time_and_leaves_out_the_start(tmp_path):
 def test_a_real_training_is_measured_on_pictures_that_are_drawn(tmp_path, monkeypatch):
     # The run's memory setting would outlive this test.
     monkeypatch.setattr("alexprep.model.training.keep_freed_memory", bool)
+    monkeypatch.setattr("alexprep.bench.step_bench.keep_freed_memory", bool)
     monkeypatch.setattr(train_bench, "STEPS", 25)
-    rate, running, start = train_bench.run(BenchConfig(rounds=1, images=640), tmp_path)
+    monkeypatch.setattr(train_bench, "AGAIN", 2)
+    rate, headspace, running, start, busy = train_bench.run(
+        BenchConfig(rounds=1, images=640), tmp_path
+    )
     assert rate.median > 0
+    assert headspace.median > 0
+    assert 0 < busy.median <= 100
     assert 0 <= running.median <= 100
     assert 0 <= start.median <= 100
     assert running.target == "<= 2"

@@ -130,9 +130,16 @@ def test_measured_parts_need_nothing_that_a_gpu_host_may_lack():
 def test_every_case_of_the_steps_has_a_name_of_its_own_and_compiled_ones_come_last(check):
     names = [name for name, _ in step_measurements("cuda:0", 1)]
     assert len(set(names)) == len(names) == 2 + 2 + 2 * 10
+    # The step at both batch sizes comes first: time may run out.
+    assert names[2:4] == ["batch 128: bf16, CUDA graph", "batch 1024: bf16, CUDA graph"]
     compiled = ["compiled" in name for name in names]
     assert compiled == sorted(compiled)
     assert sum(compiled) == 6
+
+
+def test_all_parts_end_within_eight_minutes_and_the_step_comes_before_the_loader(check):
+    assert sum(check.LIMITS.values()) <= 450
+    assert list(check.LIMITS) == ["tests", "step", "load"]
 
 
 def test_every_test_marked_for_a_gpu_is_collected(check):

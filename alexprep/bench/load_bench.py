@@ -56,14 +56,15 @@ def images_per_second(batches: Batches, count: int, device: str) -> float:
     """Images/s over `count` batches, after those that were prefetched."""
     for _ in islice(batches, UNTIMED):
         pass
-    _wait_for(device)
+    wait_for(device)
     start = time.perf_counter()
     images = sum(len(batch[1]) for batch in islice(batches, count))
-    _wait_for(device)
+    wait_for(device)
     return images / (time.perf_counter() - start)
 
 
-def _wait_for(device: str) -> None:
+def wait_for(device: str) -> None:
+    """Until a GPU has done what is queued."""
     if device != "cpu":
         torch.cuda.synchronize(device)
 

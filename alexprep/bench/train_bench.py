@@ -3,22 +3,29 @@
 A round is a run of `alexprep train --smoke` of at least STEPS steps, with checkpoints, validation
 and log. Its first START steps fill the loader's queues and meet cold caches: they are left out of
 "once running". Waiting is the log's own figure: the share of the time between the starts of the
-steps in which the network had no batch to train on.
+steps in which the network had no batch to train on. Headspace is the rate of the same step on one
+batch again and again, which no loader can surpass; the share of the cores is of the whole run.
 """
 
 import math
+import time
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 from alexnet.training import metrics
+from alexprep.bench.load_bench import wait_for
 from alexprep.bench.measurement import Row, row
+from alexprep.bench.step_bench import Case, training_step
 from alexprep.bench.suite import BenchConfig, drawn_data_set
-from alexprep.model.recipes import SMOKE_BATCH
+from alexprep.machine import cores
+from alexprep.model.recipes import SMOKE_BATCH, RecipeInputs, make_recipe
 from alexprep.model.training import TrainOptions, train
 from pipelines.format import Manifest
 
 STEPS, START = 320, 20
+AGAIN = 20  # steps on the same batch
 TARGET = "<= 2"
 SETTINGS = (f"train.log_steps={START}", "train.keep=1", "train.checkpoint_minutes=60")
 
@@ -43,21 +50,49 @@ def run(config: BenchConfig, folder: Path) -> list[Row]:
         epochs=math.ceil(STEPS * SMOKE_BATCH / sum(shard.samples for shard in shards)),
         settings=SETTINGS,
     )
+    step = _smoke_step(root, config.device)
     running: list[Pace] = []
     complete: list[Pace] = []
+    busy: list[float] = []
+    headspace: list[float] = []
     for number in range(config.rounds):
         run = folder / f"run-{number}"
+        wall, processor = time.perf_counter(), time.process_time()
         train(root, run, options)
+        wall, processor = time.perf_counter() - wall, time.process_time() - processor
+        busy.append(100 * processor / wall / cores())
         running.append(pace(run, START))
         complete.append(pace(run, 0))
+        headspace.append(_rate(step, config.device))
     rates = [steps.rate for steps in running]
     waiting, from_start = ([100 * steps.waiting for steps in runs] for runs in (running, complete))
     unit = "% of the time"
     return [
         row("smoke training, images/s once running", rates, "images/s"),
+        row("smoke training, headspace: the same batch again", headspace, "images/s"),
         row("smoke training, waiting once running", waiting, unit, TARGET),
         row("smoke training, waiting with its start", from_start, unit),
+        row("smoke training, share of the cores", busy, "% of all cores"),
     ]
+
+
+def _smoke_step(root: Path, device: str) -> Callable[[], None]:
+    """The step that `train` takes on this data set, always on the same random batch."""
+    manifest = Manifest.load(root)
+    inputs = RecipeInputs(classes=len(manifest.classes), source=manifest.size, smoke=True)
+    network = make_recipe(TrainOptions().recipe, inputs).model
+    return training_step(Case(network=network, batch=SMOKE_BATCH, device=device))
+
+
+def _rate(step: Callable[[], None], device: str) -> float:
+    """Images/s of AGAIN steps after one more."""
+    step()
+    wait_for(device)
+    start = time.perf_counter()
+    for _ in range(AGAIN):
+        step()
+    wait_for(device)
+    return AGAIN * SMOKE_BATCH / (time.perf_counter() - start)
 
 
 def pace(run: Path, start: int) -> Pace:

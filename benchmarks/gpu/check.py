@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from benchmarks.gpu.steps import Measurement
 
 # Seconds of each part; together with the start they stay below eight minutes.
-LIMITS = {"tests": 170, "load": 90, "step": 190}
+LIMITS = {"tests": 150, "step": 190, "load": 110}
 PACKAGES = {
     **{name: name for name in ("torch", "triton", "numpy", "safetensors", "click", "rich")},
     **{name: name for name in ("fsspec", "pytest", "pytest_timeout")},

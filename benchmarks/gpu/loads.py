@@ -17,28 +17,32 @@ from alexprep.bench.load_bench import endless, images_per_second
 from alexprep.bench.measurement import Row, compared, interleaved, timed
 from alexprep.bench.step_bench import Case, training_step
 from alexprep.bench.suite import BenchConfig
-from alexprep.machine import cores
 from benchmarks.gpu.steps import Measurement
 from pipelines import AugmentSpec, LoaderConfig, open_loader
 
 BATCHES = (128, 1024)
-WAYS: Mapping[str, Literal["mixed", "cpu"]] = {"GPU decode": "mixed", "CPU decode": "cpu"}
+# How it decodes, and the share of it that the JPEG engine takes.
+WAYS: Mapping[str, tuple[Literal["mixed", "cpu"], float]] = {
+    "GPU decode": ("mixed", 1.0),
+    "CPU decode": ("cpu", 1.0),
+    "GPU decode, JPEG engine 90%": ("mixed", 0.9),
+    "GPU decode, no JPEG engine": ("mixed", 0.0),
+}
 STEPS = 20  # of the trainer in one measurement
 FEWEST = 4  # batches of a measurement: fewer would time the queue
 
 
 def load_measurements(root: Path, config: BenchConfig) -> Iterator[Measurement]:
-    """Both ways at both batch sizes."""
-    for batch in BATCHES:
-        for name, decode in WAYS.items():
+    """Every way at both batch sizes, the usual ones first."""
+    for name, (decode, engine) in WAYS.items():
+        for batch in BATCHES:
             title = f"batch {batch}: {name}, GPU augmentation"
             loading = LoaderConfig(
                 batch=batch,
                 device=config.device,
                 backend="dali",
                 decode=decode,
-                threads=config.processes,
-                readers=min(8, cores()),
+                hw_decoder_load=engine,
                 channels_last=True,
             )
             yield title, partial(compare_loader, title, root, loading, config)
