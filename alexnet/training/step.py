@@ -25,8 +25,8 @@ def keep_freed_memory() -> bool:
 
     Activations are tens of megabytes. By default each is mapped anew every step, and the kernel
     clears its pages one by one: a third of the time of a step of the full network on two cores
-    (docs/notes/network.md). The process stays at its largest size until it ends. Call it once, before
-    the network is built; without glibc it does nothing.
+    (docs/notes/network.md). The process stays at its largest size until it ends. Call it once,
+    before the network is built; without glibc it does nothing.
     """
     if sys.platform != "linux":
         return False
