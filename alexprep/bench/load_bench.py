@@ -25,7 +25,6 @@ from alexprep.dataset.decode import store_planes
 from alexprep.machine import cores
 from pipelines import AugmentSpec, Loader, LoaderConfig, open_loader
 from pipelines.format import Manifest
-from pipelines.planestore import has_planes
 
 BATCH, CPU_THREADS, CROP = 128, 2, 227
 MEAN = (123.675, 116.28, 103.53)
@@ -84,6 +83,8 @@ def open_cases(root: Path, device: str, stack: ExitStack) -> dict[str, Batches]:
     if device == "cpu":
         ours["alexprep torch"] = (LoaderConfig(backend="torch"), spec)
         cases["copy of the output"] = copies()
+    from pipelines.planestore import has_planes  # noqa: PLC0415 - needs simplejpeg
+
     if has_planes(root, Manifest.load(root), "train"):
         planes = replace(dali, backend="planes" if device == "cpu" else "resident")
         ours |= {
