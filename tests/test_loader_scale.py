@@ -57,7 +57,7 @@ def test_the_first_batch_of_imagenet_needs_a_fraction_of_its_index(imagenet):
 
 def test_the_whole_index_takes_less_than_100_megabytes(imagenet):
     reader = SplitReader(imagenet, Manifest.load(imagenet), "train", "size")
-    indexes = [reader._index(number) for number in range(SHARDS)]
+    indexes = [reader._shard_index(number) for number in range(SHARDS)]
     arrays = sum(array.nbytes for index in indexes for array in index)
     order = loader_order_bytes(imagenet)
     assert arrays + order < 100e6

@@ -126,15 +126,17 @@ def start(worker, processes, folder, **environment):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     context = multiprocessing.get_context("spawn")
-    os.environ.update(
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE=str(processes), **environment
-    )
     started = [
         context.Process(target=worker, args=(rank, folder), daemon=True)
         for rank in range(processes)
     ]
-    for process in started:
-        process.start()
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    # For the processes alone: later tests would be taken for one of several.
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**environment, "WORLD_SIZE": str(processes)}.items():
+            patch.setenv(name, value)
+        for process in started:
+            process.start()
     return started
 
 
