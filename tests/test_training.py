@@ -298,7 +298,8 @@ def test_a_folder_with_other_things_in_it_is_not_taken(dataset, tmp_path):
 
 
 def test_a_data_set_without_statistics_is_named_with_what_to_run(tmp_path, rng):
-    root = write_dataset(tmp_path / "bare", {"train": items(rng, 9, "t")}, size=64)
+    splits = {"train": items(rng, 9, "t"), "validation": items(rng, 3, "v")}
+    root = write_dataset(tmp_path / "bare", splits, size=64)
     with pytest.raises(DataError, match=f"alexprep stats {root}"):
         train(root, tmp_path / "run", OPTIONS)
     assert not (tmp_path / "run").exists()
@@ -329,7 +330,7 @@ def test_a_missing_data_set_is_named(tmp_path):
 def test_a_device_that_is_not_here_is_named(dataset, tmp_path):
     with pytest.raises(RunError, match="There is no cuda:97 on this machine"):
         train(dataset, tmp_path / "run", replace(OPTIONS, devices=("cuda:97",)))
-    with pytest.raises(ValueError, match="A device is cpu or cuda:0"):
+    with pytest.raises(ValueError, match="A device is auto, cpu or cuda:0"):
         train(dataset, tmp_path / "run", replace(OPTIONS, devices=("gpu",)))
 
 
