@@ -103,28 +103,29 @@ def scan_tar(path: Path, file: int, begin: int = 0, size: int | None = None) -> 
     """
     end = os.fstat(file).st_size if size is None else begin + size
     entries: list[Entry] = []
-    at = begin
-    while at + BLOCK <= end:
-        block = os.pread(file, BLOCK, at)
+    position = begin
+    while position + BLOCK <= end:
+        block = os.pread(file, BLOCK, position)
         header = parse_header(block)
         if header is None:
             if not block.strip(b"\0"):
                 return _checked(path, entries)
             raise PrepareError(
-                f"{path} has no tar header at byte {at:,}: the file is damaged or is no tar. "
+                f"{path} has no tar header at byte {position:,}: the file is damaged or is no tar. "
                 "Download or copy it again."
             )
         if not header.plain:
             return _checked(path, _scan_with_tarfile(path, file, begin, end))
-        if at + BLOCK + header.size > end:
+        if position + BLOCK + header.size > end:
             break
         if header.kind != FOLDER:
-            entries.append(Entry(header.name, at + BLOCK, header.size))
-        at += BLOCK + padded(header.size)
-    if at == end:
+            entries.append(Entry(header.name, position + BLOCK, header.size))
+        position += BLOCK + padded(header.size)
+    if position == end:
         return _checked(path, entries)  # some writers leave out the two empty blocks at the end
     raise PrepareError(
-        f"{path} ends within a member at byte {at:,}: it is incomplete. Download or copy it again."
+        f"{path} ends within a member at byte {position:,}: it is incomplete. Download or copy it "
+        "again."
     )
 
 
@@ -242,24 +243,26 @@ class TarStream:
             self._file.close()
 
     def __iter__(self) -> Iterator[TarMember]:
-        at = self._start
-        while at < self._length:
-            block = self._at(at, BLOCK)
+        position = self._start
+        while position < self._length:
+            block = self._at(position, BLOCK)
             if not block.strip(b"\0"):
                 break
             header = parse_header(block)
             if header is None:
-                raise DataError(f"{self.path} is damaged or cut off: no tar header at byte {at}.")
-            available = self._length - at - BLOCK
+                raise DataError(
+                    f"{self.path} is damaged or cut off: no tar header at byte {position}."
+                )
+            available = self._length - position - BLOCK
             if header.size > available:
                 raise DataError(
-                    f"{self.path} is cut off: the member at byte {at} has {header.size} bytes, "
-                    f"{available} of them are in the file."
+                    f"{self.path} is cut off: the member at byte {position} has {header.size} "
+                    f"bytes, {available} of them are in the file."
                 )
             if header.kind in FILE_TYPES:
                 name = header.name.decode("utf-8", "surrogateescape")
-                yield TarMember(name, at + BLOCK, self._at(at + BLOCK, header.size))
-            at += BLOCK + padded(header.size)
+                yield TarMember(name, position + BLOCK, self._at(position + BLOCK, header.size))
+            position += BLOCK + padded(header.size)
         while self._read_into(memoryview(self._block)):  # the hash is of the whole file
             pass
 
@@ -310,12 +313,12 @@ class TarWriter:
         """Append KEY.jpg, KEY.cls and KEY.json; returns where their data lies."""
         pieces: list[bytes] = []
         members: list[Member] = []
-        at = self.bytes
+        position = self.bytes
         for kind, data in zip(MEMBERS, contents, strict=True):
             pieces += (build_header(f"{key}.{kind}".encode(), len(data)), data)
             pieces.append(bytes(padded(len(data)) - len(data)))
-            members.append(Member(at + BLOCK, len(data)))
-            at += BLOCK + padded(len(data))
+            members.append(Member(position + BLOCK, len(data)))
+            position += BLOCK + padded(len(data))
         self._append(b"".join(pieces))
         self.samples += 1
         return Sample(key, *members)

@@ -210,7 +210,7 @@ class TeamSeam:
         return (self.team.device,)
 
     def gather(self, parts: Sequence[Tensor]) -> list[Tensor]:
-        return [self.apply(_Gather, part, self.team) for part in parts]
+        return [self.apply(_Gather, share, self.team) for share in parts]
 
     def to_first(self, parts: Sequence[Tensor]) -> Tensor:
         return self.apply(_ToFirst, parts[0], self.team)
@@ -223,11 +223,11 @@ class _Gather(Function):
     """All columns' parts in each of them; backward adds up the gradients of the columns."""
 
     @staticmethod
-    def forward(ctx: Any, part: Tensor, team: Team) -> Tensor:
-        ctx.team, ctx.format = team, memory_format(part)
-        own = as_rows(part, ctx.format)
+    def forward(ctx: Any, share: Tensor, team: Team) -> Tensor:
+        ctx.team, ctx.format = team, memory_format(share)
+        own = as_rows(share, ctx.format)
         parts = [torch.empty_like(own) for _ in range(team.columns)]
-        team.count("gather", part, team.columns - 1)
+        team.count("gather", share, team.columns - 1)
         team.exchange(dist.all_gather, parts, own, group=team.group)
         return as_maps(
             torch.cat(parts, dim=-1 if ctx.format is torch.channels_last else 1), ctx.format
@@ -250,17 +250,17 @@ class _ToFirst(Function):
     """All columns' parts in the first one alone, as for the last layer in 2012."""
 
     @staticmethod
-    def forward(ctx: Any, part: Tensor, team: Team) -> Tensor:
+    def forward(ctx: Any, share: Tensor, team: Team) -> Tensor:
         ctx.team = team
-        own = part.contiguous()
+        own = share.contiguous()
         if team.column:
             team.count("to first", own)
             team.exchange(dist.send, own, group=team.group, group_dst=0)
-            return part.view_as(part)
-        others = [torch.empty_like(own) for _ in range(1, team.columns)]
-        for column, other in enumerate(others, start=1):
-            team.exchange(dist.recv, other, group=team.group, group_src=column)
-        return torch.cat([own, *others], dim=1)
+            return share.view_as(share)
+        peers = [torch.empty_like(own) for _ in range(1, team.columns)]
+        for column, peer in enumerate(peers, start=1):
+            team.exchange(dist.recv, peer, group=team.group, group_src=column)
+        return torch.cat([own, *peers], dim=1)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
@@ -269,9 +269,9 @@ class _ToFirst(Function):
             share = grad.contiguous()
             team.exchange(dist.recv, share, group=team.group, group_src=0)
             return share, None
-        own, *others = grad.chunk(team.columns, dim=1)
-        for column, other in enumerate(others, start=1):
-            share = other.contiguous()
+        own, *peers = grad.chunk(team.columns, dim=1)
+        for column, peer in enumerate(peers, start=1):
+            share = peer.contiguous()
             team.count("to first, gradient", share)
             team.exchange(dist.send, share, group=team.group, group_dst=column)
         return own, None

@@ -62,11 +62,11 @@ class LocalSeam:
         if len(set(self.devices)) == 1:
             return [torch.cat(list(parts), dim=1)] * len(parts)
         # All copies before the first concatenation, which would keep the second direction waiting.
-        copies = [[_move(part, device) for part in parts] for device in self.devices]
+        copies = [[_move(maps, device) for maps in parts] for device in self.devices]
         return [torch.cat(copied, dim=1) for copied in copies]
 
     def to_first(self, parts: Sequence[Tensor]) -> Tensor:
-        return torch.cat([_move(part, self.devices[0]) for part in parts], dim=1)
+        return torch.cat([_move(maps, self.devices[0]) for maps in parts], dim=1)
 
     def publish(self, answer: Tensor, units: int) -> Tensor:
         return answer
@@ -80,8 +80,8 @@ def local_seam(columns: int, devices: Sequence[str | torch.device]) -> LocalSeam
     return LocalSeam(devices=homes * (columns // len(homes)))
 
 
-def _move(part: Tensor, device: torch.device) -> Tensor:
-    return part.to(device, non_blocking=True)
+def _move(maps: Tensor, device: torch.device) -> Tensor:
+    return maps.to(device, non_blocking=True)
 
 
 class Column(nn.Module):

@@ -68,11 +68,11 @@ def save(path: Path, meta: Mapping[str, Any], parts: Mapping[str, Tensors]) -> N
     OSError, with nothing left behind, if the disk is full or the folder is not writable.
     """
     tensors = {
-        f"{part}/{name}": tensor.detach().cpu().contiguous()
-        for part, named in parts.items()
+        f"{group}/{name}": tensor.detach().cpu().contiguous()
+        for group, named in parts.items()
         for name, tensor in named.items()
     }
-    sums = {part: _crc(tensors, part) for part in parts}
+    sums = {group: _crc(tensors, group) for group in parts}
     checks = {"version": VERSION, "crc32": {**sums, HEADER: NO_DIGITS}}
     text = json.dumps({**meta, **checks}, allow_nan=False)
     header, data = _split(to_bytes(tensors, {"alexprep": text}))
@@ -127,7 +127,7 @@ def load(path: Path, parts: Iterable[str] = ("model",)) -> Checkpoint:
         with opened as file:
             metadata: dict[str, str] = file.metadata() or {}
             names: list[str] = list(file.keys())
-            prefixes = tuple(f"{part}/" for part in parts)
+            prefixes = tuple(f"{group}/" for group in parts)
             tensors: dict[str, Tensor] = {
                 name: file.get_tensor(name) for name in names if name.startswith(prefixes)
             }
@@ -139,9 +139,9 @@ def load(path: Path, parts: Iterable[str] = ("model",)) -> Checkpoint:
         checks = msgspec.convert(meta, _Checks)
         if checks.version == VERSION:
             _check_header(header, checks.crc32, {name.partition("/")[0] for name in names})
-            for part in parts:
-                if _crc(tensors, part) != checks.crc32.get(part, 0):
-                    raise ValueError(f"part {part!r} has changed")
+            for group in parts:
+                if _crc(tensors, group) != checks.crc32.get(group, 0):
+                    raise ValueError(f"part {group!r} has changed")
     if checks.version != VERSION:
         raise RunError(
             f"{path} has version {checks.version}; this alexprep reads {VERSION}. "
@@ -150,7 +150,7 @@ def load(path: Path, parts: Iterable[str] = ("model",)) -> Checkpoint:
     return Checkpoint(
         path=path,
         meta=meta,
-        parts={part: _part(tensors, part) for part in parts},
+        parts={group: _part(tensors, group) for group in parts},
     )
 
 
@@ -185,11 +185,11 @@ def _check_header(header: bytes, sums: Mapping[str, int | str], parts: set[str])
     """ValueError unless each part has a sum, and the header the one it was written with."""
     if missing := parts - set(sums):
         raise ValueError(f"part {min(missing)!r} is unknown")
-    for part, value in sums.items():
+    for group, value in sums.items():
         # A part without tensors has 0. So the name of a sum cannot change unnoticed, this one's
         # least of all, without which the header would not be checked.
-        if part != HEADER and part not in parts and value != 0:
-            raise ValueError(f"part {part!r} is missing")
+        if group != HEADER and group not in parts and value != 0:
+            raise ValueError(f"part {group!r} is missing")
     if HEADER in sums:
         begin, end = _own_digits(header)
         own = zlib.crc32(header[:begin] + NO_DIGITS.encode() + header[end:])
@@ -197,14 +197,14 @@ def _check_header(header: bytes, sums: Mapping[str, int | str], parts: set[str])
             raise ValueError("its header has changed")
 
 
-def _part(tensors: Tensors, part: str) -> dict[str, Tensor]:
-    prefix = f"{part}/"
+def _part(tensors: Tensors, group: str) -> dict[str, Tensor]:
+    prefix = f"{group}/"
     return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
 
 
-def _crc(tensors: Tensors, part: str) -> int:
+def _crc(tensors: Tensors, group: str) -> int:
     crc = 0
-    for _, tensor in sorted(_part(tensors, part).items()):
+    for _, tensor in sorted(_part(tensors, group).items()):
         crc = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, crc)
     return crc
 

@@ -72,13 +72,13 @@ class Interval(NamedTuple):
     seconds: float = 0.0
     stalled: float = 0.0
 
-    def plus(self, more: "Interval") -> "Interval":
+    def plus(self, interval: "Interval") -> "Interval":
         return Interval(
-            steps=self.steps + more.steps,
-            images=self.images + more.images,
-            loss=self.loss + more.loss,
-            seconds=self.seconds + more.seconds,
-            stalled=self.stalled + more.stalled,
+            steps=self.steps + interval.steps,
+            images=self.images + interval.images,
+            loss=self.loss + interval.loss,
+            seconds=self.seconds + interval.seconds,
+            stalled=self.stalled + interval.stalled,
         )
 
     @property

@@ -158,17 +158,17 @@ def _fix_facts(manifest: Manifest, facts: Facts) -> Iterator[Comparison]:
             yield Comparison("unknown", f"{name}: a split is missing")
             continue
         actual = set(manifest.mended.get(fix, ()))
-        missing, more = sorted(keys - actual), sorted(actual - keys)
+        missing, extra = sorted(keys - actual), sorted(actual - keys)
         text = f"{count:,}"
         text += f", without {_some(missing)}" if missing else ""
-        text += f", also {_some(more)}" if more else ""
-        equal = not missing and not more and count == len(keys)
+        text += f", also {_some(extra)}" if extra else ""
+        equal = not missing and not extra and count == len(keys)
         yield _compare(name, text, f"{len(keys):,}", equal=equal)
 
 
 def _some(names: list[str]) -> str:
-    more = f" and {len(names) - MAX_NAMED:,} more" if len(names) > MAX_NAMED else ""
-    return ", ".join(names[:MAX_NAMED]) + more
+    suffix = f" and {len(names) - MAX_NAMED:,} more" if len(names) > MAX_NAMED else ""
+    return ", ".join(names[:MAX_NAMED]) + suffix
 
 
 def _label_fact(root: Path, manifest: Manifest, facts: Facts) -> Comparison:

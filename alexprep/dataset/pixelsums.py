@@ -35,15 +35,15 @@ def add_products(values: NDArray[np.uint8], products: NDArray[np.uint64]) -> Non
         gg += green * green
         gb += green * blue
         bb += blue * blue
-    for place, total in enumerate((rr, rg, rb, gg, gb, bb)):
-        products[place] += np.uint64(total)
+    for index, total in enumerate((rr, rg, rb, gg, gb, bb)):
+        products[index] += np.uint64(total)
 
 
 @njit("void(uint8[::1], uint16[::1])")
 def add_values(values: NDArray[np.uint8], sums: NDArray[np.uint16]) -> None:
     """Add each value to the sum at its place."""
-    for place in range(values.size):
-        sums[place] += values[place]
+    for index in range(values.size):
+        sums[index] += values[index]
 
 
 class Accumulator:

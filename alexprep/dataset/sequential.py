@@ -236,18 +236,18 @@ def _pack(slot: int, result: Outcome) -> bytes:
 def _unpack(data: bytes) -> dict[int, Outcome]:
     """Outcomes by slot. What a kill or a full disk left incomplete is skipped."""
     results: dict[int, Outcome] = {}
-    at = 0
-    while (at := data.find(MARK, at)) >= 0 and at + HEAD.size <= len(data):
-        _, slot, jpg_bytes, notes_bytes, crc = HEAD.unpack_from(data, at)
-        begin = at + HEAD.size
+    cursor = 0
+    while (cursor := data.find(MARK, cursor)) >= 0 and cursor + HEAD.size <= len(data):
+        _, slot, jpg_bytes, notes_bytes, crc = HEAD.unpack_from(data, cursor)
+        begin = cursor + HEAD.size
         body = data[begin : begin + jpg_bytes + notes_bytes]
         if len(body) != jpg_bytes + notes_bytes or zlib.crc32(body) != crc:
-            at += 1
+            cursor += 1
             continue
         metadata, sha256, source_bytes, reason = json.loads(body[jpg_bytes:])
         encoded = _with_jpg(body[:jpg_bytes], *metadata) if metadata else None
         results[slot] = Outcome(encoded, sha256, source_bytes, reason)
-        at = begin + len(body)
+        cursor = begin + len(body)
     return results
 
 

@@ -73,11 +73,11 @@ def held_out(source: Source, validation: str | int, seed: int) -> Source:
     counts = np.bincount(samples.label, minlength=len(source.classes))
     share, number = held_out_share(validation)
     number = number or max(1, round(share * len(samples.key)))
-    most = int((counts - 1).clip(0).sum())
-    if number > most:
+    limit = int((counts - 1).clip(0).sum())
+    if number > limit:
         raise PrepareError(
             f"{source.name} has {len(samples.key):,} images of {len(source.classes):,} classes: "
-            f"{most:,} at most can be held out for validation, not {number:,}."
+            f"{limit:,} at most can be held out for validation, not {number:,}."
         )
     quota = stratified(counts, number)
     digests = [hashlib.sha256(b"%d/validation/%b" % (seed, key)) for key in samples.key.tolist()]
@@ -99,13 +99,13 @@ def stratified(counts: NDArray[np.intp], number: int) -> NDArray[np.intp]:
     No class gives its last sample; each that has two gives one, if `number` is as large.
     """
     exact = counts * (number / counts.sum())
-    most = (counts - 1).clip(0)
-    least = np.minimum(most, 1) if number >= np.count_nonzero(most) else np.zeros_like(most)
-    quota = np.floor(exact).astype(np.intp).clip(least, most)
+    limit = (counts - 1).clip(0)
+    least = np.minimum(limit, 1) if number >= np.count_nonzero(limit) else np.zeros_like(limit)
+    quota = np.floor(exact).astype(np.intp).clip(least, limit)
     while (gap := number - int(quota.sum())) != 0:
         # The classes that are furthest from their share, on the side that closes the gap.
         want = np.sign(gap) * (exact - quota)
-        want[(quota >= most) if gap > 0 else (quota <= least)] = -np.inf
+        want[(quota >= limit) if gap > 0 else (quota <= least)] = -np.inf
         chosen_classes = np.argsort(-want, kind="stable")[
             : min(abs(gap), int((want > -np.inf).sum()))
         ]

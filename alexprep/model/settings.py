@@ -46,19 +46,19 @@ def apply_settings(recipe: Recipe, settings: Iterable[str]) -> Recipe:
     changes: dict[str, dict[str, Any]] = {}
     for setting in settings:
         path, equals, text = setting.partition("=")
-        part, *names = path.strip().split(".")
+        section, *names = path.strip().split(".")
         if not equals or not names:
             raise ValueError(
                 f"--set expects part.field=value, as in train.lr=.02; got {setting!r}."
             )
-        check_name(part, PARTS, "--set", "a part")
-        owner = getattr(recipe, part)
-        values = changes.setdefault(part, asdict(owner))
+        check_name(section, PARTS, "--set", "a part")
+        owner = getattr(recipe, section)
+        values = changes.setdefault(section, asdict(owner))
         _set(values, type(owner), names, text.strip(), f"--set {path.strip()}")
     # Built once, at the end: settings may be valid only together, as model.crop and augment.crop.
     parts = {
-        part: convert(values, type(getattr(recipe, part)), f"--set {part}")
-        for part, values in changes.items()
+        section: convert(values, type(getattr(recipe, section)), f"--set {section}")
+        for section, values in changes.items()
     }
     return replace(recipe, **parts)
 

@@ -54,17 +54,17 @@ def check_branches(
 
 def _refuse_nested_splits(branch: Branch) -> None:
     """A class folder that holds train/ with classes, or two splits, is no class."""
-    found: list[tuple[bool, Path, list[str]]] = []
+    nested_trees: list[tuple[bool, Path, list[str]]] = []
     for name, folder in branch.classes.items():
         for path in ["", *folder.counts]:
             below = _below(folder, path)
             splits = {split: inner for inner in below if (split := split_of(_base(inner)))}
             if len(splits) > 1 or (TRAIN in splits and _below(folder, splits[TRAIN])):
                 images = any(map(folder.holds_images, splits.values()))
-                found.append((images, branch.path / name / path, list(splits.values())))
-    if found:
+                nested_trees.append((images, branch.path / name / path, list(splits.values())))
+    if nested_trees:
         # Of Annotations/ and Data/ of ILSVRC, which both hold train/, the one with images is meant.
-        _, meant, splits = max(found, key=lambda nested: nested[0])
+        _, meant, splits = max(nested_trees, key=lambda nested: nested[0])
         raise PrepareError(
             f"{branch.path} would be a folder of classes, but {meant} holds splits "
             f"({_shown([f'{_base(split)}/' for split in splits])}). SOURCE is probably {meant}."
@@ -129,8 +129,8 @@ def _refuse_same_folders(branch: Branch) -> None:
 def _next_to_splits(root: Path, branches: Mapping[str, Branch]) -> Iterator[str]:
     """Folders and images next to train/ and val/, which are not in the data set."""
     splits = {branch.path.name for branch in branches.values()}
-    others = [name for name in folder_names(root) if name not in splits]
-    images = [name for name in others[:MOST_NAMED] if _holds_images(root / name)]
+    folders = [name for name in folder_names(root) if name not in splits]
+    images = [name for name in folders[:MOST_NAMED] if _holds_images(root / name)]
     if images and TRAIN not in branches:
         raise PrepareError(
             f"{root} has {_shown([f'{name}/' for name in sorted(splits)])} but no train/, and "
@@ -183,10 +183,10 @@ def _aliases(branch: Branch) -> Iterator[str]:
     """Class folders that are links to the same folder: images under two labels."""
     first: dict[tuple[int, int], str] = {}
     for name, folder in branch.classes.items():
-        other = first.setdefault(_inode(folder.path), name)
-        if other != name:
+        twin = first.setdefault(_inode(folder.path), name)
+        if twin != name:
             yield (
-                f"{branch.path} has {other}/ and {name}/, which are the same folder: its images "
+                f"{branch.path} has {twin}/ and {name}/, which are the same folder: its images "
                 "have two labels."
             )
 
@@ -207,8 +207,12 @@ def check_names(names: Sequence[str], origin: str) -> Iterator[str]:
     if len(names) == 1:
         yield f"{origin} has one class, {names[0]!r}: there is nothing to learn."
     numbers = [re.fullmatch(r"(\D*)(\d+)", name) for name in names]
-    parts = [(match[1], int(match[2])) for match in numbers if match is not None]
-    if len(parts) == len(names) and len(set(dict(parts))) == 1 and parts != sorted(parts):
+    numbered = [(match[1], int(match[2])) for match in numbers if match is not None]
+    if (
+        len(numbered) == len(names)
+        and len(set(dict(numbered))) == 1
+        and numbered != sorted(numbered)
+    ):
         yield (
             f"The classes of {origin} are numbered, and labels follow the order of text: "
             f"{_shown(names)}. For another order give --classes FILE."
@@ -223,9 +227,9 @@ def _look_alikes(names: Sequence[str], origin: str) -> Iterator[str]:
         plain = "".join(
             x for x in letters if unicodedata.category(x)[0] not in "ZC" and x not in "_-"
         )
-        other = first.setdefault(plain or name, name)
-        if other != name:
-            yield f"{origin} has the classes {other!r} and {name!r}, which look alike."
+        twin = first.setdefault(plain or name, name)
+        if twin != name:
+            yield f"{origin} has the classes {twin!r} and {name!r}, which look alike."
 
 
 def check_splits(source: Source) -> Iterator[str]:
@@ -233,13 +237,13 @@ def check_splits(source: Source) -> Iterator[str]:
     for (first, one), (second, two) in combinations(sorted(source.splits.items()), 2):
         if one.items.sequential == "always" or two.items.sequential == "always":
             continue  # sizes are not known
-        fewer, more = sorted((one, two), key=lambda samples: len(samples.key))
-        known = _names_and_sizes(fewer)
-        same = len(known & _names_and_sizes(more, {name for name, *_ in known}))
-        if same >= SAME_SHARE * len(fewer.key):
+        smaller, larger = sorted((one, two), key=lambda samples: len(samples.key))
+        known = _names_and_sizes(smaller)
+        shared = len(known & _names_and_sizes(larger, {name for name, *_ in known}))
+        if shared >= SAME_SHARE * len(smaller.key):
             yield (
-                f"{same:,} images of {first} and {second} have the same name, size and class: the "
-                "splits share images."
+                f"{shared:,} images of {first} and {second} have the same name, size and class: "
+                "the splits share images."
             )
 
 
@@ -277,10 +281,10 @@ def refuse_strays(strays: Sequence[Stray], name: str) -> None:
     if not strays:
         return
     shown = "".join(f"\n  {stray.path} {stray.reason}" for stray in sorted(strays)[:MOST_NAMED])
-    more = f"\n  and {len(strays) - MOST_NAMED:,} more" if len(strays) > MOST_NAMED else ""
+    suffix = f"\n  and {len(strays) - MOST_NAMED:,} more" if len(strays) > MOST_NAMED else ""
     raise PrepareError(
         f"{name} holds {len(strays):,} file{'s' * (len(strays) != 1)} that cannot become a sample:"
-        f"{shown}{more}\nFix or remove them, or leave them out with --on-error skip."
+        f"{shown}{suffix}\nFix or remove them, or leave them out with --on-error skip."
     )
 
 
@@ -309,5 +313,5 @@ def check_beginnings(source: Source, seconds: float = 2.0) -> list[Stray]:
 
 
 def _shown(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 4:,} more" if len(names) > 5 else ""
-    return ", ".join(names[:4] if more else names) + more
+    suffix = f" and {len(names) - 4:,} more" if len(names) > 5 else ""
+    return ", ".join(names[:4] if suffix else names) + suffix

@@ -76,13 +76,13 @@ def tree_source(kind: str, root: Path, images: Path, options: SourceOptions) -> 
     official = find_official(images)
     splits, warnings = _look_through(root, images, official)
     if options.classes is None:
-        names = {split: each.names for split, each in splits.items() if each.names is not None}
+        names = {split: tree.names for split, tree in splits.items() if tree.names is not None}
         if TRAIN in names:
-            refuse_unknown_classes(names, {split: each.path for split, each in splits.items()})
-    strays = [stray for each in splits.values() for stray in each.strays]
+            refuse_unknown_classes(names, {split: tree.path for split, tree in splits.items()})
+    strays = [stray for tree in splits.values() for stray in tree.strays]
     if not options.skip:
         refuse_strays(strays, str(images))
-    listings = {split: each.listing() for split, each in splits.items()}
+    listings = {split: tree.listing() for split, tree in splits.items()}
     year = year_of(official)
     if year is None and set(splits) == {VALIDATION} and splits[VALIDATION].names is None:
         year = "2012"  # validation images in one folder, which only a devkit or Kaggle explains

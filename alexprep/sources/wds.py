@@ -90,13 +90,13 @@ def shard_source(
     """
     warnings: list[str] = []
     listed = {split: _list_tars(paths) for split, paths in by_split.items()}
-    listed = {s: part for s, part in listed.items() if set(part[1]) != {-1}}
+    listed = {s: table for s, table in listed.items() if set(table[1]) != {-1}}
     kinds: set[type] = {type(label) for _, labels in listed.values() for label in labels[:1]}
     if len(kinds) > 1:
         raise PrepareError(f"{folder} has splits with names and with numbers as labels.")
     paths = {split: by_split[split][0].parent for split in listed}
     if kinds == {str}:
-        listings = {split: _by_name(*part, paths[split]) for split, part in listed.items()}
+        listings = {split: _by_name(*table, paths[split]) for split, table in listed.items()}
         classes = named(label_space(listings, options.classes), folder)
     else:
         used = {split: {int(label) for label in labels} for split, (_, labels) in listed.items()}
