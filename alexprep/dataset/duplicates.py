@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alexprep.errors import PrepareError
-from alexprep.progress import ProgressBar
 from alexprep.sources.content import Stray
 from alexprep.sources.items import Items, Unreadable
 from alexprep.sources.listing import TRAIN, Source
@@ -107,6 +106,9 @@ def surplus(images: Hashed, groups: Groups, train: int) -> list[tuple[int, int]]
 
 def hash_source(source: Source, workers: int) -> Hashed:
     """Hash every image of a source, its splits one after the other."""
+    # Not at the top: the workers of `shard` import this module, and draw no progress.
+    from alexprep.progress import ProgressBar  # noqa: PLC0415
+
     hashed: list[tuple[bytes, int, NDArray[np.integer]]] = []
     with ProgressBar("hash", source.images) as progress:
         for number, samples in enumerate(source.splits.values()):
