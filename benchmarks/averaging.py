@@ -3,7 +3,7 @@
 
     python benchmarks/averaging.py --rounds 10
 
-Both train the same network on the same images, in turns; prints the ratio of their times for a
+Both train the same network on the same images, interleaved; prints the ratio of their times for a
 step.
 """
 

@@ -11,7 +11,7 @@ HEAD = """\
 
 Generated from `results/*.json` by `python benchmarks/make_readme.py`; do not edit. Measure again
 with `alexprep bench shard|stats|load|step|train|all --out benchmarks/results` or the script named
-above a table. Cases run in turns; a ratio is the median over the rounds of the ratio to the
+above a table. Cases run interleaved; a ratio is the median over the rounds of the ratio to the
 baseline within a round. The JSON files have the versions, the commit and the configuration of
 every run; add a result by putting its file there.
 """

@@ -83,7 +83,7 @@ def rows_of(state: Rounds) -> list[Row]:
 
 
 def measure_shard(folder: Path, source: Path, rounds: int, state: Rounds) -> None:
-    """Images/s and peak memory of `alexprep shard` on few images and on many, in turns."""
+    """Images/s and peak memory of `alexprep shard` on few images and on many, interleaved."""
     originals = sorted(path for path in source.rglob("*") if path.is_file())
     for path in originals:
         path.read_bytes()
