@@ -122,7 +122,7 @@ class Bench:
 
 
 def measure(bench: Bench, cases: list[Case], state: Rounds, rounds: int) -> None:
-    """Run new cases once unmeasured, then all interleaved; one that cannot run is noted, left out."""
+    """Run new cases once unmeasured, then all interleaved; note and leave out what cannot run."""
     able: list[Case] = []
     for case in cases:
         try:
