@@ -1,5 +1,5 @@
 # make demo    the whole way on images it draws itself: shard, stats, train, eval
-# make test    the tests          make test-all   the slow ones too
+# make test    the tests          make test-all   the slow ones too; JOBS processes, one a core
 # make check   format, lint, types, imports, generated docs
 # make docs    the generated tables of docs/       make site    docs/ as a static site, build/site
 # make gpu-check OUT=folder [DATA=data set]   all that needs a GPU, tests and measurements, 8 minutes;
@@ -13,6 +13,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 APT := apt-get install --yes --no-install-recommends
 
+JOBS ?= auto
 OUT ?= build/gpu-check
 GENERATED := $(wildcard docs/reference/*.md) docs/notes/differences.md
 
@@ -22,10 +23,10 @@ demo: .venv/.installed
 	$(BIN)/alexprep demo
 
 test: .venv/.dev
-	$(BIN)/python -m pytest --quiet
+	$(BIN)/python -m pytest --quiet --numprocesses $(JOBS) --dist worksteal
 
 test-all: .venv/.dev
-	$(BIN)/python -m pytest --quiet -m "not gpu and not two_gpus"
+	$(BIN)/python -m pytest --quiet --numprocesses $(JOBS) --dist worksteal -m "not gpu and not two_gpus"
 
 check: .venv/.dev
 	$(BIN)/ruff format --check .

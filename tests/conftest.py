@@ -1,7 +1,13 @@
 """Fixtures that several test files share."""
 
+import os
 import signal
 from pathlib import Path
+
+# Before torch is imported. Threads of several test processes would wait for each other's cores, and
+# torch's wait by spinning. Processes that tests start inherit it.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
@@ -12,6 +18,12 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"
 # A shell starts what it puts into the background deaf to Ctrl-C, and its children stay so: the
 # processes that tests interrupt must hear it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers():
+    """`-n auto`: a process for each core, up to 8; pytest-xdist itself counts physical cores."""
+    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2)
 
 
 @pytest.fixture
