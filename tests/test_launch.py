@@ -200,6 +200,7 @@ def test_two_machines_meet_at_the_coordinator_and_learn_what_one_learns(alone, d
     outputs = [machine.communicate(timeout=200) for machine in machines]
     assert [machine.returncode for machine in machines] == [0, 0], outputs
     assert sum("2 columns x 2 replicas" in err for _, err in outputs) == 1
+    assert sum("1 epochs, 4 steps" in out for out, _ in outputs) == 1
     assert_close(alone, tmp_path / "run")
 
 

@@ -108,7 +108,8 @@ class Summary:
     """The result of one call of `fit`.
 
     `images` and `seconds` are of this call; `best_error` is top-1 on validation, None without one;
-    `stopped` names the signal that ended it early, "" for none.
+    `stopped` names the signal that ended it early, "" for none; `writes` is off in processes that
+    leave files and reports to the first one.
     """
 
     epochs: int
@@ -120,6 +121,7 @@ class Summary:
     last: Path | None
     stopped: str = ""
     exit_code: int = 0
+    writes: bool = True
 
     def text(self) -> str:
         """One line of text."""

@@ -395,6 +395,7 @@ class Trainer:
             last=next(reversed(checkpoint.steps(self.run.folder)), None),
             stopped=signal.name if signal else "",
             exit_code=128 + signal if signal else 0,
+            writes=self.run.replicas.writes,
         )
 
     def _emit(self, record: Record) -> None:

@@ -1,6 +1,5 @@
 """The commands that train, evaluate and use a network."""
 
-import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
@@ -156,10 +155,9 @@ def train(
                 stats=stats,
             ),
         )
-    # Started by torchrun, only the first process speaks. The terminal may be gone, which is one of
-    # the ways to stop a run.
+    # The terminal may be gone, which is one of the ways to stop a run.
     with suppress(OSError):
-        if os.environ.get("RANK", "0") == "0":
+        if summary.writes:
             print_text(summary.text())
     raise SystemExit(summary.exit_code)
 

@@ -44,8 +44,11 @@ def run_in_processes(
     columns: int,
     devices: tuple[str, ...],
     exit_code: Callable[[Result], int],
-) -> Result:
-    """Run `work` in a process for each column of each replica; the result of the first one.
+) -> tuple[Result, bool]:
+    """Run `work` in a process for each column of each replica.
+
+    Returns the result of the first process here, or of one that a signal stopped; and whether the
+    first process of all machines is here.
 
     Args:
         work: a function that can be pickled; it finds torchrun's variables in the environment.
@@ -115,7 +118,7 @@ def _received(reports: Any) -> list[Report[Any]]:
 
 def _conclude(
     reports: list[Report[Any]], failure: Exception | None, exit_code: Callable[[Any], int]
-) -> Any:
+) -> tuple[Any, bool]:
     errors = [report.error for report in reports if report.error is not None]
     # A worker that only lost another one says nothing of the cause.
     errors.sort(key=lambda error: isinstance(error, LostConnection))
@@ -134,7 +137,7 @@ def _conclude(
     # Where a signal reached one worker alone, that one knows of it.
     results.sort(key=lambda report: not exit_code(report.result))
     if results:
-        return results[0].result
+        return results[0].result, any(report.rank == 0 for report in reports)
     if isinstance(failure, SignalException):
         raise RunError(f"Stopped by {failure.sigval.name} before the first step.") from None
     raise failure or RunError("No worker of this machine has returned a result.")

@@ -143,7 +143,9 @@ def _train_in_processes(dataset: Path, run: Path, options: TrainOptions, columns
     processes = options.launch.processes(columns)
     devices, _ = choose_devices(options.devices, columns, processes)
     work = partial(train, dataset, run, options)
-    return run_in_processes(work, options.launch, columns, devices, _exit_code)
+    summary, first = run_in_processes(work, options.launch, columns, devices, _exit_code)
+    # Of several machines the one with the first process reports, whoever heard of a signal.
+    return replace(summary, writes=first)
 
 
 def _exit_code(summary: Summary) -> int:
