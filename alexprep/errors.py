@@ -2,7 +2,13 @@
 
 
 class PrepareError(Exception):
-    """A source or target is unusable; the message says what, where, what was found, what to do."""
+    """A source or target is unusable; the message says what, where, what was found, what to do.
+
+    Each argument is a line of it, for those that list files.
+    """
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.args))
 
 
 def printable(text: str, keep: str = "") -> str:

@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 import tarfile
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future
 from io import BufferedReader
@@ -49,7 +50,9 @@ def parse_header(block: bytes) -> Header | None:
     """
     if len(block) < BLOCK:
         return None
-    expected = sum(block) - sum(block[_CHECKSUM]) + 8 * ord(" ")
+    # The lower half of Adler-32 is 1 + the sum modulo 65,521, which ASCII does not reach here.
+    total = (zlib.adler32(block) & 0xFFFF) - 1 if block.isascii() else sum(block)
+    expected = total - sum(block[_CHECKSUM]) + 8 * ord(" ")
     size = _number(block[_SIZE])
     if size is None or _number(block[_CHECKSUM]) != expected:
         return None

@@ -18,6 +18,7 @@ SOI, EOI = b"\xff\xd8", b"\xff\xd9"
 SCAN, END, APP1, APP2 = 0xDA, 0xD9, 0xE1, 0xE2
 BASELINE, EXTENDED = 0xC0, 0xC1
 PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
+ARITHMETIC = 0xC8  # the frames above it
 FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF0..15 without DHT, JPG and DAC
 WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD9)})  # TEM, RST0..7, SOI
 ORIENTATION = 0x0112
@@ -36,6 +37,7 @@ class Header(NamedTuple):
     components: int
     bits: int
     progressive: bool
+    arithmetic: bool
     orientation: int | None
 
 
@@ -59,7 +61,15 @@ def read_header(data: bytes) -> Header | None:
     for marker, offset in segments(data):
         if marker in FRAMES and offset + 10 <= len(data):
             bits, height, width, components = struct.unpack_from(">BHHB", data, offset + 4)
-            return Header(width, height, components, bits, marker in PROGRESSIVE, orientation)
+            return Header(
+                width=width,
+                height=height,
+                components=components,
+                bits=bits,
+                progressive=marker in PROGRESSIVE,
+                arithmetic=marker > ARITHMETIC,
+                orientation=orientation,
+            )
         if marker in FRAMES:
             return None
         if marker == APP1 and data.startswith(b"Exif\0", offset + 4):

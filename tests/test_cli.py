@@ -5,9 +5,13 @@ import sys
 import click
 import pytest
 from click.testing import CliRunner
+from drawing import jpeg
+from PIL import Image
 
 from alexprep.cli import Commands, cli
+from alexprep.errors import PrepareError
 from pipelines.errors import DataError
+from pipelines.format import Manifest
 
 
 def commands(group, path=()):
@@ -57,6 +61,10 @@ def a_group_that_fails_with(error):
             "Error: /x: Permission denied.\n",
         ),
         (OSError(errno.ENOSPC, "No space left on device"), "Error: No space left on device.\n"),
+        (
+            PrepareError("x holds 1 file:", "  a\nb.jpg is empty", "Remove it."),
+            "Error: x holds 1 file:\n  a\\nb.jpg is empty\nRemove it.\n",
+        ),
     ],
 )
 def test_what_goes_wrong_outside_this_program_is_one_line(error, line):
@@ -67,6 +75,27 @@ def test_what_goes_wrong_outside_this_program_is_one_line(error, line):
 @pytest.mark.parametrize("error", [KeyError("x"), OSError(errno.EBADF, "Bad file descriptor")])
 def test_a_defect_keeps_its_traceback(error):
     assert a_group_that_fails_with(error).exception is error
+
+
+@pytest.mark.parametrize("closed", [(2,), (0, 1, 2)])
+def test_standard_streams_that_are_closed_are_no_fault_and_no_file(tmp_path, closed):
+    # What is opened next gets the number of a closed stream, and messages would go into it.
+    program = """
+import os, sys
+from alexprep.cli import cli
+try:
+    cli(["shard", sys.argv[1], sys.argv[2], "--size", "32", "--workers", "1"])
+finally:
+    assert {os.readlink(f"/proc/self/fd/{n}") for n in map(int, sys.argv[3:])} == {"/dev/null"}
+"""
+    for name in ("ant", "bee"):
+        (tmp_path / "source" / name).mkdir(parents=True)
+        (tmp_path / "source" / name / f"{name}.jpg").write_bytes(jpeg(Image.new("RGB", (40, 40))))
+    words = [program, tmp_path / "source", tmp_path / "made", *closed]
+    shell = 'exec "$0" -c "$@" ' + " ".join(f"{number}>&-" for number in closed)
+    done = subprocess.run(["sh", "-c", shell, sys.executable, *map(str, words)])
+    assert done.returncode == 0
+    assert Manifest.load(tmp_path / "made").splits["train"].samples == 2
 
 
 def test_the_module_runs_as_a_program():

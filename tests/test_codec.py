@@ -1,3 +1,4 @@
+import base64
 import contextlib
 import hashlib
 import io
@@ -201,6 +202,38 @@ def test_stray_bytes_that_every_reader_passes_over_are_listed_as_damage(rng):
     result = encoded(data[:middle] + b"stray" + data[middle:])
     assert result.fixes == ("damaged",)
     assert result.jpg == encoded(data).jpg
+
+
+# One picture of 24 x 16, its coefficients coded by Huffman, by arithmetic coding (SOF9), and by
+# arithmetic coding in several scans (SOF10): `jpegtran -arithmetic` loses nothing.
+TABLES = """
+/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDABQODxIPDRQSEBIXFRQYHjIhHhwcHj0sLiQySUBMS0dARkVQWnNiUFVtVkVG
+ZIhlbXd7gYKBTmCNl4x9lnN+gXz/2wBDARUXFx4aHjshITt8U0ZTfHx8fHx8fHx8fHx8fHx8fHx8fHx8fHx8fHx8fHx8
+fHx8fHx8fHx8fHx8fHx8fHx8fHz/"""
+HUFFMAN = """
+wAARCAAQABgDASIAAhEBAxEB/8QAFwAAAwEAAAAAAAAAAAAAAAAAAAEFA//EACMQ
+AAEDAgUFAAAAAAAAAAAAAAEAAgMEEQUiMVFxEhMUcsH/xAAVAQEBAAAAAAAAAAAAAAAAAAAEA//EAB4RAAEFAAIDAAAA
+AAAAAAAAAAIAAQMREgQiIUFh/9oADAMBAAIRAxEAPwCfUYZLTi7pInepJ+KzLVDs+QddlHp6ktOfNytCTO/Wzdk6Yin6
+6uviOfFlcmLPVknvGIkucenlCUlOWHKbIRA5BQjhjzXpUKQL8jS//9k="""
+ARITHMETIC = """
+yQARCAAQABgDASIAAhEBAxEB/8wACgAQEAUBEBEF/9oADAMBAAIRAxEAPwD+D2b7
+azWjq5RrDzF6Xu2aI+y4b4a3cTDd9673RF+nzDNwcJjTW3oYHP8AH/VwMAWjRx4Ti+JAdsONVbZLefI3A5b44hCGljvk
+pYsA6pra9ed3cEJ7zoD/2Q=="""
+IN_SCANS = """
+ygARCAAQABgDASIAAhEBAxEB/8wABgAQARD/2gAMAwEAAhADEAAAAfv4lpP+sTUq
+wP/MAAQQBf/aAAgBAQABBQJLowckM4WRDnFwgP/MAAQRBf/aAAgBAwEBPwEoqg5LiQI3oP/MAAQRBf/aAAgBAgEBPwE9
+UnbST9zKboD/zAAEEAX/2gAIAQEABj8CWDdR/8wABBAF/9oACAEBAAE/ISArPLsMId4wd/dv34D/2gAMAwEAAgADAAAA
+EBQY/8wABBEF/9oACAEDAQE/EMnL8g2g/8wABBEF/9oACAECAQE/EGJl5Uy7L//MAAQQBf/aAAgBAQABPxAB5Xs7JGZQ
+HNpnyPYFRJ+dLCrUQP/Z"""
+
+
+@pytest.mark.parametrize(("coded", "fixes"), [(ARITHMETIC, ()), (IN_SCANS, ("progressive",))])
+def test_an_arithmetic_coded_jpeg_is_read_wherever_this_is_installed(coded, fixes):
+    expected = encoded(base64.b64decode(TABLES + HUFFMAN))
+    result = encoded(base64.b64decode(TABLES + coded))
+    assert result == expected._replace(fixes=fixes)
+    with pytest.raises(ImageError, match="is a damaged JPEG"):
+        encoded(base64.b64decode(TABLES + coded)[:-60])
 
 
 def png_of_size(width, height):

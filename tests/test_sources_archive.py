@@ -40,6 +40,7 @@ from alexprep.sources.listing import SourceOptions
 from alexprep.sources.synsets import ilsvrc2012
 from alexprep.tar import scan_tar
 
+J = b"\xff\xd8\xff\xe0 the first bytes of a JPEG"
 READ = SourceOptions()
 FOUR = SourceOptions(classes=WNIDS)
 
@@ -391,3 +392,103 @@ def test_a_class_that_comes_twice_in_an_archive_is_refused(tmp_path):
         add(archive, "n01440764.tar", tar_bytes({"n01440764_1.JPEG": b"\xff\xd8"}))
         add(archive, "n01440764.tar", tar_bytes({"n01440764_2.JPEG": b"\xff\xd8"}))
     assert "has the class 'n01440764', and so has" in refused(tmp_path)
+
+
+def test_blank_images_of_2010_are_read_from_its_patch(tmp_path, rng):
+    train, held_out = first_bytes(*draw_ilsvrc(rng))
+    root = write_2010(tmp_path / "a", train, held_out)
+    before = find_source(root)
+    name = sorted(train)[3]
+    image = sorted(held_out)[2].replace("2012", "2010")
+    patches = {f"patch_images/train/{name}": J + b"train", f"patch_images/val/{image}": J + b"val"}
+    (root / "patch_images.tar").write_bytes(tar_bytes(patches | {"patch_images/README": b"Read"}))
+    source = find_source(root)
+    assert source.classes == before.classes
+    for split, key, data in (("train", name[:-5], b"train"), ("validation", image[:-5], b"val")):
+        samples, originals = source.splits[split], before.splits[split]
+        assert samples.key.tolist() == originals.key.tolist()
+        assert samples.label.tolist() == originals.label.tolist()
+        contents, expected = list(samples.items.read()), list(originals.items.read())
+        changed = [
+            n for n, (new, old) in enumerate(zip(contents, expected, strict=True)) if new != old
+        ]
+        assert changed == [samples.key.tolist().index(key.encode())]
+        assert contents[changed[0]] == J + data
+
+
+CLASS_TARS = {f"{wnid}.tar": tar_bytes({f"{wnid}_1.JPEG": J}) for wnid in WNIDS}
+TREE = tar_bytes({"ant/1.jpg": J, "bee/2.jpg": J})
+MISPLACED = {
+    "archives in a folder": (
+        {"img/ILSVRC2012_img_train.tar": tar_bytes(CLASS_TARS)},
+        "has ILSVRC2012_img_train.tar in folders. SOURCE is probably {}/img.",
+    ),
+    "archives in two folders": (
+        {f"{s}/ILSVRC2012_img_{s}.tar": tar_bytes(CLASS_TARS) for s in ("train", "val")},
+        "Put the archives into one folder",
+    ),
+    "two archives of classes": (
+        {"fall11_whole.tar": tar_bytes(CLASS_TARS), "winter21_whole.tar": tar_bytes(CLASS_TARS)},
+        "has fall11_whole.tar, winter21_whole.tar, of which fall11_whole.tar holds a tar a class",
+    ),
+    "an archive of classes among classes": (
+        {
+            "train/n01440764.tar": CLASS_TARS["n01440764.tar"],
+            "train/all.tar": tar_bytes(CLASS_TARS),
+        },
+        "all.tar would be one class, but holds n01440764.tar and n01443537.tar. Unpack it",
+    ),
+    "a packed tree": (
+        {"photos.tar": TREE},
+        "photos.tar would be one class, but holds ant/ and bee/",
+    ),
+    "packed splits": (
+        {"train.tar": TREE, "val.tar": TREE},
+        "has train.tar, val.tar, which are splits and no classes. Unpack each",
+    ),
+    "compressed class tars": (
+        {f"train/{wnid}.tar.gz": b"\x1f\x8b" for wnid in WNIDS},
+        "It holds train/n01440764.tar.gz: unpack it first.",
+    ),
+    "a tar in capitals": ({"ANT.TAR": TREE}, "It holds ANT.TAR: unpack it first."),
+}
+
+
+@pytest.mark.parametrize("case", MISPLACED)
+def test_archives_that_lie_or_are_packed_otherwise_are_refused_with_what_to_do(tmp_path, case):
+    files, message = MISPLACED[case]
+    for path, data in files.items():
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_bytes(data)
+    assert message.format(tmp_path) in refused(tmp_path)
+
+
+def test_a_class_tar_with_folders_of_its_own_is_a_class(tmp_path):
+    for name in ("ant", "bee"):
+        files = {f"./{name}/{n}/{name}{n}.jpg": J for n in range(2)}
+        (tmp_path / f"{name}.tar").write_bytes(tar_bytes(files))
+    assert find_source(tmp_path).splits["train"].label.tolist() == [0, 0, 1, 1]
+
+
+def test_a_training_archive_of_another_name_is_warned_of(tmp_path, rng):
+    root = write_archives(tmp_path / "a", *first_bytes(*draw_ilsvrc(rng)))
+    (root / TRAIN_TAR).rename(root / "ILSVRC2012_img_train (1).tar")
+    (root / "ILSVRC2012_img_test_v10102019.tar").write_bytes(tar_bytes({"1.JPEG": J}))
+    (warning,) = find_source(root).warnings
+    assert "no training images; not used: ILSVRC2012_img_train (1).tar. Rename" in warning
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_what_is_wrong_with_class_tars_that_are_not_kept_does_not_matter(tmp_path, kept):
+    for name, files in (
+        ("ant", {"1.jpg": J}),
+        ("bee", {"2.jpg": J}),
+        ("cow", {}),
+        ("dog", {"notes.txt": b"Notes"}),
+    ):
+        (tmp_path / f"{name}.tar").write_bytes(tar_bytes(files))
+    if kept:
+        options = SourceOptions(classes=("bee", "ant"))
+        assert find_source(tmp_path, options).splits["train"].label.tolist() == [1, 0]
+    else:
+        assert "notes.txt is no image" in refused(tmp_path)

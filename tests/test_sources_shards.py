@@ -14,6 +14,7 @@ from alexprep.sources.ilsvrc import TRAIN_TAR
 from alexprep.sources.listing import SourceOptions
 from alexprep.sources.synsets import ilsvrc2012
 from alexprep.sources.tars import kind_of_tar
+from pipelines.errors import DataError
 
 J = b"\xff\xd8\xff\xe0 the first bytes of a JPEG"
 
@@ -210,3 +211,68 @@ def test_a_data_set_of_ilsvrc_as_source_keeps_its_classes(tmp_path, rng):
 def test_what_a_tar_holds_is_seen_from_its_names(tmp_path, files, kind):
     (tmp_path / TRAIN_TAR).write_bytes(tar_bytes(files))
     assert kind_of_tar(tmp_path / TRAIN_TAR) == kind
+
+
+@pytest.mark.parametrize(("label", "shown"), [("1.0", "1.0"), ("0.5", "0.5"), ("-2.25", "-2.25")])
+@pytest.mark.parametrize("ending", ["cls", "json"])
+def test_labels_with_fractions_are_refused(tmp_path, ending, label, shown):
+    content = b'{"label": %b}' % label.encode() if ending == "json" else label.encode()
+    samples = of_labels([0, 1]) | {"odd": {"jpg": J, ending: content}}
+    message = refused(write_shards(tmp_path, ["a.tar"], samples))
+    assert f"the sample of odd.jpg has the label {shown}" in message
+
+
+@pytest.mark.parametrize("label", ["99999999999999999999", "4000000000"])
+def test_a_label_of_billions_is_refused_without_a_list_of_so_many(tmp_path, label):
+    write_shards(tmp_path, ["a.tar"], of_labels([0, 1, label]))
+    assert "but no train image of label 2" in refused(tmp_path)
+
+
+def test_labels_are_read_with_a_byte_order_mark_and_endings_in_any_case(tmp_path):
+    samples = {f"s{n}": {"JPG": J, "CLS": b"\xef\xbb\xbf%d\r\n" % n} for n in range(3)}
+    source = find_source(write_shards(tmp_path, ["a.tar"], samples))
+    assert source.splits["train"].label.tolist() == [0, 1, 2]
+
+
+def test_captions_in_place_of_classes_are_warned_of(tmp_path):
+    texts = ("a dog on grass", "two cats", "a red car")
+    samples = {f"s{n}": {"jpg": J, "txt": text.encode()} for n, text in enumerate(texts)}
+    (warning,) = find_source(write_shards(tmp_path, ["a.tar"], samples)).warnings
+    assert "3 classes for 3 train images, such as 'a dog on grass': are these captions?" in warning
+
+
+@pytest.fixture
+def finished(tmp_path, rng):
+    """A data set of ours of 24 images."""
+    shard(draw_classes(tmp_path / "zoo", rng, each=8), tmp_path / "first", SMALL, HERE)
+    return tmp_path / "first"
+
+
+def test_a_finished_data_set_is_listed_by_its_indexes_as_by_its_headers(finished):
+    indexed = find_source(finished)
+    for path in finished.glob("index/*.idx"):
+        path.unlink()
+    assert find_source(finished).identity() == indexed.identity()
+    (finished / "manifest.json").unlink()
+    foreign = find_source(finished)
+    for split, samples in indexed.splits.items():
+        assert foreign.splits[split].key.tolist() == samples.key.tolist()
+        assert foreign.splits[split].label.tolist() == samples.label.tolist()
+        assert list(foreign.splits[split].items.read()) == list(samples.items.read())
+
+
+def test_a_finished_data_set_that_is_not_whole_is_refused(finished):
+    index = next(finished.glob("index/*train*.idx"))
+    text = index.read_text()
+    index.write_text(text.replace("jpg 512 ", "jpg 1024 "))
+    with pytest.raises(DataError, match=r"line 2: .* is not the next sample of"):
+        find_source(finished)
+    index.write_text(text)
+    next(finished.glob("train/*.tar")).unlink()
+    assert "is missing: " in refused(finished)
+
+
+def test_a_manifest_of_another_program_does_not_matter(tmp_path):
+    write_shards(tmp_path, ["a.tar"], of_labels([0, 1, 2]))
+    (tmp_path / "manifest.json").write_text('{"version": 3, "files": ["a.tar"]}')
+    assert find_source(tmp_path).splits["train"].label.tolist() == [0, 1, 2]

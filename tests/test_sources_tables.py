@@ -360,3 +360,29 @@ def test_classes_are_kept_and_labelled_in_the_order_asked_for(tmp_path):
     assert source.splits["validation"].label.tolist() == [1, 0]
     message = refused(tmp_path, classes=("cat", "dog"))
     assert "--classes names 1 classes that no image has, the first is 'dog'" in message
+
+
+@pytest.mark.parametrize("labels", [[0, 2**31 - 1], [0, 1, 2**30]])
+def test_a_label_of_billions_is_refused_without_a_list_of_so_many(tmp_path, labels):
+    write_table(tmp_path / "train.parquet", labels)
+    assert "but no train image of label" in refused(tmp_path)
+
+
+def test_a_label_without_text_is_refused(tmp_path):
+    write_table(tmp_path / "train.parquet", ["ant", " "])
+    assert "has a class without a name, ' '" in refused(tmp_path)
+
+
+def test_a_folder_of_one_configuration_is_read_and_of_two_refused(tmp_path):
+    for split, labels in (("train", [0, 1, 2]), ("test", [1])):
+        write_table(tmp_path / "plain_text" / f"{split}-00000-of-00001.parquet", labels)
+    assert sorted(find_source(tmp_path).splits) == ["test", "train"]
+    write_table(tmp_path / "cropped" / "train-00000-of-00001.parquet", [0, 1])
+    assert f"Give one of them: {tmp_path}/cropped, {tmp_path}/plain_text." in refused(tmp_path)
+
+
+def test_numbered_classes_whose_order_was_asked_for_are_not_warned_of(tmp_path):
+    write_table(tmp_path / "train.parquet", [str(n) for n in range(12)])
+    assert "order of text" in find_source(tmp_path).warnings[0]
+    classes = tuple(str(n) for n in range(12))
+    assert find_source(tmp_path, SourceOptions(classes=classes)).warnings == ()

@@ -11,6 +11,7 @@ from test_bad_input import without_privileges
 from alexprep.dataset.forecast import forecast
 from alexprep.dataset.shard import RunOptions, ShardConfig, shard
 from alexprep.errors import PrepareError
+from alexprep.sources.check import check_beginnings
 from alexprep.sources.find import find_source
 from alexprep.sources.listing import SourceOptions, split_of
 from pipelines.format import Manifest
@@ -53,6 +54,10 @@ ONE_TOO_HIGH = {
     "three levels": ("a/b/c", ["train/cat/1.jpg", "valid/cat/2.jpg"]),
     "classes without splits": ("256_ObjectCategories", ["cat/1.jpg", "dog/2.jpg"]),
     "classes two levels down": ("a/images", ["cat/1.jpg", "dog/2.jpg"]),
+    "classes next to annotations": (
+        "101_ObjectCategories",
+        ["cat/1.jpg", "dog/2.jpg", "../Annotations/cat/1.mat", "../attributes/a.txt"],
+    ),
 }
 
 
@@ -78,6 +83,7 @@ def test_a_split_that_holds_the_split_again_is_refused_with_the_inner_one(tmp_pa
         *(("train", "train"), ("Training", "train"), ("TRAIN", "train"), ("train_images", "train")),
         *(("val", "validation"), ("Valid", "validation"), ("validation_set", "validation")),
         *(("test", "test"), ("testing", "test"), ("Test-Set", "test"), ("test2", "test")),
+        *(("TrainingSet", "train"), ("TestImages", "test"), ("01_val", "validation")),
         *(("ILSVRC2012_img_train", "train"), ("ILSVRC2012_img_val", "validation")),
         *(("trainval", None), ("test tube", None), ("freight train", None), ("contest", None)),
         *(("data", None), ("images", None), ("n01440764", None), ("train_test", None)),
@@ -109,8 +115,14 @@ def test_a_class_called_train_among_classes_is_a_class(tmp_path):
         [f"fold{n}/{c}/1.jpg" for n in range(3) for c in ("ant", "bee", "cat")],
         [*(f"fold{n}/{c}/1.jpg" for n in range(3) for c in ("ant", "bee")), "fold2/cat/1.jpg"],
         [f"{c}/{k}/1.png" for c in ("ant", "bee") for k in ("images", "masks")],
+        [f"seg_{s}/seg_{s}/{c}/1.jpg" for s in ("train", "test") for c in ("ant", "bee")],
+        [f"{d}/images/{c}/1.jpg" for d in ("amazon", "dslr", "webcam") for c in ("ant", "bee")],
+        [f"{k}/{c}/1.png" for k in ("images", "masks") for c in ("ant", "bee")] + ["parts/1.txt"],
     ],
-    ids=["two splits", "folds", "folds that lack a class", "images and masks"],
+    ids=[
+        *("two splits", "folds", "folds that lack a class", "images and masks", "nested splits"),
+        *("domains", "masks and texts next to images"),
+    ],
 )
 def test_class_folders_that_hold_the_same_folders_are_refused(tmp_path, paths):
     write(tmp_path, paths)
@@ -122,6 +134,37 @@ def test_class_folders_with_folders_of_their_own_are_classes(tmp_path):
         tmp_path, ["ant/2019/1.jpg", "ant/2020/2.jpg", "bee/2020/3.jpg", "bee/4.jpg", "cat/5.jpg"]
     )
     assert [wnid for wnid, _ in find_source(tmp_path).classes] == ["ant", "bee", "cat"]
+
+
+def test_folders_that_are_named_after_splits_are_refused_as_classes(tmp_path):
+    write(
+        tmp_path, [*(f"train.X{n}/n0144076{n}/{n}.JPEG" for n in (1, 2)), "val.X/n01440761/9.JPEG"]
+    )
+    assert "train.X1/, train.X2/, val.X/ hold folders and are named after splits" in refused(
+        tmp_path
+    )
+
+
+def test_classes_that_are_named_after_splits_are_warned_of(tmp_path):
+    write(tmp_path, ["cat_train/1.jpg", "cat_test/2.jpg", "dog_train/3.jpg"])
+    (warning,) = find_source(tmp_path).warnings
+    assert "are named after splits: cat_test, cat_train, dog_train" in warning
+
+
+def test_class_folders_that_hold_only_folders_are_warned_of(tmp_path):
+    write(tmp_path, ["a/abbey/1.jpg", "a/airfield/2.jpg", "b/beach/3.jpg", "b/bar/4.jpg"])
+    (warning,) = find_source(tmp_path).warnings
+    assert "(a/, b/) hold only folders (abbey/, airfield/, bar/, beach/)" in warning
+
+
+def test_what_is_wrong_with_classes_that_are_not_kept_does_not_matter(tmp_path):
+    write(tmp_path, ["ant/1.jpg", "bee/2.jpg", "cow/README.md", "dog/3.jpg"], b"text")
+    (tmp_path / "elk").mkdir()
+    write(tmp_path, ["ant/1.jpg", "bee/2.jpg"])
+    source = find_source(tmp_path, SourceOptions(classes=("bee", "ant")))
+    assert (source.images, source.left_out) == (2, ())
+    with pytest.raises(PrepareError, match=r"cow/README.md is no image"):
+        find_source(tmp_path, SourceOptions(classes=("bee", "cow")))
 
 
 def test_a_set_of_one_class_is_warned_of(tmp_path):
@@ -200,6 +243,7 @@ def test_images_next_to_the_class_folders_are_warned_of(tmp_path, folder):
         ([str(number) for number in range(12)], True),
         ([f"class{number}" for number in range(12)], True),
         ([str(number) for number in range(10)], False),
+        (["-1", "0", "1"], False),
         ([f"{number:02}" for number in range(12)], False),
         (["n01440764", "n01443537", "n01484850"], False),
         (["ant", "b2", "c10"], False),
@@ -225,6 +269,14 @@ def test_classes_whose_names_look_alike_are_warned_of(tmp_path, names):
     write(tmp_path, [f"{name}/{n}.jpg" for n, name in enumerate((*names, "zebra"))])
     (warning,) = find_source(tmp_path).warnings
     assert "look alike" in warning
+
+
+def test_empty_files_are_all_named_before_encoding(tmp_path):
+    write(tmp_path, [f"{c}/{c}{n}.jpg" for c in "ab" for n in range(300)])
+    for n in (7, 211):
+        (tmp_path / "a" / f"a{n}.jpg").write_bytes(b"")
+    names = {path.rpartition("/")[2] for path, *_ in check_beginnings(find_source(tmp_path), 0.0)}
+    assert names >= {"a7.jpg", "a211.jpg"}
 
 
 @pytest.mark.parametrize("name", [b"tab\tname", b"line\nend", b"\xe9t\xe9", b"carriage\rreturn"])
@@ -280,6 +332,13 @@ def test_a_link_to_a_folder_above_ends_nothing(tmp_path):
     assert find_source(tmp_path, SKIP).images == 3
 
 
+def test_a_class_folder_that_is_a_link_to_the_folder_around_it_is_no_class(tmp_path):
+    write(tmp_path, ["ant/1.jpg", "bee/2.jpg"])
+    (tmp_path / "loop").symlink_to(".")
+    assert "loop is a link to a folder around it" in refused(tmp_path)
+    assert [wnid for wnid, _ in find_source(tmp_path, SKIP).classes] == ["ant", "bee"]
+
+
 STRAYS = {
     "README.md": b"# Ants\n",
     "classes.csv": b"name,label\n",
@@ -291,6 +350,7 @@ STRAYS = {
     "pointer": b"version https://git-lfs.github.com/spec/v1\n",
     "film.mp4": b"\0\0\0 moov",
     "packed.zip": b"PK\3\4",
+    "shard.tar": b"a.jpg",
 }
 
 

@@ -190,7 +190,8 @@ def _second_opinion(data: bytes, header: Header, complaint: ValueError) -> Image
     Stray bytes between markers are such a case, and a file that lacks its end marker alone; one
     that lacks rows is not.
     """
-    if not data.endswith(EOI) and _is_refined(data, header):
+    # The arithmetic decoder takes all that is missing for zeros, and does not complain.
+    if not data.endswith(EOI) and not header.arithmetic and _is_refined(data, header):
         with suppress(ValueError):  # libjpeg complains of every row that is missing before the end
             return _turbo(data + EOI, header)
     try:

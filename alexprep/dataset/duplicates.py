@@ -146,14 +146,10 @@ def refuse_duplicates(source: Source, workers: int) -> None:
         lines.append(f"  and {len(groups) - MOST_NAMED:,} more")
     summary = " ".join(describe_duplicates(count_duplicates(images, groups)))
     raise PrepareError(
-        "\n".join(
-            [
-                f"{source.name} holds images more than once. {summary}",
-                *lines,
-                "Remove them, keep them with --on-duplicate keep, or leave them out of training "
-                "with --on-duplicate drop-train.",
-            ]
-        )
+        f"{source.name} holds images more than once. {summary}",
+        *lines,
+        "Remove them, keep them with --on-duplicate keep, or leave them out of training with "
+        "--on-duplicate drop-train.",
     )
 
 

@@ -304,16 +304,14 @@ def refuse_empty(plan: ShardPlan, manifest: Manifest, store: Store) -> None:
             )
 
 
-def faults_message(faults: list[Fault], source: str) -> str:
+def faults_error(faults: list[Fault], source: str) -> PrepareError:
     """The list that ends a run which may not skip unreadable images."""
     lines = [f"  {fault.path} {fault.reason}" for fault in sorted(faults)[:MAX_FAULTS_SHOWN]]
     if len(faults) > MAX_FAULTS_SHOWN:
         lines.append(f"  and {len(faults) - MAX_FAULTS_SHOWN:,} more")
-    return "\n".join(
-        [
-            f"{source} holds {len(faults):,} file{'s' * (len(faults) != 1)} that cannot become a "
-            "sample:",
-            *lines,
-            "Fix or remove them, or skip them with --on-error skip. Finished shards are kept.",
-        ]
+    return PrepareError(
+        f"{source} holds {len(faults):,} file{'s' * (len(faults) != 1)} that cannot become a "
+        "sample:",
+        *lines,
+        "Fix or remove them, or skip them with --on-error skip. Finished shards are kept.",
     )

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alexprep.dataset.codec import Encoded
-from alexprep.dataset.manifest import faults_message
+from alexprep.dataset.manifest import faults_error
 from alexprep.dataset.shard_plan import ShardConfig, ShardPlan, ShardTask, permutation
 from alexprep.dataset.shard_writer import (
     RECORDS,
@@ -157,7 +157,7 @@ def _encode_all(
         for number, (source_bytes, faults) in results:
             progress.advance(len(chunks[number].shard), source_bytes, len(faults))
             if faults and not skip:
-                raise PrepareError(faults_message(faults, plan.source.name))
+                raise faults_error(faults, plan.source.name)
 
 
 def source_chunks(plan: ShardPlan, missing: NDArray[np.intp]) -> Iterator[Chunk]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from alexprep.dataset.duplicates import describe_duplicates
-from alexprep.dataset.manifest import begin, faults_message, finish, refuse_empty
+from alexprep.dataset.manifest import begin, faults_error, finish, refuse_empty
 from alexprep.dataset.sequential import recommend_sequential, spool_folder, write_sequentially
 from alexprep.dataset.shard_plan import ShardConfig, ShardPlan
 from alexprep.dataset.shard_writer import Fault, ShardRecord, write_shard
@@ -114,7 +114,7 @@ def _write_all(
             done = samples + len(record.faults)
             progress.advance(done, bytes=record.source_bytes, errors=len(record.faults))
             if faults and options.on_error == "fail":
-                raise PrepareError(faults_message(faults, plan.source.name))
+                raise faults_error(faults, plan.source.name)
     return {name: records[name] for name in names}
 
 

@@ -26,7 +26,7 @@ from alexprep.sources.content import (
 )
 from alexprep.sources.files import IMAGE_FOLDERS, Branch, Folder, folder_names, has_images
 from alexprep.sources.items import Unreadable
-from alexprep.sources.listing import TRAIN, Samples, Source, split_of
+from alexprep.sources.listing import TRAIN, Samples, Source, split_of, splits_in
 
 # The share of a split's images with the name and size of a training image from which it is said.
 SAME_SHARE = 0.1
@@ -45,7 +45,9 @@ def check_branches(
         _refuse_nested_splits(branch)
         _refuse_one_level_too_high(branch)
         _refuse_same_folders(branch)
-        yield from _loose_images(branch)
+        _refuse_split_words(branch)
+        yield from _too_high(branch)
+        yield from _odd_classes(branch)
         yield from _aliases(branch)
     if len({_inode(branch.path) for branch in branches.values()}) < len(branches):
         names = ", ".join(f"{branch.path.name}/" for branch in branches.values())
@@ -82,19 +84,28 @@ def _base(path: str) -> str:
     return path.rpartition("/")[2]
 
 
-def _refuse_one_level_too_high(branch: Branch) -> None:
-    """The only class folder has no image itself but several folders of them."""
-    if len(branch.classes) != 1:
-        return
-    ((name, folder),) = branch.classes.items()
+def _forks(folder: Folder) -> list[str]:
+    """The folders that the images of a class folder without images of its own lie in.
+
+    Folders that hold nothing but one other are passed: a/b/c/cat and a/b/c/dog are the folders of
+    a. Empty where images lie in a single folder.
+    """
     path = ""
     while True:
         inner = [below for below in _below(folder, path) if folder.holds_images(below)]
         if len(inner) != 1 or folder.counts[path]:
-            break
+            return [] if folder.counts[path] or len(inner) < 2 else inner
         path = inner[0]
-    if len(inner) > 1 and not folder.counts[path]:
-        meant = branch.path / name / path
+
+
+def _refuse_one_level_too_high(branch: Branch) -> None:
+    """The only class folder with images has none itself but several folders of them."""
+    with_images = {name: f for name, f in branch.classes.items() if any(f.counts.values())}
+    if len(with_images) != 1:
+        return
+    ((name, folder),) = with_images.items()
+    if inner := _forks(folder):
+        meant = (branch.path / name / inner[0]).parent
         raise PrepareError(
             f"{branch.path} holds one class folder, {name}/, which holds only folders "
             f"({_shown([f'{_base(below)}/' for below in inner])}): all images would be "
@@ -104,25 +115,48 @@ def _refuse_one_level_too_high(branch: Branch) -> None:
 
 def _refuse_same_folders(branch: Branch) -> None:
     """Class folders that hold the same folders are splits or folds under names nobody knows."""
-    if len(branch.classes) < 2:
-        return
-    inner = {
-        name: {below for below in folder.folders if folder.holds_images(below)}
-        for name, folder in branch.classes.items()
-        if not folder.counts[""] and len(folder.folders) > 1
-    }
-    if len(inner) < len(branch.classes):
+    with_images = {name: f for name, f in branch.classes.items() if any(f.counts.values())}
+    inner = {name: set(map(_base, _forks(folder))) for name, folder in with_images.items()}
+    if len(inner) < 2 or not all(inner.values()):
         return
     shared = {
         name for name, count in Counter(n for s in inner.values() for n in s).items() if count > 1
     }
-    if all(len(names) > 1 and 2 * len(names & shared) >= len(names) for names in inner.values()):
+    if all(2 * len(names & shared) >= len(names) for names in inner.values()):
         first, second = sorted(inner)[:2]
         raise PrepareError(
             f"{branch.path} has {len(inner):,} class folders ({_shown(sorted(inner))}) without "
             f"images of their own but the same folders ({_shown(sorted(shared))}): these are "
             f"probably the classes, and {first}/ and {second}/ splits. Call the splits train/, "
             "val/ and test/, or give one of them as SOURCE."
+        )
+
+
+def _refuse_split_words(branch: Branch) -> None:
+    """Class folders with folders in them, called train.X1 and val.X: splits under longer names."""
+    named = {
+        name: splits
+        for name, folder in branch.classes.items()
+        if (splits := splits_in(name)) and folder.folders and not folder.counts[""]
+    }
+    if len(set[str]().union(*named.values())) > 1:
+        raise PrepareError(
+            f"{branch.path} would be a folder of {len(branch.classes):,} classes, but "
+            f"{_shown([f'{name}/' for name in sorted(named)])} hold folders and are named after "
+            "splits. Put their class folders into train/, val/ and test/, or give one of them as "
+            "SOURCE."
+        )
+
+
+def _too_high(branch: Branch) -> Iterator[str]:
+    """Class folders that all hold nothing but folders: letters, genera or cameras over classes."""
+    inner = [below for folder in branch.classes.values() for below in _forks(folder)]
+    if len(inner) > 1 and not any(folder.counts[""] for folder in branch.classes.values()):
+        yield (
+            f"The {len(branch.classes):,} class folders of {branch.path} "
+            f"({_shown([f'{name}/' for name in sorted(branch.classes)])}) hold only folders "
+            f"({_shown([f'{_base(below)}/' for below in inner])}). If those are the classes, put "
+            "them into one folder."
         )
 
 
@@ -170,7 +204,11 @@ def _too_low(root: Path) -> Iterator[str]:
         )
 
 
-def _loose_images(branch: Branch) -> Iterator[str]:
+def _odd_classes(branch: Branch) -> Iterator[str]:
+    """Classes called cat_train and cat_test, and images that lie in no class folder."""
+    if len(set[str]().union(*map(splits_in, branch.classes))) > 1:
+        shown = _shown(sorted(name for name in branch.classes if splits_in(name)))
+        yield f"Classes of {branch.path} are named after splits: {shown}."
     count = sum(has_image_ending(name) for name, _ in branch.loose.files)
     if count and branch.classes and not set(branch.classes) <= IMAGE_FOLDERS:
         yield (
@@ -196,9 +234,14 @@ def _inode(path: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def check_names(names: Sequence[str], origin: str) -> Iterator[str]:
-    """Warnings on names of classes; PrepareError for those that no text file can hold."""
+def check_names(names: Sequence[str], origin: str, *, ordered: bool) -> Iterator[str]:
+    """Warnings on names of classes; PrepareError for those that no text file can hold.
+
+    `ordered`: their order was asked for.
+    """
     for name in names:
+        if not name.strip():
+            raise PrepareError(f"{origin} has a class without a name, {name!r}. Give it one.")
         if any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in name):
             raise PrepareError(
                 f"{origin} has a class {display(name)!r}, which cannot stand in synsets.txt. "
@@ -206,7 +249,7 @@ def check_names(names: Sequence[str], origin: str) -> Iterator[str]:
             )
     if len(names) == 1:
         yield f"{origin} has one class, {names[0]!r}: there is nothing to learn."
-    numbers = [re.fullmatch(r"(\D*)(\d+)", name) for name in names]
+    numbers = [re.fullmatch(r"(\D*)(\d+)", name) for name in names if not ordered]
     numbered = [(match[1], int(match[2])) for match in numbers if match is not None]
     if (
         len(numbered) == len(names)
@@ -225,7 +268,9 @@ def _look_alikes(names: Sequence[str], origin: str) -> Iterator[str]:
     for name in names:
         letters = unicodedata.normalize("NFKC", name).casefold()
         plain = "".join(
-            x for x in letters if unicodedata.category(x)[0] not in "ZC" and x not in "_-"
+            x
+            for n, x in enumerate(letters)
+            if unicodedata.category(x)[0] not in "ZC" and (x != "_" and (x != "-" or not n))
         )
         twin = first.setdefault(plain or name, name)
         if twin != name:
@@ -280,11 +325,13 @@ def refuse_strays(strays: Sequence[Stray], name: str) -> None:
     """PrepareError that lists the files of a source that are no images, if there are any."""
     if not strays:
         return
-    shown = "".join(f"\n  {stray.path} {stray.reason}" for stray in sorted(strays)[:MOST_NAMED])
-    suffix = f"\n  and {len(strays) - MOST_NAMED:,} more" if len(strays) > MOST_NAMED else ""
+    lines = [f"  {stray.path} {stray.reason}" for stray in sorted(strays)[:MOST_NAMED]]
+    if len(strays) > MOST_NAMED:
+        lines.append(f"  and {len(strays) - MOST_NAMED:,} more")
     raise PrepareError(
-        f"{name} holds {len(strays):,} file{'s' * (len(strays) != 1)} that cannot become a sample:"
-        f"{shown}{suffix}\nFix or remove them, or leave them out with --on-error skip."
+        f"{name} holds {len(strays):,} file{'s' * (len(strays) != 1)} that cannot become a sample:",
+        *lines,
+        "Fix or remove them, or leave them out with --on-error skip.",
     )
 
 
@@ -300,15 +347,17 @@ def check_beginnings(source: Source, seconds: float = 2.0) -> list[Stray]:
         if items.sequential == "always":
             continue  # a row costs reading its whole group
         order = np.random.default_rng(0).permutation(len(items))
+        # Those of no bytes first, as far as the source was listed with sizes.
+        order = order[np.argsort(items.fingerprint[order] != 0, kind="stable")]
         for begin in range(0, len(order), 256):
-            if time.monotonic() > until:
-                return strays
             some = items.select(order[begin : begin + 256])
             with closing(some.read(HEAD_BYTES)) as heads:
                 for index, head in enumerate(heads):
                     reason = head.reason if isinstance(head, Unreadable) else objection(head)
                     if reason is not None:
                         strays.append(Stray(some.path(index), reason))
+            if time.monotonic() > until:
+                return strays
     return strays
 
 

@@ -15,6 +15,7 @@ LITTER = frozenset(
 # A stream that Windows attaches to downloads, which WSL and some archivers turn into a file.
 ATTACHED = ":zone.identifier"
 UNFINISHED = (b".part", b".partial", b".crdownload", b".download", b".aria2", b".tmp")
+ARCHIVES = (b".tar", b".zip", b".gz", b".tgz", b".bz2", b".xz", b".zst", b".7z", b".rar")
 # Named like an image, so not opened when listed. The codec says which of them it reads.
 IMAGE_ENDINGS = frozenset(
     {
@@ -55,6 +56,8 @@ def objection(head: bytes, name: bytes = b"") -> str | None:
         return "is an unfinished download"
     if not head:
         return "is empty"
+    if name.lower().endswith(ARCHIVES):
+        return "is an archive: unpack it, or give the folder that it is in"
     if head.startswith(LFS_POINTER):
         return "is a Git LFS pointer, not the file itself: run `git lfs pull`"
     portable_map = head[:1] == b"P" and head[1:2] in b"0123456fy"

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from alexprep.errors import PrepareError
 from alexprep.sources.content import (
+    ARCHIVES,
     HEAD_BYTES,
     Stray,
     both_names,
@@ -22,7 +23,7 @@ from alexprep.sources.content import (
 from alexprep.sources.items import Items, Places, ReadAhead, Unreadable, chunks, text
 from alexprep.sources.listing import TRAIN, VALIDATION, WHAT_IS_LOOKED_FOR, Listing, split_of
 
-PACKED = (".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
+CIRCLE = "is a link to a folder around it"
 # Folders that hold the images of a split or class rather than being a class (Tiny-ImageNet).
 IMAGE_FOLDERS = frozenset({"image", "images", "img", "imgs", "jpeg", "jpegs", "jpegimages"})
 
@@ -105,11 +106,10 @@ def _visit(folder: Folder, below: str) -> None:
             for entry in entries:
                 if is_litter(entry.name):
                     continue
-                if _is_folder(entry):
-                    if entry.is_symlink() and _is_circle(path, entry.path):
-                        folder.strays.append(Stray(entry.path, "is a link to a folder around it"))
-                    else:
-                        _visit(folder, f"{below}{entry.name}/")
+                if _is_circle(entry):
+                    folder.strays.append(Stray(entry.path, CIRCLE))
+                elif _is_folder(entry):
+                    _visit(folder, f"{below}{entry.name}/")
                 elif (reason := irregular(entry)) is not None:
                     folder.strays.append(Stray(entry.path, reason))
                 else:
@@ -128,8 +128,10 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _is_circle(path: str, link: str) -> bool:
-    inside, target = os.path.realpath(path), os.path.realpath(link)
+def _is_circle(entry: os.DirEntry[str]) -> bool:
+    if not entry.is_symlink():
+        return False
+    inside, target = os.path.realpath(Path(entry.path).parent), os.path.realpath(entry.path)
     return inside == target or inside.startswith(target.rstrip("/") + "/")
 
 
@@ -153,7 +155,9 @@ def read_branch(path: Path) -> Branch:
         for entry in sorted(entries, key=lambda entry: entry.name):
             if is_litter(entry.name):
                 continue
-            if _is_folder(entry):
+            if _is_circle(entry):
+                loose.strays.append(Stray(entry.path, CIRCLE))
+            elif _is_folder(entry):
                 classes[entry.name] = walk(path / entry.name)
             elif (reason := irregular(entry)) is not None:
                 loose.strays.append(Stray(entry.path, reason))
@@ -297,8 +301,11 @@ def refuse_no_classes(folder: Path, branches: Mapping[str, Branch]) -> None:
             "Give the folder above it if that has a folder a class, or sort the images into such."
         )
     if train is not None or VALIDATION not in loose or not loose[VALIDATION].loose.files:
-        packed = next(
-            (p for p in sorted(folder.iterdir()) if p.name.lower().endswith(PACKED)), None
-        )
-        hint = f"It holds {packed.name}: unpack it first. " if packed is not None else ""
+        paths = [
+            path
+            for parent in (folder, *(branch.path for branch in branches.values()))
+            for path in sorted(parent.iterdir())
+            if os.fsencode(path.name.lower()).endswith(ARCHIVES) and not is_litter(path.name)
+        ]
+        hint = f"It holds {paths[0].relative_to(folder)}: unpack it first. " if paths else ""
         raise PrepareError(f"{folder} has no class folders. {hint}{WHAT_IS_LOOKED_FOR}")

@@ -1,10 +1,12 @@
 """Find out what SOURCE is by looking at what it holds."""
 
+import re
 from pathlib import Path
 
 from alexprep.errors import PrepareError
 from alexprep.sources.check import check_names, check_splits
 from alexprep.sources.content import is_litter
+from alexprep.sources.files import folder_names
 from alexprep.sources.ilsvrc import find_official
 from alexprep.sources.listing import (
     WHAT_IS_LOOKED_FOR,
@@ -18,6 +20,7 @@ from alexprep.sources.trees import tree_source, whole_source
 from alexprep.sources.wds import find_shards, shard_source
 
 KAGGLE = Path("ILSVRC", "Data", "CLS-LOC")
+MOST_FOLDERS = 50
 
 
 def find_source(path: Path, options: SourceOptions = SourceOptions()) -> Source:  # noqa: B008 - frozen
@@ -33,7 +36,8 @@ def find_source(path: Path, options: SourceOptions = SourceOptions()) -> Source:
             f"Cannot read {error.filename or path}: {error.strerror}. See to its permissions or "
             "its disk."
         ) from error
-    warnings = [*check_names([wnid for wnid, _ in source.classes], str(path))]
+    names = [wnid for wnid, _ in source.classes]
+    warnings = [*check_names(names, str(path), ordered=options.classes is not None)]
     return with_findings(source, (), [*warnings, *check_splits(source)])
 
 
@@ -50,16 +54,38 @@ def _look(path: Path, options: SourceOptions) -> Source:
         return parquet_source(path, tables, options)
     if shards := find_shards(path):
         return shard_source(path, shards, options)
-    if archive := _lone_archive(path):
+    if archive := _archive_of_classes(path):
         return whole_source(path, archive, options)
+    _refuse_official_below(path)
     return tree_source("folder", path, path, options)
 
 
-def _lone_archive(folder: Path) -> Path | None:
-    """A tar of class tars (fall11_whole.tar), the only one in a folder without others."""
+def _archive_of_classes(folder: Path) -> Path | None:
+    """The tar of class tars in a folder (fall11_whole.tar); PrepareError if there are several."""
     tars = sorted(path for path in folder.glob("*.tar*") if path.is_file())
     tars = [path for path in tars if not is_litter(path.name)]
-    return tars[0] if len(tars) == 1 and kind_of_tar(tars[0]) == "classes" else None
+    if not tars or kind_of_tar(tars[0]) != "classes":
+        return None
+    if len(tars) > 1:
+        raise PrepareError(
+            f"{folder} has {', '.join(path.name for path in tars[:4])}, of which {tars[0].name} "
+            "holds a tar a class. Keep one such archive in the folder, or unpack each into a "
+            "folder of its split, train/ and val/."
+        )
+    return tars[0]
+
+
+def _refuse_official_below(folder: Path) -> None:
+    """PrepareError where the archives of ILSVRC lie in folders of this one."""
+    below = [folder / name for name in folder_names(folder)[:MOST_FOLDERS]]
+    if holders := [path for path in below if find_official(path) and not folder_names(path)]:
+        advice = (
+            f"SOURCE is probably {holders[0]}."
+            if len(holders) == 1
+            else "Put the archives into one folder, with the devkit."
+        )
+        names = [path.name for holder in holders for path in find_official(holder).values()]
+        raise PrepareError(f"{folder} has {', '.join(names)} in folders. {advice}")
 
 
 def find_tables(folder: Path) -> list[Path]:
@@ -71,12 +97,18 @@ def find_tables(folder: Path) -> list[Path]:
         if tables := sorted(path for path in folder.glob(pattern) if path.is_file()):
             return tables
     for pattern in ("*/*.parquet", "*/*/*.parquet"):
-        tables = sorted(
-            path
+        # default/train/0000.parquet of refs/convert, or plain_text/train-00000-of-00001.parquet
+        roots = {
+            path: path.parent.parent if in_split else path.parent
             for path in folder.glob(pattern)
-            if path.is_file() and split_of(path.parent.name.removeprefix("partial-"))
-        )
-        if len(parents := sorted({path.parent.parent for path in tables})) > 1:
+            if path.is_file()
+            and (
+                (in_split := split_of(path.parent.name.removeprefix("partial-")))
+                or split_of(re.split(r"[-_.]", path.name)[0])
+            )
+        }
+        tables = sorted(roots)
+        if len(parents := sorted(set(roots.values()))) > 1:
             raise PrepareError(
                 f"{folder} holds {len(parents)} data sets of parquet files. Give one of them: "
                 f"{', '.join(map(str, parents[:5]))}."

@@ -37,6 +37,7 @@ ARCHIVES = {
     "2012": {"train": TRAIN_TAR, "validation": VALIDATION_TAR},
     "2010": {"train": "ILSVRC2010_images_train.tar", "validation": "ILSVRC2010_images_val.tar"},
 }
+PATCHES = "patch_images.tar"  # of 2010
 # As torchvision and TFDS have them.
 MD5 = {
     TRAIN_TAR: "1d675b47d978889d74fa0da5fadfb00e",

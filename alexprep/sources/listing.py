@@ -23,9 +23,10 @@ TRAIN, VALIDATION, TEST = "train", "validation", "test"
 # Usual names of a split, in any case and with what people put around them (test_set, ILSVRC2012_
 # img_val): see `split_of`.
 SPLIT_WORDS = {
-    **dict.fromkeys(("train", "training", "trn", "trainset"), TRAIN),
+    **dict.fromkeys(("train", "training", "trn", "trainset", "trainingset"), TRAIN),
     **dict.fromkeys(("val", "valid", "validation", "validate", "valset"), VALIDATION),
-    **dict.fromkeys(("test", "testing", "tst", "testset"), TEST),
+    **dict.fromkeys(("validationset", "validset"), VALIDATION),
+    **dict.fromkeys(("test", "testing", "tst", "testset", "testingset"), TEST),
 }
 AROUND_SPLIT = frozenset({"set", "img", "imgs", "image", "images", "data", "split", "folder"})
 KEY_BYTES = 100 - len(".json")
@@ -120,12 +121,23 @@ def split_of(name: str) -> str | None:
 
     The whole name counts, or one word of it with nothing but AROUND_SPLIT and numbers next to it.
     """
-    words = [word for word in re.split(r"[^a-z]+", name.lower()) if word]
+    words = _words(name)
     if words[:1] == ["ilsvrc"]:
         del words[0]
     splits = [SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS]
     others = [word for word in words if word not in SPLIT_WORDS and word not in AROUND_SPLIT]
     return splits[0] if len(splits) == 1 and not others else None
+
+
+def splits_in(name: str) -> set[str]:
+    """The splits that words of a name stand for, whatever else is in it (imagenet_train, val.X)."""
+    return {SPLIT_WORDS[word] for word in _words(name) if word in SPLIT_WORDS}
+
+
+def _words(name: str) -> list[str]:
+    """The words of a name in lower case: TestSet and test_set are two."""
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name)
+    return [word for word in re.split(r"[^a-z]+", spaced.lower()) if word]
 
 
 class Listing(NamedTuple):
@@ -196,18 +208,22 @@ def integer_classes(
     """
     everything: set[int] = set[int]().union(*used.values())
     highest, lowest = max(everything, default=-1), min(everything, default=0)
-    classes = _as_ilsvrc(names or [str(number) for number in range(highest + 1)])
-    if lowest < 0 or highest >= len(classes):
+    count = len(names) or highest + 1
+    if lowest < 0 or highest >= count:
         raise PrepareError(
-            f"{folder} has labels from {lowest} to {highest} for {len(classes)} classes. "
+            f"{folder} has labels from {lowest} to {highest} for {count} classes. "
             "Labels must be 0..classes - 1."
         )
-    missing = sorted(set(range(len(classes))) - used.get(TRAIN, everything))
-    if missing and not names:
+    trained = used.get(TRAIN, everything)
+    if len(trained) < count and not names:  # before a list as long as the highest label
+        first = next(label for label in range(count) if label not in trained)
         raise PrepareError(
             f"{folder} has labels from {lowest} to {highest}, but no {TRAIN} image of label "
-            f"{missing[0]} ({len(missing):,} such labels). Number the classes from 0 without gaps."
+            f"{first} ({count - len(trained):,} such labels). Number the classes from 0 without "
+            "gaps."
         )
+    classes = _as_ilsvrc(names or [str(number) for number in range(count)])
+    missing = sorted(set(range(count)) - trained)
     if missing:
         shown = ", ".join(repr(classes[label][0]) for label in missing[:4])
         warnings.append(

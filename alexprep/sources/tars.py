@@ -5,7 +5,7 @@ import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from errno import ENODATA
 from pathlib import Path
 from typing import ClassVar
@@ -25,7 +25,7 @@ from alexprep.sources.content import (
     objection,
 )
 from alexprep.sources.items import Items, Places, ReadAhead, Unreadable, chunks, text
-from alexprep.sources.listing import Listing
+from alexprep.sources.listing import Listing, split_of
 from alexprep.tar import Entry, scan_tar
 
 # A disk answers several scattered header reads at once better than one after the other.
@@ -144,11 +144,22 @@ def _in_litter(name: bytes) -> bool:
 
 
 class ClassTars(dict[str, Tars]):
-    """The images of every class; `strays` are no images."""
+    """The images of every class, and what is no image in its tar."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.strays: list[Stray] = []
+        self._strays: dict[str, list[Stray]] = {}
+
+    @property
+    def strays(self) -> list[Stray]:
+        return [stray for strays in self._strays.values() for stray in strays]
+
+    def keep(self, names: Sequence[str]) -> None:
+        """Forget what is wrong with the other classes: those without images, and strays."""
+        for name in set(self) - set(names):
+            self._strays.pop(name)
+            if not len(self[name]):
+                del self[name]
 
     def add(self, name: str, images: Tars, strays: list[Stray]) -> None:
         """Take in a class; PrepareError where it is there already."""
@@ -159,7 +170,7 @@ class ClassTars(dict[str, Tars]):
                 "archive again."
             )
         self[name] = images
-        self.strays += strays
+        self._strays[name] = strays
 
     def listing(self, path: Path) -> Listing:
         """All images; PrepareError for a class without any."""
@@ -228,11 +239,58 @@ def folder_of_class_tars(paths: Sequence[Path]) -> ClassTars:
             images, strays = scan_images(path, file)
         return _items(path, images), strays
 
+    _refuse_splits(paths)
     classes = ClassTars()
     with ThreadPoolExecutor(THREADS) as pool:
         for path, (images, strays) in zip(paths, pool.map(scan, paths), strict=True):
+            _refuse_tree(path, images, strays)
             classes.add(path.stem, images, strays)
     return classes
+
+
+def _refuse_splits(paths: Sequence[Path]) -> None:
+    """PrepareError for train.tar and val.tar, of which each would be a class."""
+    named = [path.name for path in paths if split_of(path.stem)]
+    if named and len(named) == len(paths):
+        raise PrepareError(
+            f"{paths[0].parent} has {', '.join(named)}, which are splits and no classes. Unpack "
+            "each into a folder of its name, with a folder or a tar a class in it."
+        )
+
+
+def _refuse_tree(path: Path, images: Tars, strays: Sequence[Stray]) -> None:
+    """PrepareError for a tar of class folders or class tars where a class was expected.
+
+    A class may have folders, in a tar with one folder of its own name (ant.tar: ant/new/1.jpg).
+    """
+    folders = {name.rpartition(b"/")[0] for name in images.name.tolist()}
+    folders = {text(name).removeprefix("./").removesuffix(".") for name in folders}
+    inside = [f"{name}/" for name in sorted(folders)]
+    if len(inside) == 1 or all(name.startswith(f"{path.stem}/") for name in inside):
+        inside = [s.path.rpartition("/")[2] for s in strays if s.path.endswith(text(CLASS_TAR))]
+    if inside:
+        raise PrepareError(
+            f"{path} would be one class, but holds {' and '.join(inside[:2])}. Unpack it, and give "
+            "the folder with what was in it; if it is unpacked already, move it away."
+        )
+
+
+def replace_images(items: Tars, patch: Path, images: Sequence[Entry]) -> Tars:
+    """The items, those with a namesake in the tar `patch` as they are there."""
+    entries = {entry.name.rpartition(b"/")[2]: entry for entry in images}
+    names = [name.rpartition(b"/")[2] for name in items.name.tolist()]
+    indices = [index for index, name in enumerate(names) if name in entries]
+    container, offset, size = items.container.copy(), items.offset.copy(), items.size.copy()
+    container[indices] = len(items.containers)
+    offset[indices] = [entries[names[index]].offset for index in indices]
+    size[indices] = [entries[names[index]].size for index in indices]
+    return replace(
+        items,
+        containers=(*items.containers, str(patch)),
+        container=container,
+        offset=offset,
+        size=size,
+    )
 
 
 def list_flat_tar(path: Path, classes: Mapping[bytes, str], images: list[Entry]) -> Listing:
@@ -250,7 +308,7 @@ def kind_of_tar(path: Path) -> str:
     if names and all(name.endswith(CLASS_TAR) for name in names):
         return "classes"
     stems = {name.rpartition(b".")[0] for name in names if has_image_ending(name)}
-    labelled = {name.rpartition(b".")[0] for name in names if name.endswith(LABEL_ENDINGS)}
+    labelled = {name.rpartition(b".")[0] for name in names if name.lower().endswith(LABEL_ENDINGS)}
     if stems & labelled:
         return "shard"
     folders = {name.rpartition(b"/")[0] for name in names if has_image_ending(name)}

@@ -1,8 +1,9 @@
 """Trees of folders: which folder is a split, which a class, and where labels come from."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from alexprep.errors import PrepareError
 from alexprep.sources.check import check_branches, refuse_strays
@@ -21,7 +22,9 @@ from alexprep.sources.files import (
 )
 from alexprep.sources.ilsvrc import (
     ANNOTATIONS,
+    ARCHIVES,
     MAPPING,
+    PATCHES,
     find_devkit,
     find_official,
     find_truth,
@@ -29,6 +32,7 @@ from alexprep.sources.ilsvrc import (
 )
 from alexprep.sources.items import text
 from alexprep.sources.listing import (
+    TEST,
     TRAIN,
     VALIDATION,
     Listing,
@@ -38,15 +42,18 @@ from alexprep.sources.listing import (
     label_space,
     make_source,
     refuse_unknown_classes,
+    splits_in,
     with_findings,
 )
 from alexprep.sources.synsets import ilsvrc2012, named
 from alexprep.sources.tars import (
     CLASS_TAR,
     ClassTars,
+    Tars,
     folder_of_class_tars,
     list_flat_tar,
     opened,
+    replace_images,
     scan_images,
     tar_of_class_tars,
 )
@@ -74,7 +81,7 @@ def tree_source(kind: str, root: Path, images: Path, options: SourceOptions) -> 
     archives of ILSVRC take the place of a split's folder.
     """
     official = find_official(images)
-    splits, warnings = _look_through(root, images, official)
+    splits, warnings = _look_through(root, images, official, options)
     if options.classes is None:
         names = {split: tree.names for split, tree in splits.items() if tree.names is not None}
         if TRAIN in names:
@@ -98,6 +105,8 @@ def tree_source(kind: str, root: Path, images: Path, options: SourceOptions) -> 
 def whole_source(root: Path, archive: Path, options: SourceOptions) -> Source:
     """A tar of class tars that is all there is: fall11_whole.tar, winter21_whole.tar."""
     classes = tar_of_class_tars(archive)
+    if options.classes is not None:
+        classes.keep(options.classes)
     if not options.skip:
         refuse_strays(classes.strays, str(archive))
     listings = {TRAIN: classes.listing(archive)}
@@ -106,7 +115,7 @@ def whole_source(root: Path, archive: Path, options: SourceOptions) -> Source:
 
 
 def _look_through(
-    root: Path, images: Path, official: Mapping[str, Path]
+    root: Path, images: Path, official: Mapping[str, Path], options: SourceOptions
 ) -> tuple[dict[str, Split], list[str]]:
     """The splits, and warnings on the tree."""
     folders = split_folders(images)
@@ -119,13 +128,28 @@ def _look_through(
     warnings: list[str] = []
     if branches:
         warnings += check_branches(images, branches, has_splits=folders != {TRAIN: images})
-    splits = {split: _official(split, path, root) for split, path in official.items()}
+    splits = {split: _official(split, path, root, options) for split, path in official.items()}
     for split, branch in branches.items():
         if tars[split] or not _is_flat(split, branches):
-            splits[split] = _in_classes(branch, tars[split])
+            splits[split] = _in_classes(branch, tars[split], options.classes)
         elif split == VALIDATION:  # ILSVRC's test images have no labels
             splits[split] = _in_one_folder(branch, root)
+    if official and TRAIN not in splits:
+        warnings += _unused_tars(images, official)
     return splits, warnings
+
+
+def _unused_tars(folder: Path, official: Mapping[str, Path]) -> list[str]:
+    """A warning where the training images may be in an archive of another name."""
+    names = sorted(path.name for path in folder.glob("*.tar*") if path not in official.values())
+    names = [n for n in names if not {TEST} & splits_in(n) and "devkit" not in n.lower()]
+    if not names:
+        return []
+    expected = ARCHIVES[year_of(official) or "2012"][TRAIN]
+    return [
+        f"{folder} has no training images; not used: {', '.join(names[:4])}. Rename the "
+        f"archive that holds them to {expected}."
+    ]
 
 
 def _official_classes(
@@ -158,30 +182,54 @@ def _official_classes(
     raise PrepareError(f"{lack}. Complete it, or name the classes that it has with --classes FILE.")
 
 
-def _official(split: str, path: Path, root: Path) -> Split:
+def _official(split: str, path: Path, root: Path, options: SourceOptions) -> Split:
     """An archive as downloaded: a tar of class tars, or a flat one that the devkit labels."""
     if split == TRAIN:
         classes = tar_of_class_tars(path)
-        return Split(path, set(classes), classes.strays, lambda: classes.listing(path))
+        if options.classes is not None:
+            classes.keep(options.classes)
+        listing = partial(classes.listing, path)
+        return Split(path, set(classes), classes.strays, lambda: _patched(listing(), path))
     with opened(path) as file:
         images, strays = scan_images(path, file)
 
-    def listing() -> Listing:
+    def list_images() -> Listing:
         truth = find_truth([root], [entry.name for entry in images])
-        return list_flat_tar(path, truth, images)
+        return _patched(list_flat_tar(path, truth, images), path)
 
-    return Split(path, None, strays, listing)
+    return Split(path, None, strays, list_images)
 
 
-def _in_classes(branch: Branch, tars: ClassTars) -> Split:
-    """Class folders, class tars, or some of each (a half-extracted archive)."""
+def _patched(listing: Listing, archive: Path) -> Listing:
+    """The images of an archive of 2010, some of them as patch_images.tar next to it has them.
+
+    The archives of that year hold images that are blank or say that there is no image.
+    """
+    patch = archive.with_name(PATCHES)
+    if archive.name in ARCHIVES["2012"].values() or not patch.is_file():
+        return listing
+    with opened(patch) as file:
+        images, _ = scan_images(patch, file)
+    return listing._replace(items=replace_images(cast(Tars, listing.items), patch, images))
+
+
+def _in_classes(branch: Branch, tars: ClassTars, keep: Sequence[str] | None) -> Split:
+    """Class folders, class tars, or some of each (a half-extracted archive).
+
+    What is in classes that are not kept does not matter.
+    """
+    kept = {n: folder for n, folder in branch.classes.items() if keep is None or n in keep}
+    strays = _strays(branch, kept)
+    if keep is not None:
+        for name in [n for n, f in branch.classes.items() if n not in kept and not f.files]:
+            del branch.classes[name]
+        tars.keep(keep)
     for name in branch.classes:
         if name in tars:
             raise PrepareError(
                 f"{branch.path} has {name}/ and {name}.tar. Remove the folder if it is not "
                 "complete, else the tar."
             )
-    strays = _strays(branch, branch.classes)
 
     def listing() -> Listing:
         parts: list[Listing] = []

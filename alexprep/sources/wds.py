@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 
 from alexprep.errors import PrepareError
 from alexprep.machine import cores
-from alexprep.sources.content import has_image_ending, is_litter
+from alexprep.sources.content import IMAGE_ENDINGS, has_image_ending, is_litter
 from alexprep.sources.items import text
 from alexprep.sources.listing import (
-    SPLIT_WORDS,
     TRAIN,
     Listing,
     Source,
@@ -29,23 +28,35 @@ from alexprep.sources.listing import (
     label_space,
     make_source,
     split_of,
+    splits_in,
     with_findings,
 )
 from alexprep.sources.synsets import ilsvrc2012, named
+from alexprep.sources.tables import decode_text
 from alexprep.sources.tars import Tars, kind_of_tar, opened
 from alexprep.tar import Entry, scan_tar
 from alexprep.workers import run_tasks
-from pipelines.format import MANIFEST, Manifest
+from pipelines.format import BLOCK, MANIFEST, Manifest, Shard, ShardIndex
 
 LABEL_BYTES = 65_536
 # Fields of a .json that name the class, by number or by name.
 NUMBER_FIELDS = ("label", "cls", "class_id", "label_id", "target")
 NAME_FIELDS = ("wnid", "synset", "class_name", "label_name", "class")
+NUMBER = re.compile(r"-?\d+(\.\d+)?")
+CLS_BYTES = 16  # of ours a label has four or eight digits, and zeros follow
 # Fewer tars than this are listed faster than processes start.
 FEW_TARS = 16
 
 
-class Shard(NamedTuple):
+class Tar(NamedTuple):
+    """A tar to list; `shard` is what the manifest of a finished data set of ours says of it."""
+
+    path: Path
+    shard: Shard | None = None
+    index_path: Path | None = None
+
+
+class Listed(NamedTuple):
     """What a tar lists: arrays over samples, and labels that are all numbers or all names."""
 
     name: NDArray[np.bytes_]
@@ -75,8 +86,7 @@ def _tars(folder: Path) -> list[Path]:
 
 
 def _split_in_name(path: Path) -> str:
-    words = re.split(r"[^a-z]+", path.stem.lower())
-    splits = {SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS}
+    splits = splits_in(path.stem)
     return splits.pop() if len(splits) == 1 else TRAIN
 
 
@@ -89,7 +99,9 @@ def shard_source(
     names are classes in their order. Tars of a split whose labels are all -1 are left out.
     """
     warnings: list[str] = []
-    listed = {split: _list_tars(paths) for split, paths in by_split.items()}
+    manifest = _finished(folder)
+    tars = _tars_of(manifest, folder) if manifest else _tars_of_others(by_split)
+    listed = {split: _list_tars(some) for split, some in tars.items()}
     listed = {s: table for s, table in listed.items() if set(table[1]) != {-1}}
     kinds: set[type] = {type(label) for _, labels in listed.values() for label in labels[:1]}
     if len(kinds) > 1:
@@ -98,9 +110,10 @@ def shard_source(
     if kinds == {str}:
         listings = {split: _by_name(*table, paths[split]) for split, table in listed.items()}
         classes = named(label_space(listings, options.classes), folder)
+        warnings += _captions(folder, listings)
     else:
         used = {split: {int(label) for label in labels} for split, (_, labels) in listed.items()}
-        names = _class_names(folder, listed, warnings)
+        names = manifest.classes if manifest else _class_names(folder, listed, warnings)
         classes = names if names else integer_classes(folder, [], used, warnings)
         wnids = tuple(wnid for wnid, _ in classes)
         if max(map(max, used.values()), default=0) >= len(wnids):
@@ -112,47 +125,96 @@ def shard_source(
         if options.classes is not None:
             words = dict(classes)
             classes = tuple((w, words[w]) for w in label_space(listings, options.classes))
+    if manifest:
+        warnings.append(
+            f"{folder} is a finished data set: its images are {manifest.size} x {manifest.size} "
+            "pixels, cropped and compressed once already."
+        )
     source = make_source("shards", folder, classes, listings)
     return with_findings(source, (), warnings)
 
 
-def _list_tars(paths: Sequence[Path]) -> tuple[Tars, list[Any]]:
-    workers = min(cores(), len(paths)) if len(paths) >= FEW_TARS else 1
-    shards: list[Shard | None] = [None] * len(paths)
-    with closing(run_tasks(list_shard, paths, workers=workers)) as results:
-        for number, shard in results:
-            shards[number] = shard
-    whole = [shard for shard in shards if shard is not None]
-    kinds = {type(shard.labels[0]) for shard in whole if shard.labels}
+def _finished(folder: Path) -> Manifest | None:
+    """The manifest of a finished data set of ours."""
+    path = folder / MANIFEST
+    # Others have a file of this name, too.
+    return Manifest.load(folder) if path.is_file() and b'"alexprep"' in path.read_bytes() else None
+
+
+def _tars_of(manifest: Manifest, folder: Path) -> dict[str, list[Tar]]:
+    tars = {
+        split: [Tar(folder / shard.name, shard, folder / shard.index) for shard in listed.shards]
+        for split, listed in manifest.splits.items()
+    }
+    for tar in (tar for some in tars.values() for tar in some):
+        if not tar.path.is_file():
+            raise PrepareError(f"{tar.path} is missing: {folder} is not whole. Copy it again.")
+    return tars
+
+
+def _tars_of_others(by_split: Mapping[str, list[Path]]) -> dict[str, list[Tar]]:
+    return {split: [Tar(path) for path in paths] for split, paths in by_split.items()}
+
+
+def _list_tars(tars: Sequence[Tar]) -> tuple[Tars, list[Any]]:
+    workers = min(cores(), len(tars)) if len(tars) >= FEW_TARS else 1
+    lists: list[Listed | None] = [None] * len(tars)
+    with closing(run_tasks(list_tar, tars, workers=workers)) as results:
+        for number, listed in results:
+            lists[number] = listed
+    complete = [listed for listed in lists if listed is not None]
+    kinds = {type(listed.labels[0]) for listed in complete if listed.labels}
     if len(kinds) > 1:
-        raise PrepareError(f"{paths[0].parent} has tars with names and with numbers as labels.")
-    counts = [len(shard.labels) for shard in whole]
+        raise PrepareError(f"{tars[0].path.parent} has tars with names and with numbers as labels.")
+    counts = [len(listed.labels) for listed in complete]
     items = Tars(
-        containers=tuple(map(str, paths)),
-        container=np.repeat(np.arange(len(paths), dtype=np.int32), counts),
-        name=np.concatenate([shard.name for shard in whole]),
-        offset=np.concatenate([shard.offset for shard in whole]),
-        size=np.concatenate([shard.size for shard in whole]),
+        containers=tuple(str(tar.path) for tar in tars),
+        container=np.repeat(np.arange(len(tars), dtype=np.int32), counts),
+        name=np.concatenate([listed.name for listed in complete]),
+        offset=np.concatenate([listed.offset for listed in complete]),
+        size=np.concatenate([listed.size for listed in complete]),
     )
-    return items, [label for shard in whole for label in shard.labels]
+    return items, [label for listed in complete for label in listed.labels]
 
 
-def list_shard(path: Path) -> Shard:
+def list_tar(tar: Tar) -> Listed:
     """The samples of one tar. Runs in a worker."""
+    with opened(tar.path) as file:
+        if tar.shard is not None and tar.index_path is not None and tar.index_path.is_file():
+            return _list_by_index(file, tar.path, tar.shard, tar.index_path)
+        return _list_by_headers(file, tar.path)
+
+
+def _list_by_index(file: int, path: Path, shard: Shard, index_path: Path) -> Listed:
+    """The samples of a shard of ours: of the tar itself, the labels alone are read."""
+    index = ShardIndex.parse(index_path.read_bytes(), shard, str(index_path))
+    begins = index.offsets + -(-index.sizes // BLOCK) * BLOCK + BLOCK
+    labels = [os.pread(file, CLS_BYTES, begin).strip(b"\0") for begin in begins.tolist()]
+    if not all(label.isdigit() for label in labels):
+        raise PrepareError(
+            f"{path} has not the labels where {index_path} says. Run `alexprep verify` on the data "
+            "set."
+        )
+    names = np.char.add(index.keys, b".jpg")
+    return Listed(names, index.offsets, index.sizes, list(map(int, labels)))
+
+
+def _list_by_headers(file: int, path: Path) -> Listed:
     images: list[Entry] = []
     labels: list[int | str] = []
-    with opened(path) as file:
-        for members in _samples(scan_tar(path, file)):
+    for members in _samples(scan_tar(path, file)):
+        image = [entry for ending, entry in members.items() if ending in IMAGE_ENDINGS]
+        if len(image) != 1:
             image = [entry for ending, entry in members.items() if has_image_ending(ending)]
-            if len(image) != 1:
-                key = next(iter(members.values())).name
-                raise PrepareError(
-                    f"{path}: the sample of {text(key)} has {len(image)} images; expected one, "
-                    "with a label in .cls, .json or .txt."
-                )
-            images += image
-            labels.append(_label(path, file, members, image[0].name))
-    return Shard(
+        if len(image) != 1:
+            key = next(iter(members.values())).name
+            raise PrepareError(
+                f"{path}: the sample of {text(key)} has {len(image)} images; expected one, "
+                "with a label in .cls, .json or .txt."
+            )
+        images += image
+        labels.append(_label(path, file, members, image[0].name))
+    return Listed(
         np.array([entry.name for entry in images], "S"),
         np.array([entry.offset for entry in images], np.int64),
         np.array([entry.size for entry in images], np.int64),
@@ -184,18 +246,25 @@ def _label(path: Path, file: int, members: dict[bytes, Entry], image: bytes) -> 
             continue
         entry = members[ending]
         data = os.pread(file, min(entry.size, LABEL_BYTES), entry.offset)
-        label = (
-            _label_in_json(data) if ending == b"json" else data.strip().decode("utf-8", "replace")
-        )
-        if label is not None and label != "":
-            return int(label) if re.fullmatch(r"-?\d+", str(label)) else str(label)
+        if ending != b"json" and data.isdigit():
+            return int(data)  # as nearly all do
+        label = _label_in_json(data) if ending == b"json" else decode_text(data, str(path)).strip()
+        if label is None or label == "":
+            continue
+        number = NUMBER.fullmatch(str(label))
+        if isinstance(label, float) or (number and number[1]):
+            raise PrepareError(
+                f"{path}: the sample of {text(image)} has the label {label}. Labels are whole "
+                "numbers or names."
+            )
+        return int(label) if number else str(label)
     raise PrepareError(
         f"{path}: the sample of {text(image)} has no label. Expected one in .cls, .txt, or .json "
         f"({', '.join((*NUMBER_FIELDS, *NAME_FIELDS))})."
     )
 
 
-def _label_in_json(data: bytes) -> int | str | None:
+def _label_in_json(data: bytes) -> int | float | str | None:
     try:
         fields: Any = json.loads(data)
     except ValueError:
@@ -205,7 +274,7 @@ def _label_in_json(data: bytes) -> int | str | None:
     values = cast(dict[str, Any], fields)
     for name in (*NUMBER_FIELDS, *NAME_FIELDS):
         value = values.get(name)
-        if isinstance(value, int | str) and not isinstance(value, bool):
+        if isinstance(value, int | float | str) and not isinstance(value, bool):
             return value
     return None
 
@@ -222,17 +291,21 @@ def _by_name(items: Tars, labels: list[Any], folder: Path) -> Listing:
     return Listing(items, tuple(map(str, names)), name_of.astype(np.int32), folder)
 
 
+def _captions(folder: Path, listings: Mapping[str, Listing]) -> Iterator[str]:
+    """A warning where texts next to images are no classes: nearly every image has its own."""
+    for split, listing in listings.items():
+        texts = sum(" " in name for name in listing.names)
+        if 2 * texts > len(listing.names) and 2 * len(listing.names) > len(listing.name_of):
+            yield (
+                f"{folder} has {len(listing.names):,} classes for {len(listing.name_of):,} {split} "
+                f"images, such as {listing.names[0][:60]!r}: are these captions?"
+            )
+
+
 def _class_names(
     folder: Path, listed: Mapping[str, tuple[Tars, list[Any]]], warnings: list[str]
 ) -> tuple[tuple[str, str], ...]:
     """(wnid, names) in label order, as far as something says them; () if nothing does."""
-    if (folder / MANIFEST).is_file():
-        manifest = Manifest.load(folder)
-        warnings.append(
-            f"{folder} is a finished data set: its images are {manifest.size} x {manifest.size} "
-            "pixels, cropped and compressed once already."
-        )
-        return manifest.classes
     if TRAIN not in listed:
         return ()
     items, labels = listed[TRAIN]
