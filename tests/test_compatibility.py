@@ -8,14 +8,14 @@ that commit itself made of them afterwards. Never write it anew: its age is its 
 
 import hashlib
 import json
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 
+from alexprep.cli import cli
 from alexprep.dataset.shard import RunOptions, ShardConfig, shard
 from pipelines import AugmentSpec, LoaderConfig, open_loader
 
@@ -53,8 +53,9 @@ def expected(old):
 
 def alexprep(*words):
     """A command as a user calls it; its standard output."""
-    command = [sys.executable, "-m", "alexprep", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    result = CliRunner().invoke(cli, [str(word) for word in words], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
 
 
 def digests(root):

@@ -22,7 +22,11 @@ from tests.ranks import ended, run_ranks, start_ranks
 from tests.tarsets import write_dataset
 from tests.test_training import OPTIONS, items
 
-SETTINGS = ("train.schedule=constant", "train.precision=float64", "augment.lighting_epochs=none")
+SETTINGS = (
+    *("train.schedule=constant", "train.precision=float64", "augment.lighting_epochs=none"),
+    *(f"model.conv{n}.out=16" for n in (1, 2, 3, 4, 5)),
+    *("model.fc6.out=32", "model.fc7.out=32"),
+)
 SHORT = replace(OPTIONS, epochs=1, settings=(*OPTIONS.settings, *SETTINGS, "train.lr=.001"))
 
 

@@ -16,7 +16,7 @@ from pipelines.planes import rgb_from_planes
 from pipelines.planes_triton import crop_planes
 
 rng = np.random.default_rng(5)
-CROP, SIDE, N = 50, 53, 12
+CROP, SIDE, N = 50, 53, 5
 images = [planes_of(noisy_jpeg(seed, 90, 60)) for seed in range(4)]
 store = torch.from_numpy(np.stack(images))
 rows = torch.from_numpy(rng.integers(0, 4, N))
