@@ -12,11 +12,11 @@ TOOL = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 ALIGNED = [["tt.divisibility", 16]]
 
 
-def compiled(kernel, constants, integers, capability, *, warps, types=None):
+def compiled(kernel, constants, integers, capability, *, types=None, **options):
     """A kernel as its launcher compiles it.
 
     Pointers are to bfloat16, or as `types` has it; `integers` are arguments of 32 bits, or of 64
-    where they need them, and a 1 among them is a constant.
+    where they need them, and a 1 among them is a constant. Options are num_warps and num_stages.
     """
     signature, values, attributes = {}, {}, {}
     for number, argument in enumerate(kernel.arg_names):
@@ -32,7 +32,7 @@ def compiled(kernel, constants, integers, capability, *, warps, types=None):
                 attributes[(number,)] = ALIGNED
     source = ASTSource(kernel, signature, values, attributes)
     target = GPUTarget("cuda", capability, 32)
-    return triton.compile(source, target=target, options={"num_warps": warps})
+    return triton.compile(source, target=target, options=options)
 
 
 def spills(kernel, folder):

@@ -96,4 +96,16 @@ class Census(TorchDispatchMode):
             self.kernels[name] += 1
             self.bytes[name] += sum(t.nbytes for t in (*read.values(), *written.values()))
             self.types.setdefault(name, set()).update(t.dtype for t in written.values())
+            self._count_bias(name, args, out)
         return out
+
+    def _count_bias(self, name, args, out):
+        """What torch does to a bias apart from cuDNN (ATen/native/Convolution.cpp)."""
+        if name == "convolution.default" and args[2] is not None:
+            self._count("bias", 2 * out.nbytes)  # output.add_(bias)
+        if name == "convolution_backward.default" and args[-1][2]:
+            self._count("bias_backward", args[0].nbytes)  # grad_output.sum((0, 2, 3))
+
+    def _count(self, name, count):
+        self.kernels[name] += 1
+        self.bytes[name] += count

@@ -102,7 +102,7 @@ def test_a_kernel_compiles_without_spills_or_two_byte_loads(case, capability, tm
 
     name, constants, values, budgets = CASES[case]
     kernel = ahead_of_time.compiled(
-        getattr(norms_channels_last, name), constants, INTEGERS, capability, warps=8
+        getattr(norms_channels_last, name), constants, INTEGERS, capability, num_warps=8
     )
     assert not ahead_of_time.spills(kernel, tmp_path)
     code = ahead_of_time.instructions(kernel, tmp_path)

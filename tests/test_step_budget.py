@@ -49,12 +49,12 @@ def test_every_stage_gives_back_the_type_and_layout_it_got(name, layout, autocas
         for number, layer in enumerate(model.layers[:-1]):
             x = model.get_submodule(layer)(x)
             assert x.dtype == torch.bfloat16
-            for stages in model.stages.then[number]:
-                y = model.stages._apply_fused(x, stages, number)
-                assert (y.dtype, y.device) == (x.dtype, x.device), (layer, stages)
+            for pairs in model.stages.then[number]:
+                y = model.stages._apply_pairs(x, None, pairs, number)
+                assert (y.dtype, y.device) == (x.dtype, x.device), (layer, pairs)
                 # What dropout gives back the next layer flattens.
-                free = y.dim() == 2 or stages == ("dropout",)
-                assert free or y.is_contiguous(memory_format=layout), (layer, stages)
+                free = y.dim() == 2 or pairs == (("dropout",),)
+                assert free or y.is_contiguous(memory_format=layout), (layer, pairs)
                 x = y
 
 
@@ -102,15 +102,20 @@ def censuses():
     return json.loads(done.stdout)
 
 
-# Kernels of forward and backward, and kilobytes an image that they read and write. Of code2012
-# convolutions are 4,700, the response norms 4,770, the poolings 2,820, the spatial norm 1,870 (by
-# its kernels, which pass over memory more than once, 3,360), the neurons that no kernel takes
-# 1,380, images as blocks 910, products 500, and the casts of weights and gradients 730. The update
-# of the weights, which is not counted here, is 1,190. Left out: one kernel for the norm and the
-# pooling of conv1 would save 2,320, but with nine products of bands for four pixels of input it
-# would be bound by instructions where the two are bound by memory.
-BUDGETS = {"code2012": (96, 17_838), "paper": (95, 17_224), "torchvision": (96, 11_695)}
-OPERATORS = ("lrn", "spatial", "max_pool", "drop")
+# Kernels of forward and backward, and kilobytes an image that they read and write, at a batch of
+# 1024. Of code2012 convolutions are 4,700, what follows conv1 2,160, conv2 2,125, conv3 and conv4
+# 1,300 and conv5 230, images as blocks 910, products 500, casts of weights and gradients 730. With
+# biases apart from what follows and every norm and pooling a kernel of its own they were 21,727 in
+# 104 kernels. The update of the weights, which is not counted here, is 1,190.
+#
+# 8,000 are out of reach while cuDNN convolves: its 4,700 are read and written again by what follows
+# (5,800). Left out, by what each would save: convolving conv1 in the kernels of what follows it,
+# 2,900 (.69 ms of 1024 images by an H200's memory, but a Triton kernel at a third of the tensor
+# cores' rate takes 1.3 ms longer than cuDNN); computing the spatial norm's roots again, 750 (.18
+# ms, against .45 for the instructions); ReLU in cuDNN's epilogue, 520 (whether it has one for
+# groups only a GPU can tell); weights and gradients in bfloat16, 730 (see alexnet.training.optim).
+BUDGETS = {"code2012": (78, 12_891), "paper": (79, 13_408), "torchvision": (84, 11_695)}
+OPERATORS = ("norm_pool", "max_pool", "bias_relu", "drop")
 
 
 @pytest.mark.parametrize("name", BUDGETS)
@@ -124,6 +129,10 @@ def test_a_step_launches_and_moves_no_more_than_its_budget(name, censuses):
 def test_our_operators_keep_bfloat16_forward_and_backward(censuses):
     types = censuses["code2012"]["types"]
     assert {f"alexnet.{name}.default" for name in OPERATORS} <= set(types)
-    assert "alexnet.lrn_backward.default" in types
+    assert "alexnet.norm_pool_backward.default" in types
     for name, kinds in types.items():
-        assert set(kinds) - {"torch.uint8"} == {"torch.bfloat16"}, name
+        # Besides numbers of pixels, roots of the spatial norm, and sums for the gradient of a bias.
+        others = {"torch.uint8"}
+        others |= {"torch.float16"} if name == "alexnet.norm_pool.default" else set()
+        others |= {"torch.float32"} if "backward" in name else set()
+        assert set(kinds) - others == {"torch.bfloat16"}, name

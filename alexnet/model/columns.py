@@ -98,7 +98,7 @@ class Column(nn.Module):
 
     def forward(self, x: Tensor, number: int) -> Tensor:
         """Layer `number` (0 is the first), from what it sees (N, ...) to the end of its stages."""
-        return self.stages(self.get_submodule(self.layers[number])(x), number)
+        return self.stages(self.get_submodule(self.layers[number]), x, number)
 
 
 def share(

@@ -1,10 +1,11 @@
 # pyright: reportUnknownMemberType=false
 # torch.library types the methods of an operator only in part.
-"""Operators for CUDA alone, each one Triton kernel a pass: pooling with the neuron, and dropout.
+"""Operators for CUDA alone, each one Triton kernel a pass: what follows a convolution, and dropout.
 
 A CPU has them as operations of torch (alexnet.model.grouped, alexnet.model.dropout), which these
-equal: dropout in its bits, pooling in its values and gradients. The norms, which have kernels for
-both, are in alexnet.model.norms.
+equal: dropout in its bits, pooling in its values and gradients, norms up to rounding. They take the
+bias of the convolution, which torch would add in a pass of its own over memory and sum up in
+another. Norms alone, which have kernels for a CPU too, are in alexnet.model.norms.
 """
 
 from collections.abc import Sequence
@@ -14,47 +15,57 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alexnet.model.spec import pooled
+from alexnet.model.spec import Lrn, pooled
 
 # Types of devices that run the kernels. Triton comes with PyTorch for CUDA; without it the same is
 # done by operations of torch.
 KERNEL_DEVICES = {"cuda"} if torch.cuda.is_available() and find_spec("triton") else set[str]()
 
 _POOL_TYPES = (torch.float32, torch.bfloat16, torch.float16)
-_NO_TAP = 255  # a window's pixels are numbered in one byte, of which 255 means none
+NO_TAP = 255  # a window's pixels are numbered in one byte, of which 255 means none
 
 
-def serves_pool(x: Tensor, size: int) -> bool:
-    """Whether `max_pool` knows maps like x and windows of this size."""
+def serves_maps(x: Tensor) -> bool:
+    """Whether the kernels know maps like x: channels_last, of a type that they compute with."""
     return (
         x.device.type in KERNEL_DEVICES
         and x.dtype in _POOL_TYPES
         and x.dim() == 4
         and x.is_contiguous(memory_format=torch.channels_last)
-        and size * size <= _NO_TAP
     )
 
 
-def max_pool(x: Tensor, size: int, stride: int, *, relu: bool) -> Tensor:
-    """max_pool2d of x (N, C, H, W) with ceil_mode; with `relu` the ReLU of it.
+def serves_pool(x: Tensor, size: int) -> bool:
+    """Whether `max_pool` knows maps like x and windows of this size."""
+    return serves_maps(x) and size * size <= NO_TAP
+
+
+def max_pool(x: Tensor, bias: Tensor | None, size: int, stride: int, *, relu: bool) -> Tensor:
+    """max_pool2d of x (N, C, H, W) plus its bias (C,), with ceil_mode; with `relu` the ReLU of it.
 
     The ReLU may as well come before: values and gradients are the same in both orders.
     """
-    return _max_pool(x, size, stride, relu)[0]
+    return _max_pool(x, bias, size, stride, relu)[0]
 
 
 @torch.library.custom_op("alexnet::max_pool", mutates_args=())
-def _max_pool(x: Tensor, size: int, stride: int, relu: bool) -> tuple[Tensor, Tensor]:
+def _max_pool(
+    x: Tensor, bias: Tensor | None, size: int, stride: int, relu: bool
+) -> tuple[Tensor, Tensor]:
     from alexnet.model import pooling_triton  # noqa: PLC0415 - Triton is not everywhere
 
-    return pooling_triton.forward(x, size, stride, _pooled_side(x, size, stride), relu)
+    return pooling_triton.forward(x, bias, size, stride, _pooled_side(x, size, stride), relu)
 
 
 @_max_pool.register_fake
-def _(x: Tensor, size: int, stride: int, relu: bool) -> tuple[Tensor, Tensor]:
-    shape = (*x.shape[:2], *_pooled_side(x, size, stride))
-    y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+def _(x: Tensor, bias: Tensor | None, size: int, stride: int, relu: bool) -> tuple[Tensor, Tensor]:
+    y = empty_maps(x, (*x.shape[:2], *_pooled_side(x, size, stride)))
     return y, torch.empty_like(y, dtype=torch.uint8)
+
+
+def empty_maps(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Maps (N, C, H, W) of x's type on its device, in channels_last, that hold nothing yet."""
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
 def _pooled_side(x: Tensor, size: int, stride: int) -> tuple[int, int]:
@@ -64,33 +75,182 @@ def _pooled_side(x: Tensor, size: int, stride: int) -> tuple[int, int]:
 @torch.library.custom_op("alexnet::max_pool_backward", mutates_args=())
 def _max_pool_backward(
     g: Tensor, taps: Tensor, size: int, stride: int, side: Sequence[int]
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     from alexnet.model import pooling_triton  # noqa: PLC0415 - Triton is not everywhere
 
     return pooling_triton.backward(g, taps, size, stride, (side[0], side[1]))
 
 
 @_max_pool_backward.register_fake
-def _(g: Tensor, taps: Tensor, size: int, stride: int, side: Sequence[int]) -> Tensor:
-    shape = (*g.shape[:2], *side)
-    return torch.empty(shape, dtype=g.dtype, device=g.device, memory_format=torch.channels_last)
+def _(
+    g: Tensor, taps: Tensor, size: int, stride: int, side: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    return empty_maps(g, (*g.shape[:2], *side)), _sum_of(g)
+
+
+def _sum_of(x: Tensor) -> Tensor:
+    """Empty, as the gradient of a bias is that was added to x."""
+    return x.new_empty(x.shape[1], dtype=torch.float32)
 
 
 def _save_taps(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, ctx.size, ctx.stride, _ = inputs
-    ctx.side = list(x.shape[2:])
+    x, bias, ctx.size, ctx.stride, _ = inputs
+    ctx.side, ctx.biased = list(x.shape[2:]), bias is not None
     ctx.set_materialize_grads(False)  # none is made for the numbers of pixels
     ctx.save_for_backward(output[1])
 
 
-def _pool_gradient(ctx: Any, g: Tensor | None, _: None) -> tuple[Tensor | None, None, None, None]:
+def _pool_gradient(ctx: Any, g: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
     if g is None:
-        return None, None, None, None
+        return (None,) * 5
     (taps,) = ctx.saved_tensors
-    return _max_pool_backward(g, taps, ctx.size, ctx.stride, ctx.side), None, None, None
+    dx, total = _max_pool_backward(g, taps, ctx.size, ctx.stride, ctx.side)
+    return dx, total if ctx.biased else None, None, None, None
 
 
 _max_pool.register_autograd(_pool_gradient, setup_context=_save_taps)
+
+
+@torch.library.custom_op("alexnet::bias_relu", mutates_args=())
+def bias_relu(x: Tensor, bias: Tensor) -> Tensor:
+    """The ReLU of x (N, C, H, W) plus its bias (C,)."""
+    from alexnet.model import stages_triton  # noqa: PLC0415 - Triton is not everywhere
+
+    return stages_triton.bias_relu(x, bias)
+
+
+@bias_relu.register_fake
+def _(x: Tensor, bias: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+@torch.library.custom_op("alexnet::bias_relu_backward", mutates_args=())
+def _bias_relu_backward(y: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    from alexnet.model import stages_triton  # noqa: PLC0415 - Triton is not everywhere
+
+    return stages_triton.bias_relu_backward(y, g)
+
+
+@_bias_relu_backward.register_fake
+def _(y: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(y), _sum_of(y)
+
+
+def _save_relu(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(output)
+
+
+def _relu_gradient(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor]:
+    (y,) = ctx.saved_tensors
+    return _bias_relu_backward(y, g)
+
+
+bias_relu.register_autograd(_relu_gradient, setup_context=_save_relu)
+
+# What `norm_pool` knows: types of 16 bits (float32 has tensor cores for exact products nowhere; the
+# kernels compute it for tests), the windows and the power of the released code and the paper, and
+# tiles that fit the registers: so many columns of so many channels of a group at most.
+NORM_POOL_TYPES = {torch.bfloat16, torch.float16}
+_WINDOW, _BETA = 5, 0.75
+_POOL = (3, 2)
+_TILE = 4096
+_COLUMNS = 64
+
+
+def serves_norm_pool(x: Tensor, groups: int, norms: Sequence[Lrn], pool: tuple[int, int]) -> bool:
+    """Whether `norm_pool` knows maps like x, these norms, and windows of `pool` (size, stride)."""
+    known = all((norm.size, norm.beta) == (_WINDOW, _BETA) for norm in norms) and pool == _POOL
+    columns, channels = (
+        1 << (side - 1).bit_length() for side in (x.shape[-1], x.shape[1] // groups)
+    )
+    return (
+        known
+        and serves_maps(x)
+        and x.dtype in NORM_POOL_TYPES
+        and 3 <= x.shape[-1] <= _COLUMNS
+        and x.shape[-2] >= 3
+        and columns * channels <= _TILE
+    )
+
+
+def norm_pool(
+    x: Tensor, bias: Tensor, groups: int, norms: Sequence[Lrn], relu: tuple[bool, bool]
+) -> Tensor:
+    """Maxima (3 x 3, stride 2, ceil_mode) of the norms of x (N, C, H, W) plus its bias (C,).
+
+    Args:
+        x: output of a convolution without its bias; see `serves_norm_pool`.
+        bias: of the convolution.
+        groups: of channels that the response norm does not mix.
+        norms: the response norm, and the spatial norm where it follows.
+        relu: whether a ReLU stands before the norms, and next to the pooling.
+    """
+    constants = [value for norm in norms for value in (norm.alpha, norm.k)]
+    return _norm_pool(x, bias, groups, constants, *relu)[0]
+
+
+def root_type(x: Tensor) -> torch.dtype:
+    """What roots of the spatial norm of x are kept in: float16 has 3 bits more than bfloat16."""
+    return torch.float32 if x.dtype == torch.float32 else torch.float16
+
+
+def _norms(constants: Sequence[float]) -> tuple[Lrn, ...]:
+    pairs = zip(constants[::2], constants[1::2], strict=True)
+    return tuple(Lrn(_WINDOW, alpha, _BETA, k) for alpha, k in pairs)
+
+
+@torch.library.custom_op("alexnet::norm_pool", mutates_args=())
+def _norm_pool(
+    x: Tensor, bias: Tensor, groups: int, constants: Sequence[float], relu: bool, relu_after: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    from alexnet.model import stages_triton  # noqa: PLC0415 - Triton is not everywhere
+
+    norms = _norms(constants)
+    return stages_triton.norm_pool_forward(x, bias, groups, norms, (relu, relu_after))
+
+
+@_norm_pool.register_fake
+def _(
+    x: Tensor, bias: Tensor, groups: int, constants: Sequence[float], relu: bool, relu_after: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    y = empty_maps(x, (*x.shape[:2], *_pooled_side(x, *_POOL)))
+    spatial = len(constants) == 4
+    roots = torch.empty_like(x, dtype=root_type(x)) if spatial else x.new_empty(0)
+    return y, torch.empty_like(y, dtype=torch.uint8), roots
+
+
+@torch.library.custom_op("alexnet::norm_pool_backward", mutates_args=())
+def _norm_pool_backward(
+    g: Tensor, saved: Sequence[Tensor], groups: int, constants: Sequence[float], relu: bool
+) -> tuple[Tensor, Tensor]:
+    from alexnet.model import stages_triton  # noqa: PLC0415 - Triton is not everywhere
+
+    x, bias, taps, roots = saved
+    norms = _norms(constants)
+    return stages_triton.norm_pool_backward(x, bias, g, taps, roots, groups, norms, relu)
+
+
+@_norm_pool_backward.register_fake
+def _(
+    g: Tensor, saved: Sequence[Tensor], groups: int, constants: Sequence[float], relu: bool
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(saved[0]), _sum_of(g)
+
+
+def _save_maxima(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, bias, *ctx.constants, _ = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(x, bias, *output[1:])
+
+
+def _maxima_gradient(ctx: Any, g: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    if g is None:
+        return (None,) * 6
+    dx, total = _norm_pool_backward(g, list(ctx.saved_tensors), *ctx.constants)
+    return dx, total, None, None, None, None
+
+
+_norm_pool.register_autograd(_maxima_gradient, setup_context=_save_maxima)
 
 
 def serves_dropout(x: Tensor) -> bool:

@@ -7,10 +7,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alexnet.model.cuda_ops import KERNEL_DEVICES, max_pool, serves_pool
+from alexnet.model.cuda_ops import (
+    KERNEL_DEVICES,
+    bias_relu,
+    max_pool,
+    norm_pool,
+    serves_maps,
+    serves_norm_pool,
+    serves_pool,
+)
 from alexnet.model.dropout import Dropout
 from alexnet.model.norms import local_response_norm, spatial_norm
 from alexnet.model.spec import Conv, Dense, Layer, ModelConfig, Stage, sizes
+
+Pairs = tuple[tuple[Stage, ...], ...]
 
 
 class Grouped(nn.Module):
@@ -32,7 +42,7 @@ class Grouped(nn.Module):
         """The last hidden layer (N, F), as the last weight layer sees it."""
         x = prepared(images_NCHW, self.config)
         for number, name in enumerate(self.layers[:-1]):
-            x = self.stages(self.get_submodule(name)(x), number)
+            x = self.stages(self.get_submodule(name), x, number)
         return x
 
     def set_dropout_position(self, position: int) -> None:
@@ -57,19 +67,41 @@ class Stages(nn.Module):
         self.groups = len(columns) if config.lrn_across == "own" else 1
         self.dropout = Dropout(config.dropout, config.dropout_kind, seed=seed, columns=columns)
 
-    def forward(self, x: Tensor, number: int) -> Tensor:
-        """The output x of layer `number` (0 is the first), as the next layer sees it."""
-        for stages in self.then[number]:
-            x = self._apply_fused(x, stages, number)
+    def forward(self, layer: nn.Module, x: Tensor, number: int) -> Tensor:
+        """From what weight layer `number` (0 is the first) sees to what the next layer sees."""
+        bias = None
+        if isinstance(layer, Convolution) and x.device.type in KERNEL_DEVICES:
+            # Left to the kernel of what follows: torch adds it in another pass over memory.
+            x, bias = layer.convolve(x, None), layer.bias
+        else:
+            x = layer(x)
+        for pairs in self.then[number]:
+            x, bias = self._apply_pairs(x, bias, pairs, number), None
+        return x if bias is None else _biased(x, bias)
+
+    def _apply_pairs(self, x: Tensor, bias: Tensor | None, pairs: Pairs, number: int) -> Tensor:
+        if len(pairs) > 1 and bias is not None:
+            norms = (self.lrn, self.spatial)[: len(pairs) - 1]
+            if serves_norm_pool(x, self.groups, norms, self.pool):
+                relu = ("act" in pairs[0], "act" in pairs[-1])
+                return norm_pool(x, bias, self.groups, norms, relu)
+        for pair in pairs:
+            x, bias = self._apply_pair(x, bias, pair, number), None
         return x
 
-    def _apply_fused(self, x: Tensor, stages: tuple[Stage, ...], number: int) -> Tensor:
-        if stages == ("act", "lrn"):
-            return local_response_norm(x, self.lrn, groups=self.groups, relu=True)
+    def _apply_pair(
+        self, x: Tensor, bias: Tensor | None, pair: tuple[Stage, ...], number: int
+    ) -> Tensor:
         # A maximum is the same before and after a ReLU: one kernel serves both orders.
-        if "pool" in stages and serves_pool(x, self.pool[0]):
-            return max_pool(x, *self.pool, relu="act" in stages)
-        for stage in stages:
+        if "pool" in pair and serves_pool(x, self.pool[0]):
+            return max_pool(x, bias, *self.pool, relu="act" in pair)
+        if bias is not None:
+            if pair == ("act",) and self.act is torch.relu and serves_maps(x):
+                return bias_relu(x, bias)
+            x = _biased(x, bias)
+        if pair == ("act", "lrn"):
+            return local_response_norm(x, self.lrn, groups=self.groups, relu=True)
+        for stage in pair:
             x = self._apply_stage(x, stage, number)
         return x
 
@@ -85,28 +117,46 @@ class Stages(nn.Module):
         return self.dropout(x, number)
 
 
-def fused_stages(stages: tuple[Stage, ...], act: str) -> tuple[tuple[Stage, ...], ...]:
+def _biased(x: Tensor, bias: Tensor) -> Tensor:
+    return x + bias.to(x.dtype)[:, None, None]
+
+
+def fused_stages(stages: tuple[Stage, ...], act: str) -> tuple[Pairs, ...]:
     """The stages of a layer in order, those together that CUDA has as one kernel.
 
-    A ReLU goes into the norm behind it, or into the pooling before or behind it.
+    A ReLU goes into the norm behind it, or into the pooling before or behind it: they are a pair.
+    Norms and the pooling behind them are one kernel for some maps, and for others one each.
     """
-    fused: list[tuple[Stage, ...]] = []
+    pairs: list[tuple[Stage, ...]] = []
     for stage in stages:
-        pair = (*fused[-1], stage) if fused else (stage,)
+        pair = (*pairs[-1], stage) if pairs else (stage,)
         if act == "relu" and pair in (("act", "lrn"), ("act", "pool"), ("pool", "act")):
-            fused[-1] = pair
+            pairs[-1] = pair
         else:
-            fused.append((stage,))
+            pairs.append((stage,))
+    fused: list[Pairs] = []
+    for pair in pairs:
+        before = [stage for own in fused[-1] for stage in own if stage != "act"] if fused else []
+        joins = before == ["lrn"] and ("pool" in pair or pair == ("spatial",))
+        joins |= before == ["lrn", "spatial"] and "pool" in pair
+        if joins and act == "relu":
+            fused[-1] = (*fused[-1], pair)
+        else:
+            fused.append((pair,))
     return tuple(fused)
 
 
-class StridedConv(nn.Conv2d):
-    """A convolution of images that CUDA may be given as blocks, see `blocks_of_images`."""
+class Convolution(nn.Conv2d):
+    """A convolution whose images CUDA may be given as blocks, see `blocks_of_images`."""
 
     def forward(self, input: Tensor) -> Tensor:
+        return self.convolve(input, self.bias)
+
+    def convolve(self, input: Tensor, bias: Tensor | None) -> Tensor:
+        """The convolution with this bias, or with none."""
         if input.shape[1] == self.in_channels:
-            return super().forward(input)
-        return F.conv2d(input, blocks_of_weight(self.weight, self.stride[0]), self.bias)
+            return self._conv_forward(input, self.weight, bias)
+        return F.conv2d(input, blocks_of_weight(self.weight, self.stride[0]), bias)
 
 
 class GroupedLinear(nn.Module):
@@ -138,8 +188,7 @@ def weight_layer(row: Layer, weight: tuple[int, ...], groups: int) -> nn.Module:
     """The module of a row for a weight of this shape; it holds nothing until a state is loaded."""
     if isinstance(row, Dense):
         return GroupedLinear(weight[1], weight[0], groups)
-    module = StridedConv if row.stride > 1 else nn.Conv2d
-    return module(
+    return Convolution(
         weight[1] * groups,
         weight[0],
         row.kernel,

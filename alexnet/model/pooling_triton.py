@@ -18,42 +18,48 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from alexnet.model.cuda_ops import NO_TAP, empty_maps
+
 PIXELS = 32  # of a program, with 32 or 64 channels
-NONE: tl.constexpr = tl.constexpr(255)
+NONE: tl.constexpr = tl.constexpr(NO_TAP)
 OPTIONS: dict[str, int] = {"PIXELS": PIXELS, "num_warps": 4}
 
 
 def forward(
-    x: Tensor, size: int, stride: int, side: tuple[int, int], relu: bool
+    x: Tensor, bias: Tensor | None, size: int, stride: int, side: tuple[int, int], relu: bool
 ) -> tuple[Tensor, Tensor]:
     """The maxima (N, C, *side) of windows of x (N, C, H, W), and which pixel of a window each is.
 
-    Windows may reach beyond the lower and the right edge, where nothing is.
+    Windows may reach beyond the lower and the right edge, where nothing is. A bias (C,) is added.
     """
     images, channels, height, width = x.shape
-    y = x.new_empty((images, channels, *side)).to(memory_format=torch.channels_last)
+    y = empty_maps(x, (images, channels, *side))
     taps = torch.empty_like(y, dtype=torch.uint8)
     pixels, block = images * side[0] * side[1], _channel_block(channels)
     with torch.cuda.device_of(x):
         _pool[(triton.cdiv(pixels, PIXELS), triton.cdiv(channels, block))](
-            x, y, taps, pixels, channels, height, width, *side,
-            SIZE=size, STRIDE=stride, RELU=relu, CHANNELS=block, **OPTIONS,
+            x, x if bias is None else bias, y, taps, pixels, channels, height, width, *side,
+            SIZE=size, STRIDE=stride, BIAS=bias is not None, RELU=relu, CHANNELS=block, **OPTIONS,
         )  # fmt: skip
     return y, taps
 
 
-def backward(g: Tensor, taps: Tensor, size: int, stride: int, side: tuple[int, int]) -> Tensor:
-    """The gradient at x (N, C, *side) for the gradient g at the maxima."""
+def backward(
+    g: Tensor, taps: Tensor, size: int, stride: int, side: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """The gradients at x (N, C, *side) and at the bias (C,) for the gradient g at the maxima."""
     g = g.contiguous(memory_format=torch.channels_last)
     images, channels, *pooled = g.shape
-    dx = g.new_empty((images, channels, *side)).to(memory_format=torch.channels_last)
+    dx = empty_maps(g, (images, channels, *side))
     pixels, block = images * side[0] * side[1], _channel_block(channels)
     with torch.cuda.device_of(g):
         _pool_backward[(triton.cdiv(pixels, PIXELS), triton.cdiv(channels, block))](
             g, taps, dx, pixels, channels, *side, *pooled,
             SIZE=size, STRIDE=stride, CHANNELS=block, **OPTIONS,
         )  # fmt: skip
-    return dx
+    # Every gradient goes to one pixel, or to none.
+    total = g.masked_fill(taps == NO_TAP, 0.0).sum((0, 2, 3), dtype=torch.float32)
+    return dx, total
 
 
 def _channel_block(channels: int) -> int:
@@ -74,8 +80,9 @@ def _block(pixels, channels, height, width, PIXELS: tl.constexpr, CHANNELS: tl.c
 
 @triton.jit
 def _pool(
-    x_pointer, y_pointer, taps_pointer, pixels, channels, height, width, rows, columns,
-    SIZE: tl.constexpr, STRIDE: tl.constexpr, RELU: tl.constexpr,
+    x_pointer, bias_pointer, y_pointer, taps_pointer,
+    pixels, channels, height, width, rows, columns,
+    SIZE: tl.constexpr, STRIDE: tl.constexpr, BIAS: tl.constexpr, RELU: tl.constexpr,
     PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ) -> None:  # fmt: skip
     image, row, column, channel, offset, valid = _block(
@@ -95,6 +102,8 @@ def _pool(
         better = (x > best) | (x != x)
         best = tl.where(better, x, best)
         best_tap = tl.where(better, tap, best_tap)
+    if BIAS:  # the same for all of a window
+        best += tl.load(bias_pointer + channel, mask=channel < channels, other=0.0)
     if RELU:
         silent = best <= 0.0
         best = tl.where(silent, 0.0, best)
