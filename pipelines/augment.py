@@ -17,10 +17,12 @@ from numpy.typing import NDArray
 
 from pipelines.errors import DataError
 from pipelines.imagestats import ImageStats
-from pipelines.philox import below, normals, philox
+from pipelines.philox import Words, below, normals, philox
 
 Mean = Literal["image", "image_at_crop", "channel", "none"]
 LightingScale = Literal["stdev", "eigenvalue", "fb_resnet"]
+Interpolation = Literal["bilinear", "bicubic"]
+Pair = tuple[float, float]
 Triple = tuple[float, float, float]
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -28,10 +30,11 @@ Integers = NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AugmentSpec:
-    """Random crop, mirror and PCA lighting of section 4.1; the defaults are the released code's.
+    """Crop, mirror and colour of an image; the defaults are the released code's of 2012.
 
     Attributes:
-        source: pixels a side of the stored images.
+        source: pixels a side of the stored images, or of the shorter side where they keep their
+            aspect ratio.
         crop: pixels a side of what the network sees (the code 224; others 227).
         random_crop: crop training images at random places; off: at the centre.
         mirror: mirror half of the training images.
@@ -51,6 +54,14 @@ class AugmentSpec:
             as in 2012. "channel": the measured sd of each channel. Or three values: with
             mean=(123.675, 116.28, 103.53) and sd=(58.395, 57.12, 57.375) the output is what most
             networks published for ImageNet expect.
+        area: take a training crop of a random share of the image, from the first value to the
+            second, and resize it to `crop`, as torchvision's RandomResizedCrop does: (0.08, 1) for
+            most ResNets and ViTs. None: crops are not resized. Needs a `mean` that is no image.
+        ratio: width over height of these crops, from the first value to the second.
+        resize: pixels of the shorter side that images are resized to before they are cropped: in
+            evaluation, and in training without `area`. None: images stay as they are stored.
+        interpolation: of both, by Pillow's antialiased filters.
+        square: cut images that keep their aspect ratio to their central square first.
     """
 
     source: int = 256
@@ -64,12 +75,22 @@ class AugmentSpec:
     lighting_epochs: int | None = None
     chunk: int = 1
     sd: Literal["channel"] | Triple | None = None
+    area: Pair | None = None
+    ratio: Pair = (3 / 4, 4 / 3)
+    resize: int | None = None
+    interpolation: Interpolation = "bilinear"
+    square: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 < self.crop <= self.source:
+        if not 0 < self.crop <= self.side:
+            name = "source" if self.resize is None else "resize"
             raise ValueError(
-                f"AugmentSpec.crop must be in 1..source ({self.source}), got {self.crop}."
+                f"AugmentSpec.crop must be in 1..{name} ({self.side}), got {self.crop}."
             )
+        self._check_colours()
+        self._check_resizing()
+
+    def _check_colours(self) -> None:
         if isinstance(self.mean, str) and self.mean not in Mean.__args__:
             raise ValueError(f"AugmentSpec.mean must be one of {Mean.__args__}, got {self.mean!r}.")
         if self.lighting_scale not in LightingScale.__args__:
@@ -94,6 +115,39 @@ class AugmentSpec:
             if not (value is None or isinstance(value, str)) and len(value) != 3:
                 raise ValueError(f"AugmentSpec.{name} expects three values (RGB), got {value}.")
 
+    def _check_resizing(self) -> None:
+        if self.interpolation not in Interpolation.__args__:
+            raise ValueError(
+                f"AugmentSpec.interpolation must be one of {Interpolation.__args__}, got "
+                f"{self.interpolation!r}."
+            )
+        if not 1 <= self.side <= MOST_PIXELS:
+            raise ValueError(f"AugmentSpec.resize must be in 1..{MOST_PIXELS}, got {self.resize}.")
+        for name, most in (("area", 1.0), ("ratio", 1e3)):
+            value = getattr(self, name)
+            if value is not None and not (len(value) == 2 and 0 < value[0] <= value[1] <= most):
+                raise ValueError(
+                    f"AugmentSpec.{name} expects two values, 0 < first <= second <= {most:g}, got "
+                    f"{value}."
+                )
+        if self.area is not None and not self.random_crop:
+            raise ValueError("AugmentSpec.area needs random_crop=True: its crops are random.")
+        if self.resamples and self.mean in ("image", "image_at_crop"):
+            raise ValueError(
+                f"AugmentSpec.mean {self.mean!r} is of images that are not resized: with area or "
+                "resize use 'channel', 'none' or three values."
+            )
+
+    @property
+    def side(self) -> int:
+        """Shorter side in pixels of the image that evaluation crops."""
+        return self.source if self.resize is None else self.resize
+
+    @property
+    def resamples(self) -> bool:
+        """Whether images are resized at all."""
+        return self.area is not None or self.resize is not None
+
     @property
     def needs_stats(self) -> bool:
         """Whether the measured colours of the split are used at all."""
@@ -102,7 +156,7 @@ class AugmentSpec:
 
     @property
     def leaves_bytes(self) -> bool:
-        """Whether training and evaluation only move pixels, so that uint8 can be given out."""
+        """Whether the formula changes no pixel, so that uint8 can be given out."""
         return self.mean == "none" and self.lighting == 0 and self.divide == 1 and self.sd is None
 
     def lit(self, epoch: int) -> bool:
@@ -110,14 +164,31 @@ class AugmentSpec:
         return self.lighting_epochs is None or epoch < self.lighting_epochs
 
 
+class Regions(NamedTuple):
+    """Where the crops of N images come from: cut `box`, resize it to `size`, crop at `origin`.
+
+    Where nothing is resized, `box` is the crop.
+    """
+
+    box: Integers  # (N, 4): top, left, height and width in the stored image
+    size: Integers  # (N, 2): height and width
+    origin: Integers  # (N, 2): top and left in the resized box
+
+
 class Draws(NamedTuple):
-    """All chance of N images: where the crop begins, whether it is mirrored, the colour shift."""
+    """All chance of N images: where the crop begins, whether it is mirrored, the colour shift.
+
+    y and x are of square images. Where the place depends on the size of each image, `words` hold
+    the random bits of it until pipelines.regions has the sizes and sets `regions`.
+    """
 
     y: Integers  # (N,)
     x: Integers  # (N,)
     mirror: NDArray[np.bool_]  # (N,)
     alpha: Floats  # (N, 3): multipliers of the colour axes, their sd already in
     divide: float  # one for all: an epoch has it or not
+    words: Words | None = None  # (2, N), with `area` (22, N); None: the centre
+    regions: Regions | None = None
 
 
 class Colours(NamedTuple):
@@ -131,6 +202,8 @@ class Colours(NamedTuple):
 
 # Separate streams of the one generator, in the last counter word.
 GEOMETRY, LIGHT = np.uint64(0), np.uint64(1)
+TRIES = range(2, 7)  # four words each: area and ratio of the ten tries of a resized crop
+MOST_PIXELS = 1 << 14  # a side of what is resized
 
 
 def draw(spec: AugmentSpec, seed: int, epoch: int, positions: Integers) -> Draws:
@@ -144,34 +217,41 @@ def draw(spec: AugmentSpec, seed: int, epoch: int, positions: Integers) -> Draws
         )
 
     # Images of a chunk have the same counter here, and so the same crop and mirror.
-    geometry = words(counters // np.uint64(spec.chunk), GEOMETRY)
+    chunks = counters // np.uint64(spec.chunk)
+    geometry = words(chunks, GEOMETRY)
     alpha = np.zeros((len(counters), 3))
     if spec.lighting and spec.lit(epoch):
         alpha = normals(words(counters, LIGHT))[:, :3] * spec.lighting
-    room = spec.source - spec.crop + 1
+    room = spec.side - spec.crop + 1
     flips = below(2, geometry[2]).astype(np.bool_)
     y, x = below(room, geometry[0]), below(room, geometry[1])
     if not spec.random_crop:
-        y = x = np.full_like(y, (spec.source - spec.crop) // 2)
+        y = x = np.full_like(y, (spec.side - spec.crop) // 2)
+    tries = [] if spec.area is None else [words(chunks, np.uint64(stream)) for stream in TRIES]
+    bits = np.stack([*geometry[:2], *(word for four in tries for word in four)])
     return Draws(
         y=y,
         x=x,
         mirror=flips if spec.mirror else np.zeros_like(flips),
         alpha=alpha,
         divide=spec.divide if spec.lit(epoch) else 1.0,
+        words=bits if spec.random_crop else None,
     )
 
 
 def centre(spec: AugmentSpec, count: int) -> Draws:
     """The draws of evaluation: `count` centre crops, nothing mirrored, lit or divided."""
-    middle = np.full(count, (spec.source - spec.crop) // 2)
+    middle = np.full(count, (spec.side - spec.crop) // 2)
     none = np.zeros(count, np.bool_)
     return Draws(y=middle, x=middle, mirror=none, alpha=np.zeros((count, 3)), divide=1.0)
 
 
 def ten_views(spec: AugmentSpec) -> list[tuple[int, int, bool]]:
-    """(y, x, mirrored) of the ten evaluation crops: four corners and centre, then their mirrors."""
-    far = spec.source - spec.crop
+    """(y, x, mirrored) of the ten evaluation crops: four corners and centre, then their mirrors.
+
+    They are of the central square of the image, resized if `spec` says so.
+    """
+    far = spec.side - spec.crop
     corners = [(0, 0), (0, far), (far, 0), (far, far), (far // 2, far // 2)]
     return [(y, x, mirrored) for mirrored in (False, True) for y, x in corners]
 

@@ -58,10 +58,12 @@ def _is_url(root: Path | str) -> bool:
     return isinstance(root, str) and ("://" in root or root.startswith("pipe:"))
 
 
-def prefer_planes(root: Path | str, split: str, config: LoaderConfig) -> LoaderConfig:
+def prefer_planes(
+    root: Path | str, split: str, config: LoaderConfig, *, resamples: bool = False
+) -> LoaderConfig:
     """With backend "planes" or "resident" for "auto" where decoded images are stored for the split.
 
-    A GPU that cannot hold them all keeps DALI, which decodes there.
+    A GPU that cannot hold them all, or is to resize them, keeps DALI, which decodes there.
     """
     if config.backend != "auto" or _is_url(root) or find_spec("numba") is None:
         return config
@@ -74,6 +76,8 @@ def prefer_planes(root: Path | str, split: str, config: LoaderConfig) -> LoaderC
         return config
     if config.device == "cpu":
         return replace(config, backend="planes")
+    if resamples:
+        return config
     from pipelines import resident  # noqa: PLC0415 - optional, needs numba
 
     samples, device = manifest.splits[split].samples, torch.device(config.device)

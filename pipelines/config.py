@@ -53,7 +53,8 @@ class LoaderConfig:
         readers: threads that read samples ahead of decoding; for a URL, shards open at one time;
             None: as many as `threads`, at most 8.
         prefetch: batches made ahead.
-        dtype: "float32", "bfloat16", "float16", or "uint8" (crop and mirror only, see AugmentSpec).
+        dtype: "float32", "bfloat16", "float16", or "uint8" (pixels that AugmentSpec crops, resizes
+            and mirrors, nothing else).
         channels_last: memory format of the images; their shape is NCHW either way.
         pin_memory: give out page-locked CPU tensors, for the caller's own copies to a GPU.
         order: "global": all samples mixed. "window": `window` shards at a time, in random order,

@@ -16,6 +16,7 @@ from pipelines.errors import DataError
 from pipelines.jpeg import decode
 from pipelines.normalize import Factors, Normalize, Pixels, Preprocess
 from pipelines.prefetch import prefetch
+from pipelines.regions import cut_box, finish_box
 from pipelines.shards import RawBatch, SampleReader
 
 JOBS = 4  # of each thread in a batch, so that none waits long for the last one to end
@@ -114,6 +115,8 @@ def _decoder(
 
     def pixels(i: int) -> Pixels:
         image_HWC = decode_at(reader, batch.jpgs[i], int(batch.plan.indices[i]))
+        if draws.regions is not None:
+            return finish_box(cut_box(image_HWC, draws.regions, i), draws.regions, i, preprocess)
         if preprocess.views > 1:
             return image_HWC
         y, x = int(draws.y[i]), int(draws.x[i])

@@ -2,7 +2,8 @@
 """NVIDIA DALI on the CPU or the GPU; the only file that imports nvidia.dali.
 
 The bytes are fed in our own order by an external source. On the CPU DALI decodes the crop and
-nothing else (its pixels equal those of a whole decode); the formula is that of pipelines.normalize.
+nothing else (its pixels equal those of a whole decode); what is resized, Pillow resizes as for the
+backend torch, so that both give the same bits; the formula is that of pipelines.normalize.
 On a GPU it is DALI's crop_mirror_normalize, which takes a mean colour for each sample: mean - shift
 goes in there, and `Finish` subtracts a mean image from its output.
 """
@@ -22,15 +23,20 @@ from nvidia.dali.data_node import DataNode
 from nvidia.dali.pipeline import Pipeline
 from torch import Tensor
 
-from pipelines.augment import Draws, shift, ten_views
+from pipelines.augment import Draws, Regions, shift, ten_views
 from pipelines.cpu import decode_at
 from pipelines.errors import DataError
 from pipelines.normalize import VIEWS, Preprocess
+from pipelines.regions import finish_box
 from pipelines.shards import RawBatch, SampleReader
 
 Arguments = list[np.ndarray]
 Decode = Literal["auto", "cpu", "mixed"]
 RGB = types.DALIImageType.RGB
+INTERPOLATIONS = {
+    "bilinear": types.DALIInterpType.INTERP_LINEAR,
+    "bicubic": types.DALIInterpType.INTERP_CUBIC,
+}
 KINDS = types.DALIDataType
 
 
@@ -70,17 +76,30 @@ class DaliOptions:
 def dali_decoded(
     raw: Iterator[RawBatch], reader: SampleReader, preprocess: Preprocess, options: DaliOptions
 ) -> Generator[tuple[RawBatch, Callable[[int], np.ndarray]]]:
-    """Decoded crops of each raw batch on the CPU, whole images for ten views."""
-    feed = _Feed(raw, partial(_crop_origin, preprocess=preprocess))
-    outputs = 3 if preprocess.views == 1 else 1  # the file, and y and x of a crop
+    """Decoded crops of each raw batch on the CPU, whole images for ten views.
+
+    What is resized is decoded by DALI and resized by Pillow in the threads that normalize it.
+    """
+    origins = _boxes if preprocess.regions else _crop_origin
+    feed = _Feed(raw, partial(origins, preprocess=preprocess))
+    # The file, and y and x of a crop, or begin and shape of a box.
+    outputs = 3 if preprocess.views == 1 or preprocess.regions else 1
     pipeline = _pipeline(options)
     with pipeline:
         jpg, *origin = fn.external_source(source=feed, num_outputs=outputs, batch=True)
-        pipeline.set_outputs(_decode(jpg, origin, preprocess.spec.crop))
+        pipeline.set_outputs(_decode(jpg, origin, preprocess))
     pipeline.build()
     with closing(_outputs(pipeline, feed, reader, options.device)) as batches:
         for batch, pixels in batches:
-            yield batch, pixels.numpy().__getitem__
+            yield batch, _finished(batch, pixels, preprocess)
+
+
+def _finished(batch: RawBatch, images: Any, preprocess: Preprocess) -> Callable[[int], np.ndarray]:
+    """The pixels of each image of a batch by its number."""
+    regions = batch.plan.draws.regions
+    if regions is None:
+        return torch.from_dlpack(images.as_tensor()).numpy().__getitem__
+    return lambda i: finish_box(np.asarray(images[i]), regions, i, preprocess)
 
 
 def dali_batches(
@@ -113,7 +132,7 @@ def _pipeline(options: DaliOptions) -> Pipeline:
 
 def _outputs(
     pipeline: Pipeline, feed: "_Feed", reader: SampleReader, device: torch.device
-) -> Generator[tuple[RawBatch, Tensor]]:
+) -> Generator[tuple[RawBatch, Any]]:
     """What the pipeline gives for each batch; closing the generator ends DALI's threads."""
     try:
         while True:
@@ -162,7 +181,8 @@ class _Feed:
 def arguments(batch: RawBatch, preprocess: Preprocess) -> Arguments:
     """What a GPU takes for each sample: mirror; y and x of a crop; mean and std of float output."""
     draws, colours = batch.plan.draws, preprocess.colours
-    values = [draws.mirror.astype(np.int32), *_crop_origin(batch, preprocess)]
+    origins = _resizing if preprocess.regions else _crop_origin
+    values = [draws.mirror.astype(np.int32), *origins(batch, preprocess)]
     if preprocess.dtype != "uint8":
         mean = colours.mean - shift(draws, colours.axes)
         std = np.broadcast_to(draws.divide * colours.sd, mean.shape)
@@ -178,38 +198,90 @@ def _crop_origin(batch: RawBatch, preprocess: Preprocess) -> Arguments:
     return [start.astype(np.float32) / room for start in (batch.plan.draws.y, batch.plan.draws.x)]
 
 
-def _decode(jpg: DataNode, origin: list[DataNode], crop: int) -> DataNode:
-    """Decode on the CPU, nothing but the crop if there is one."""
+def _boxes(batch: RawBatch, preprocess: Preprocess) -> Arguments:
+    """Begin and shape of what is decoded, in pixels."""
+    box = _regions(batch).box.astype(np.int32)
+    return [np.ascontiguousarray(box[:, :2]), np.ascontiguousarray(box[:, 2:])]
+
+
+def _resizing(batch: RawBatch, preprocess: Preprocess) -> Arguments:
+    """`_boxes`, and where they are resized their new size and where crops begin in it."""
+    boxes = _boxes(batch, preprocess)
+    if not preprocess.spec.resamples:
+        return boxes
+    regions = _regions(batch)
+    room = np.maximum(regions.size - preprocess.side, 1).astype(np.float32)
+    origin = regions.origin.astype(np.float32) / room
+    return [*boxes, regions.size.astype(np.float32), *map(np.ascontiguousarray, origin.T)]
+
+
+def _regions(batch: RawBatch) -> Regions:
+    regions = batch.plan.draws.regions
+    assert regions is not None  # Preprocess.regions says so
+    return regions
+
+
+def _decode(jpg: DataNode, origin: list[DataNode], preprocess: Preprocess) -> DataNode:
+    """Decode on the CPU, nothing but the crop or the box if there is one."""
+    decoded: dict[str, Any] = {"device": "cpu", "output_type": RGB}
     if not origin:
-        return fn.decoders.image(jpg, device="cpu", output_type=RGB)
+        return fn.decoders.image(jpg, **decoded)
+    if preprocess.regions:
+        start, shape = origin
+        return fn.decoders.image_slice(jpg, start=start, shape=shape, axes=(0, 1), **decoded)
     y, x = origin
-    return fn.decoders.image_crop(
-        jpg, device="cpu", output_type=RGB, crop=(crop, crop), crop_pos_y=y, crop_pos_x=x
-    )
+    side = preprocess.spec.crop
+    return fn.decoders.image_crop(jpg, crop=(side, side), crop_pos_y=y, crop_pos_x=x, **decoded)
 
 
 def _on_gpu(feed: _Feed, preprocess: Preprocess, options: DaliOptions) -> DataNode:
-    crops, floats = preprocess.views == 1, preprocess.dtype != "uint8"
+    floats = preprocess.dtype != "uint8"
+    places = 2 if preprocess.views == 1 else 0  # arguments of `_crop_origin`, or of `_resizing`
+    if preprocess.regions:
+        places = 5 if preprocess.spec.resamples else 2
     jpg, mirror, *values = fn.external_source(
-        source=feed, num_outputs=2 + 2 * crops + 2 * floats, batch=True
+        source=feed, num_outputs=2 + places + 2 * floats, batch=True
     )
-    origin, levels = (values[:2], values[2:]) if crops else ([], values)
+    origin, levels = values[:places], values[places:]
     if options.decode != "cpu":
-        size = preprocess.spec.source
-        images = fn.decoders.image(
-            jpg,
-            device="mixed",
-            output_type=RGB,
-            # As libjpeg-turbo, which interpolates chroma where nvJPEG would repeat it.
-            jpeg_fancy_upsampling=True,
-            hw_decoder_load=options.hw_decoder_load,
-            # Memory for all images at the start: later it would be allocated amid training.
-            preallocate_width_hint=size,
-            preallocate_height_hint=size,
-        )
+        images = _decode_mixed(jpg, preprocess, options)
+        if preprocess.regions:
+            images, origin = cut_boxes(images, origin), origin[2:]
     else:
-        images, origin = _decode(jpg, origin, preprocess.spec.crop).gpu(), []
+        images, origin = _decode(jpg, origin[:2], preprocess).gpu(), origin[2:]
+    if preprocess.regions and origin:
+        images, origin = resize(images, origin[0], preprocess), origin[1:]
     return _normalize(images, mirror, origin, levels, preprocess)
+
+
+def cut_boxes(images: DataNode, box: list[DataNode]) -> DataNode:
+    """What begins at `box[0]` and has the shape `box[1]` of each image."""
+    return fn.slice(images, start=box[0], shape=box[1], axes=(0, 1))
+
+
+def resize(images: DataNode, size: DataNode, preprocess: Preprocess) -> Any:
+    """Resized to `size` (height and width of each), antialiased.
+
+    Not Pillow's pixels: DALI rounds once, where Pillow rounds and clips after each axis, and its
+    table of the filter is coarse. Half a grey level in the mean, up to 8 at hard edges.
+    """
+    kind = INTERPOLATIONS[preprocess.spec.interpolation]
+    return fn.resize(images, size=size, interp_type=kind, antialias=True)
+
+
+def _decode_mixed(jpg: DataNode, preprocess: Preprocess, options: DaliOptions) -> DataNode:
+    size = preprocess.spec.source
+    return fn.decoders.image(
+        jpg,
+        device="mixed",
+        output_type=RGB,
+        # As libjpeg-turbo, which interpolates chroma where nvJPEG would repeat it.
+        jpeg_fancy_upsampling=True,
+        hw_decoder_load=options.hw_decoder_load,
+        # Memory for all images at the start: later it would be allocated amid training.
+        preallocate_width_hint=size,
+        preallocate_height_hint=size,
+    )
 
 
 def _normalize(
@@ -223,7 +295,7 @@ def _normalize(
 
     (The GPU's JPEG engine takes whole images, and memory stays as it is when all have one size.)
     """
-    side = preprocess.spec.crop
+    side = preprocess.side
     where: dict[str, Any] = dict(zip(("crop_pos_y", "crop_pos_x"), origin, strict=False))
     where |= {"crop": (side, side)} if origin else {}
     mean, std = levels or ([0.0], [1.0])
@@ -238,8 +310,11 @@ def _normalize(
     )
 
 
-def _run(pipeline: Pipeline, device: torch.device) -> Tensor:
-    """The next output as a tensor over DALI's memory, in the order of torch's current stream."""
+def _run(pipeline: Pipeline, device: torch.device) -> Any:
+    """The next output: DALI's list of images, on a GPU a tensor over its memory.
+
+    That is in the order of torch's current stream.
+    """
     if device.type == "cuda":
         with torch.cuda.device(device):
             (images,) = pipeline.run(torch.cuda.current_stream())
@@ -248,7 +323,7 @@ def _run(pipeline: Pipeline, device: torch.device) -> Tensor:
             # of the stream; `Finish` copies out of it, so that users may choose other streams.
             return torch.as_tensor(images.as_tensor(), device=device)
     (images,) = pipeline.run()
-    return torch.from_dlpack(images.as_tensor())
+    return images
 
 
 class Finish:
@@ -317,7 +392,7 @@ class Finish:
         return out
 
     def _centre(self, mean: Tensor) -> Tensor:
-        start = (self.spec.source - self.spec.crop) // 2
+        start = (self.spec.side - self.spec.crop) // 2
         return mean[:, start : start + self.spec.crop, start : start + self.spec.crop]
 
 

@@ -163,6 +163,11 @@ class Manifest:
                     )
 
     @property
+    def keep_aspect(self) -> bool:
+        """Whether images are whole, `size` pixels on their shorter side, not squares of it."""
+        return self.config.get("keep_aspect") is True
+
+    @property
     def duplicates(self) -> Mapping[str, int]:
         """How many source files it holds more than once, by kind; {} if none, or not counted."""
         counts = self.source.get("duplicates")

@@ -104,18 +104,31 @@ def decode(jpg: NDArray[np.uint8]) -> NDArray[np.uint8]:
         raise ValueError(f"the JPEG cannot be decoded ({error})") from error
 
 
-def check_jpeg(data: bytes, size: int) -> None:
-    """ValueError unless `data` begins and ends as a JPEG of `size` x `size` pixels does."""
+def check_jpeg(data: bytes, size: int, *, keep_aspect: bool = False) -> None:
+    """ValueError unless `data` begins and ends as a JPEG of `size` x `size` pixels does.
+
+    With `keep_aspect` the shorter side has `size` pixels.
+    """
     if data[:2] != SOI:
         raise ValueError(f"no JPEG: it begins with {data[:4]!r}")
     if data[-2:] != EOI:
         raise ValueError(
             f"the JPEG of {len(data)} bytes does not end as one: it was cut or changed"
         )
+    height, width = jpeg_size(data)
+    if keep_aspect and min(height, width) != size:
+        raise ValueError(
+            f"the JPEG is {width}x{height} pixels, the manifest says {size} for the shorter side"
+        )
+    if not keep_aspect and (height, width) != (size, size):
+        raise ValueError(f"the JPEG is {width}x{height} pixels, the manifest says {size}x{size}")
+
+
+def jpeg_size(data: bytes) -> tuple[int, int]:
+    """Height and width of a JPEG whose segments are adjacent; ValueError if it has no frame."""
     offset = segment(data, (BASELINE, EXTENDED, *PROGRESSIVE))
     height, width = struct.unpack_from(">HH", data, offset + 5)
-    if (height, width) != (size, size):
-        raise ValueError(f"the JPEG is {width}x{height} pixels, the manifest says {size}x{size}")
+    return height, width
 
 
 def check_scan(data: bytes) -> None:

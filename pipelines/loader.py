@@ -40,6 +40,7 @@ from pipelines.imagestats import ImageStats
 from pipelines.normalize import Preprocess
 from pipelines.order import BatchPlan, BatchSchedule
 from pipelines.prefetch import prefetch
+from pipelines.regions import read_regions
 from pipelines.shards import RawBatch, SampleReader, read_batch
 
 _OPEN: "weakref.WeakSet[Loader]" = weakref.WeakSet()
@@ -272,7 +273,13 @@ def open_loader(
     """
     config = config or LoaderConfig()
     train = split == "train" if train is None else train
-    config = prefer_planes(root, split, config)
+    resamples = augment is not None and augment.resamples
+    if config.backend == "resident" and resamples:
+        raise ValueError(
+            "LoaderConfig.backend 'resident' does not resize images, which AugmentSpec.area and "
+            "resize ask for. Use backend='dali' or 'planes'."
+        )
+    config = prefer_planes(root, split, config, resamples=resamples)
     source = open_source(root, config)
     spec = augment or AugmentSpec(source=source.manifest.size, crop=source.manifest.size * 7 // 8)
     _check(source, config, spec)
@@ -296,7 +303,8 @@ def open_loader(
             "ranks."
         )
     views = 1 if train else config.views
-    preprocess = Preprocess(spec, numbers, views, config.dtype, config.channels_last)
+    regions = spec.resamples or source.manifest.keep_aspect
+    preprocess = Preprocess(spec, numbers, views, config.dtype, config.channels_last, regions)
     return Loader(reader, schedule, preprocess, config)
 
 
@@ -312,10 +320,25 @@ def _check(source: Source, config: LoaderConfig, spec: AugmentSpec) -> None:
             "LoaderConfig.dtype 'uint8' leaves pixels as they are: it needs "
             "AugmentSpec(mean='none', lighting=0, divide=1, sd=None)."
         )
+    if source.manifest.keep_aspect:
+        _check_aspect(source, config, spec)
     if source.streamed and config.order != "shards":
         raise ValueError(
             f"{source.root} is streamed, which cannot be done in {config.order!r} order: it needs "
             "LoaderConfig(order='shards')."
+        )
+
+
+def _check_aspect(source: Source, config: LoaderConfig, spec: AugmentSpec) -> None:
+    if config.backend in ("planes", "resident"):
+        raise DataError(
+            f"{source.root} keeps the aspect ratio of its images (--keep-aspect); backend "
+            f"{config.backend!r} takes squares of one size alone. Use backend='dali' or 'torch'."
+        )
+    if spec.mean == "image_at_crop" and not spec.square:
+        raise ValueError(
+            f"AugmentSpec.mean 'image_at_crop' is of square images; {source.root} keeps the aspect "
+            "ratio of its images. Use square=True, or another mean."
         )
 
 
@@ -337,6 +360,8 @@ def _stream(
         return
     readers = config.reader_count if reader.concurrent else 1
     read = partial(read_batch, reader)
+    if preprocess.regions:
+        read = partial(read_regions, reader, preprocess)
     with (
         closing(prefetch(plans, read, readers, config.reader_count + 1)) as raw,
         closing(backend_stream(raw, reader, preprocess, schedule, config)) as images,

@@ -40,11 +40,11 @@ class Factors(NamedTuple):
 
 def factors(spec: AugmentSpec, colours: Colours, draws: Draws) -> Factors:
     """What the formula takes from the draws of N crops."""
-    top = left = np.full(len(draws.y), (spec.source - spec.crop) // 2)
+    top = left = np.full(len(draws.y), (spec.side - spec.crop) // 2)
     image = np.zeros_like(top)
     if spec.mean == "image_at_crop":
         image = draws.mirror.astype(np.int64)
-        top, left = draws.y, np.where(draws.mirror, spec.source - spec.crop - draws.x, draws.x)
+        top, left = draws.y, np.where(draws.mirror, spec.side - spec.crop - draws.x, draws.x)
     added = (shift(draws, colours.axes) - colours.mean) / (draws.divide * colours.sd)
     unit = np.broadcast_to(1 / (draws.divide * colours.sd), added.shape)
     return Factors(
@@ -62,6 +62,8 @@ class Preprocess(NamedTuple):
     dtype: "float32", "bfloat16", "float16", or "uint8", which moves pixels and computes nothing.
     views: 1: a crop as it was drawn, (N, C, crop, crop); 10: the ten views, (N, 10, C, crop, crop).
     channels_last: memory format of crops.
+    regions: whether a crop comes from a region of the stored image, which differs from image to
+        image in size (see Draws.regions).
     """
 
     spec: AugmentSpec
@@ -69,6 +71,12 @@ class Preprocess(NamedTuple):
     views: int = 1
     dtype: str = "float32"
     channels_last: bool = False
+    regions: bool = False
+
+    @property
+    def side(self) -> int:
+        """Pixels a side of what is cut out of an image: a crop, or the square of ten views."""
+        return self.spec.crop if self.views == 1 else self.spec.side
 
 
 class Normalize:
@@ -143,7 +151,7 @@ class Normalize:
         kernel(out, pixels_HWC.reshape(side, -1), image, origin, mirror, levels)
 
     def ten_crops(self, out: NDArray[Any], pixels_HWC: Pixels) -> None:
-        """Write the ten views of a whole image to `out`, (10, 3, crop, crop)."""
+        """Write the ten views of a square image to `out`, (10, 3, crop, crop)."""
         side = self.spec.crop
         for i, (y, x, _) in enumerate(ten_views(self.spec)):
             crop_HWC = np.ascontiguousarray(pixels_HWC[y : y + side, x : x + side])
@@ -151,7 +159,7 @@ class Normalize:
 
     def _mean_images(self) -> NDArray[np.float32]:
         """The mean image and its mirror, laid out as crops are; zeros where there is none."""
-        side = self.spec.source
+        side = self.spec.side
         image = np.zeros((side, side, 3), np.float32)
         if self.colours.image_HWC is not None:
             image[...] = self.colours.image_HWC

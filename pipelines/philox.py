@@ -37,14 +37,19 @@ def philox(key: int, counters: tuple[Words, Words, Words, Words]) -> tuple[Words
     return c0, c1, c2, c3
 
 
-def below(bound: int, words: Words) -> NDArray[np.int64]:
+def below(bound: int | NDArray[np.int64], words: Words) -> NDArray[np.int64]:
     """Integers 0..bound-1 from 32-bit words; for bounds of an image the bias is under 1e-6."""
-    return (words * np.uint64(bound) >> HALF).astype(np.int64)
+    return (words * np.asarray(bound).astype(np.uint64) >> HALF).astype(np.int64)
+
+
+def uniforms(words: Words) -> NDArray[np.float64]:
+    """Numbers between 0 and 1, neither of them, from 32-bit words."""
+    return (words.astype(np.float64) + 0.5) / 2**32
 
 
 def normals(words: tuple[Words, ...]) -> NDArray[np.float64]:
     """(N, 4) independent standard normals from four (N,) arrays of words (Box and Muller 1958)."""
-    uniform = [(word.astype(np.float64) + 0.5) / 2**32 for word in words]
+    uniform = [uniforms(word) for word in words]
     columns: list[NDArray[np.float64]] = []
     for first, second in (uniform[:2], uniform[2:]):
         radius, angle = np.sqrt(-2 * np.log(first)), 2 * np.pi * second

@@ -15,6 +15,7 @@ from pipelines.normalize import Pixels, Preprocess
 from pipelines.order import BatchPlan, BatchSchedule
 from pipelines.planes import rgb_crop
 from pipelines.planesfile import PlanesFile, planes_file_bytes, planes_path
+from pipelines.regions import finish_box
 from pipelines.shards import HASHED_BYTES, Check, Image, RawBatch, SampleReader, SplitReader
 
 OPEN_FILES = 256
@@ -111,14 +112,18 @@ def planes_decoded(
 
 
 def _crops(batch: RawBatch, preprocess: Preprocess, size: int) -> Callable[[int], Pixels]:
-    draws, side = batch.plan.draws, preprocess.spec.crop
+    draws, side = batch.plan.draws, preprocess.side
+    regions = draws.regions
 
     def pixels(i: int) -> Pixels:
-        if preprocess.views > 1:
-            y, x, crop_HWC = 0, 0, np.empty((size, size, 3), np.uint8)
+        if regions is not None:
+            y, x, height, width = regions.box[i].tolist()
+        elif preprocess.views > 1:
+            y, x, height, width = 0, 0, size, size
         else:
-            y, x, crop_HWC = int(draws.y[i]), int(draws.x[i]), np.empty((side, side, 3), np.uint8)
-        rgb_crop(batch.jpgs[i], size, y, x, crop_HWC)
-        return crop_HWC
+            y, x, height, width = int(draws.y[i]), int(draws.x[i]), side, side
+        pixels_HWC = np.empty((height, width, 3), np.uint8)
+        rgb_crop(batch.jpgs[i], size, y, x, pixels_HWC)
+        return pixels_HWC if regions is None else finish_box(pixels_HWC, regions, i, preprocess)
 
     return pixels

@@ -192,8 +192,10 @@ class SplitReader:
             raise ValueError(f"the shard ends {length - len(data)} bytes before this sample does")
         check_header(data, index.keys[row] + b".jpg", size)
         check_header(data[label_at - BLOCK :], index.keys[row] + b".cls", self.manifest.cls_width)
-        check_jpeg(data[BLOCK : BLOCK + size], self.manifest.size)
-        label = parse_label(data[label_at:], len(self.manifest.classes))
+        manifest = self.manifest
+        jpg = data[BLOCK : BLOCK + size]
+        check_jpeg(jpg, manifest.size, keep_aspect=manifest.keep_aspect)
+        label = parse_label(data[label_at:], len(manifest.classes))
         return Image(np.frombuffer(data, np.uint8, size, BLOCK), label)
 
     def _path(self, number: int) -> Path:

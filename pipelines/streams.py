@@ -240,8 +240,9 @@ class ShardStream(threading.Thread):
     def _checked(self, row: int, sample: Mapping[str, Any]) -> Image:
         try:
             jpg, digits = sample["jpg"], sample["cls"]
-            check_jpeg(jpg, self._manifest.size)
-            label = parse_label(digits, len(self._manifest.classes))
+            manifest = self._manifest
+            check_jpeg(jpg, manifest.size, keep_aspect=manifest.keep_aspect)
+            label = parse_label(digits, len(manifest.classes))
             return Image(np.frombuffer(jpg, np.uint8), label)
         except KeyError as error:
             raise DataError(f"{self.where(row)}: the sample has no {error} member.") from error

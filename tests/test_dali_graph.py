@@ -27,10 +27,10 @@ REGISTERED = {
 }
 
 
-def graph(decode, views, dtype, channels_last):
+def graph(decode, views, dtype, channels_last, regions=False, **resizing):
     """The outputs of the pipeline, which is described and not built."""
-    spec = AugmentSpec(mean="none", lighting=0, divide=1)
-    preprocess = Preprocess(spec, colours(spec, None), views, dtype, channels_last)
+    spec = AugmentSpec(mean="none", lighting=0, divide=1, **resizing)
+    preprocess = Preprocess(spec, colours(spec, None), views, dtype, channels_last, regions)
     options = dali.DaliOptions(
         device=torch.device("cuda:0"), threads=2, batch=8, prefetch=2, decode=decode
     )
@@ -56,6 +56,16 @@ def test_every_operator_exists_on_its_device_with_its_arguments(
 ):
     outputs, pipeline = graph(decode, views, dtype, channels_last)
     assert pipeline.device_id == 0
+    names = checked(outputs)
+    decoder = {name: device for name, device in names.items() if name.startswith("decoders")}
+    whole = views == 10 or decode != "cpu"
+    expected = "decoders__Image" if whole else "decoders__ImageCrop"
+    assert decoder == {expected: "cpu" if decode == "cpu" else "mixed"}
+    assert names["CropMirrorNormalize"] == "gpu"
+
+
+def checked(outputs):
+    """The device of each operator by its name, all of them known to DALI there."""
     assert [node.device for node in outputs] == ["gpu"]
     names = {}
     for operator in operators(outputs):
@@ -64,10 +74,26 @@ def test_every_operator_exists_on_its_device_with_its_arguments(
         assert name in REGISTERED[device]
         backend.GetSchema(name).CheckArgs(operator._spec)
         names[name] = device
-    decoder = {name: device for name, device in names.items() if name.startswith("decoders")}
-    whole = views == 10 or decode != "cpu"
-    expected = "decoders__Image" if whole else "decoders__ImageCrop"
-    assert decoder == {expected: "cpu" if decode == "cpu" else "mixed"}
+    return names
+
+
+@pytest.mark.parametrize("decode", ["mixed", "cpu"])
+@pytest.mark.parametrize("views", [1, 10])
+@pytest.mark.parametrize(
+    "resizing",
+    [{}, {"area": (0.08, 1)}, {"resize": 232, "interpolation": "bicubic"}],
+    ids=["sizes that differ", "area", "resize"],
+)
+def test_boxes_are_cut_and_resized_by_operators_that_a_gpu_has(decode, views, resizing):
+    outputs, _ = graph(decode, views, "float32", True, regions=True, **resizing)
+    names = checked(outputs)
+    if decode == "cpu":
+        assert names["decoders__ImageSlice"] == "cpu"
+        assert "Slice" not in names
+    else:
+        assert names["decoders__Image"] == "mixed"
+        assert names["Slice"] == "gpu"
+    assert names.get("Resize") == ("gpu" if resizing else None)
     assert names["CropMirrorNormalize"] == "gpu"
 
 

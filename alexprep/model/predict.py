@@ -16,6 +16,7 @@ from alexprep.model.trained import Trained, load_trained
 from pipelines.augment import centre, colours
 from pipelines.jpeg import decode
 from pipelines.normalize import VIEWS, Normalize, Preprocess
+from pipelines.regions import cut_box, finish_box, set_regions
 
 STDIN = "-"
 QUALITY = 95  # of the JPEG in shards: networks were trained on no other images
@@ -100,16 +101,17 @@ def preprocess(data: bytes, trained: Trained, options: PredictOptions) -> torch.
 
     It goes through the codec of `alexprep shard`. ImageError if the bytes are not a whole image.
     """
-    spec = trained.augment
+    spec = replace(trained.augment, square=True)  # as the codec makes it
     jpg = encode(data, size=spec.source, quality=QUALITY).jpg
-    normalize = Normalize(Preprocess(spec, colours(spec, trained.stats), options.views))
+    work = Preprocess(spec, colours(spec, trained.stats), options.views)
+    normalize = Normalize(work)
     pixels_HWC = decode(np.frombuffer(jpg, np.uint8))
+    draws = set_regions(work, centre(spec, 1), np.array([pixels_HWC.shape[:2]]))
+    assert draws.regions is not None
+    pixels_HWC = finish_box(cut_box(pixels_HWC, draws.regions, 0), draws.regions, 0, work)
     out = np.empty(normalize.shape(1), np.float32)
     if options.views == VIEWS:
         normalize.ten_crops(out[0], pixels_HWC)
     else:
-        draws = centre(spec, 1)
-        y, x = int(draws.y[0]), int(draws.x[0])
-        crop_HWC = np.ascontiguousarray(pixels_HWC[y : y + spec.crop, x : x + spec.crop])
-        normalize.crop(out[0], crop_HWC, normalize.factors(draws), 0)
+        normalize.crop(out[0], pixels_HWC, normalize.factors(draws), 0)
     return torch.as_tensor(out).to(options.device)
