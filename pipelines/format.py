@@ -7,6 +7,9 @@
     ROOT/synsets.txt                          wnid <TAB> names, in label order
     ROOT/stats.json, stats.npz, mean.png      once `alexprep stats` has run
 
+Images are squares of `size` pixels (format version 1), or with config.keep_aspect whole, `size`
+pixels on their shorter side (version 2).
+
 A tar is USTAR without pax headers: regular files, uid and gid 0, no owner names, mode 0644, one
 fixed mtime, names of at most 100 ASCII bytes. A sample is three members that stand together in this
 order: KEY.jpg (baseline, 4:2:0, no EXIF, no ICC, three components), KEY.cls (the label in ASCII
@@ -30,6 +33,7 @@ from numpy.typing import NDArray
 from pipelines.errors import DataError
 
 VERSION = 1
+WHOLE_VERSION = 2  # of data sets that keep the aspect ratio, which readers of squares must refuse
 MANIFEST = "manifest.json"
 BLOCK = 512
 MAX_JSON = 256 << 20  # bytes; the manifest of a data set that lists a million files is below
@@ -136,14 +140,18 @@ class Manifest:
     @classmethod
     def from_json(cls, raw: Mapping[str, Any], where: str) -> Self:
         """Check the fields of a manifest; DataError naming `where` it was read and the field."""
-        if raw.get("version") != VERSION:
+        if raw.get("version") not in (VERSION, WHOLE_VERSION):
             raise DataError(
                 f"{where} has format version {raw.get('version')}; this alexprep reads "
-                f"{VERSION}. Make the data set again with `alexprep shard`."
+                f"{VERSION} and {WHOLE_VERSION}. Make the data set again with `alexprep shard`."
             )
         try:
             manifest = msgspec.convert(raw, cls)
             manifest._check_names()
+            if manifest.version != format_version(keep_aspect=manifest.keep_aspect):
+                raise ValueError(
+                    f"version {manifest.version} with config.keep_aspect {manifest.keep_aspect}"
+                )
         except ValueError as error:  # msgspec's own is one; it names the field
             raise DataError(
                 f"{where} is not a manifest of alexprep ({error}). "
@@ -166,6 +174,13 @@ class Manifest:
     def keep_aspect(self) -> bool:
         """Whether images are whole, `size` pixels on their shorter side, not squares of it."""
         return self.config.get("keep_aspect") is True
+
+    @property
+    def dimensions(self) -> str:
+        """What its images measure, for people: "256x256 pixels"."""
+        if self.keep_aspect:
+            return f"{self.size} pixels on the shorter side"
+        return f"{self.size}x{self.size} pixels"
 
     @property
     def duplicates(self) -> Mapping[str, int]:
@@ -217,6 +232,11 @@ def decode_object(data: bytes, where: str, remedy: str) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise DataError(f"{where} holds no JSON object. {remedy}")
     return cast(dict[str, Any], raw)
+
+
+def format_version(*, keep_aspect: bool) -> int:
+    """Of a data set of squares, or of whole images."""
+    return WHOLE_VERSION if keep_aspect else VERSION
 
 
 def most_index_bytes(samples: int) -> int:

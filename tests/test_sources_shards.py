@@ -177,7 +177,7 @@ def test_a_finished_data_set_is_a_source_for_another(tmp_path, rng):
     second = shard(tmp_path / "first", tmp_path / "second", config, HERE)
     assert second.classes == (("cat", "cat"), ("ant", "garden ant"))
     (warning,) = second.warnings
-    assert "is a finished data set: its images are 48 x 48 pixels" in warning
+    assert "is a finished data set: its images are 48x48 pixels" in warning
     for split in first.splits:
         before = {key: about["wnid"] for key, _, _, about in all_samples(tmp_path / "first", split)}
         rows = all_samples(tmp_path / "second", split)

@@ -86,5 +86,7 @@ def _tasks(root: Path, images: int) -> list[StatsTask]:
     for shard in manifest.split("train", root).shards:
         if len(tasks) >= 2 and sum(task.shard.samples for task in tasks) >= images:
             break
-        tasks.append(StatsTask(root=root, shard=shard, size=manifest.size))
+        tasks.append(
+            StatsTask(root=root, shard=shard, size=manifest.size, keep_aspect=manifest.keep_aspect)
+        )
     return tasks

@@ -28,6 +28,11 @@ from alexprep.commands.options import (
     help="Convert only this split. Can be repeated.  [default: all]",
 )
 @click.option("--size", default=256, show_default=True, help="Side of the stored images in pixels.")
+@click.option(
+    "--keep-aspect",
+    is_flag=True,
+    help="Store whole images, --size on their shorter side, instead of the central squares.",
+)
 @click.option("--quality", default=95, show_default=True, help="JPEG quality, 1 to 100.")
 @click.option(
     "--shards",
@@ -80,6 +85,7 @@ def shard(
     out: str,
     splits: tuple[str, ...],
     size: int,
+    keep_aspect: bool,
     quality: int,
     shards: int | None,
     seed: int,
@@ -127,6 +133,7 @@ def shard(
             image_column=image_column,
             label_column=label_column,
             on_duplicate=on_duplicate,
+            keep_aspect=keep_aspect,
         )
         options = RunOptions(
             splits=splits,
@@ -142,8 +149,10 @@ def shard(
         plan = forecast(source, out, config, options)
         print_json(plan.to_dict()) if as_json else print_text(plan.text())
         return
-    if planes and (size % 2 or "://" in out):
-        raise click.UsageError("--planes needs an even --size, and a local folder as OUT.")
+    if planes and (size % 2 or "://" in out or keep_aspect):
+        raise click.UsageError(
+            "--planes needs an even --size and a local folder as OUT, and not --keep-aspect."
+        )
     manifest = run(source, out, config, options)
     if planes:
         from alexprep.dataset.decode import store_planes

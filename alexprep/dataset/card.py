@@ -265,7 +265,7 @@ def _description(manifest: Manifest, publication: Publication) -> str:
     images = sum(split.samples for split in manifest.splits.values())
     return publication.description or (
         f"{images:,} images of {len(manifest.classes):,} classes as JPEG of "
-        f"{manifest.size}x{manifest.size} pixels in WebDataset shards."
+        f"{manifest.dimensions} in WebDataset shards."
     )
 
 
@@ -283,7 +283,7 @@ def _body(manifest: Manifest, publication: Publication, stats: Sequence[ImageSta
         description=_description(manifest, publication),
         splits=[_split_row(name, split) for name, split in manifest.splits.items()],
         split_names=list(manifest.splits),
-        size=manifest.size,
+        dimensions=manifest.dimensions,
         class_count=len(manifest.classes),
         classes=_class_rows(manifest) if len(manifest.classes) <= MAX_CLASSES else [],
         stats=[_stats_row(entry) for entry in stats],

@@ -1,8 +1,9 @@
-"""One source file to one square JPEG, the same bytes for the same source on every machine.
+"""One source file to one JPEG, the same bytes for the same source on every machine.
 
 The pixels are those of: decode, resize so that the shorter side is `size` (the longer one rounded
 to whole pixels), cut the square out of the middle (an odd pixel too many goes right or below). Only
 the square is computed: Pillow's resize takes the region of the source that the square comes from.
+With `keep_aspect` nothing is cut.
 
 JPEG is decoded and encoded by simplejpeg, which brings its own libjpeg-turbo 3: Pillow is linked
 with whatever libjpeg the machine had when it was compiled, and bytes must not depend on that.
@@ -49,6 +50,7 @@ OTHER_FORMATS = ("PNG", "GIF", "BMP", "TIFF", "PPM")
 # twice that if they have alpha, because Pillow drops it in a copy.
 MAX_WHOLE = 2**25
 MAX_PIXELS = 2**27
+MAX_SIDE = 65_500  # of a JPEG, for libjpeg
 # A scan of 31 bytes may be repeated, and libjpeg goes over all coefficients for each: 1 MB of them
 # would take hours. Encoders write about ten.
 MAX_SCANS = 100
@@ -71,7 +73,7 @@ class ImageError(Exception):
 
 
 class Encoded(NamedTuple):
-    """A square JPEG; width, height (as stored) and fixes describe its source."""
+    """A JPEG of `encode`; width, height (as stored) and fixes describe its source."""
 
     jpg: bytes
     width: int
@@ -79,8 +81,18 @@ class Encoded(NamedTuple):
     fixes: tuple[str, ...]
 
 
-def encode(data: bytes, *, size: int, quality: int, apply_orientation: bool = False) -> Encoded:
-    """The source file as a `size` x `size` baseline JPEG; ImageError if it is no whole image."""
+def encode(
+    data: bytes,
+    *,
+    size: int,
+    quality: int,
+    apply_orientation: bool = False,
+    keep_aspect: bool = False,
+) -> Encoded:
+    """The source file as a baseline JPEG; ImageError if it is no whole image.
+
+    It is a square of `size` pixels, or with `keep_aspect` whole, `size` on its shorter side.
+    """
     if not data:
         raise ImageError("is empty")
     if data.startswith(SOI):
@@ -94,23 +106,41 @@ def encode(data: bytes, *, size: int, quality: int, apply_orientation: bool = Fa
     else:
         image, fixes = _decode_other(data)
         width, height = image.size
-    return Encoded(encode_square(square(image, size), quality), width, height, fixes)
+    stored = resized(image, size) if keep_aspect else square(image, size)
+    return Encoded(encode_pixels(stored, quality), width, height, fixes)
+
+
+def resized(image: Image.Image, size: int) -> Image.Image:
+    """The whole image with a shorter side of `size` pixels; ImageError if it would be too large.
+
+    Its central square is what `square` gives, to within a grey level.
+    """
+    width, height = (_resized_side(side, image, size) for side in image.size)
+    if max(width, height) > MAX_SIDE or width * height > MAX_WHOLE:
+        raise ImageError(
+            f"is {image.size[0]} x {image.size[1]} pixels, too long to be stored whole: with a "
+            f"shorter side of {size} it would have {width} x {height}"
+        )
+    return image.resize((width, height), Image.Resampling.BILINEAR)
+
+
+def _resized_side(side: int, image: Image.Image, size: int) -> int:
+    return max(size, int(side * size / min(image.size) + 0.5))
 
 
 def square(image: Image.Image, size: int) -> Image.Image:
     """The middle `size` x `size` pixels of the image resized to a shorter side of `size`."""
-    shorter = min(image.size)
     begin: list[float] = []
     end: list[float] = []
     for side in image.size:
-        resized = max(size, int(side * size / shorter + 0.5))
-        first = (resized - size) // 2
-        begin.append(first * side / resized)
-        end.append((first + size) * side / resized)
+        target = _resized_side(side, image, size)
+        first = (target - size) // 2
+        begin.append(first * side / target)
+        end.append((first + size) * side / target)
     return image.resize((size, size), Image.Resampling.BILINEAR, (*begin, *end))  # pyright: ignore[reportArgumentType]
 
 
-def encode_square(image: Image.Image, quality: int) -> bytes:
+def encode_pixels(image: Image.Image, quality: int) -> bytes:
     """Baseline 4:2:0 JPEG of an RGB or RGBX image, without EXIF or ICC."""
     pixels = np.frombuffer(image.tobytes("raw", "RGBX"), np.uint8).reshape(*image.size[::-1], 4)
     return simplejpeg.encode_jpeg(pixels, quality, "RGBX", "420")

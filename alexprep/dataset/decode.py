@@ -57,6 +57,11 @@ def store_planes(
     """
     root = root.absolute()
     manifest = Manifest.load(root)
+    if manifest.keep_aspect:
+        raise PrepareError(
+            f"{root} keeps the aspect ratio of its images, and planes hold squares of one size. "
+            "Train from its JPEGs, or make a data set without --keep-aspect."
+        )
     with LocalStore(root).locked():
         return _store_planes(root, manifest, splits, workers or cores())
 

@@ -24,7 +24,7 @@ from alexprep.dataset.store import STATE, Store, write_bytes
 from alexprep.errors import PrepareError
 from alexprep.schema import parse
 from alexprep.sources.content import LITTER, Stray
-from pipelines.format import MANIFEST, VERSION, Left, Manifest, Shard, Split, cls_width
+from pipelines.format import MANIFEST, Left, Manifest, Shard, Split, cls_width
 
 PLAN = f"{STATE}/plan.json"
 MAX_NAMED = 1000
@@ -210,7 +210,7 @@ def _manifest(plan: ShardPlan, records: Mapping[str, ShardRecord]) -> Manifest:
             mended.setdefault(fix, []).extend(keys)
     faults = [fault for record in records.values() for fault in record.faults]
     return Manifest(
-        version=VERSION,
+        version=identity["version"],
         name=plan.source.name,
         alexprep=__version__,
         codec=codec_of(mended),

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from alexprep.dataset.codec import CODEC
 from alexprep.errors import PrepareError
 from alexprep.sources.listing import TRAIN, Samples, Source
-from pipelines.format import VERSION, Shard, cls_width, shard_name
+from pipelines.format import Shard, cls_width, format_version, shard_name
 
 SMALLEST_SHARD = 4_000_000
 # 1,281,167 = 1024 x 1251 + 143; validation shards come in divisors of 80, so that as many readers
@@ -36,7 +36,8 @@ class ShardConfig:
     split of that name (see `splits.held_out`). `classes` keeps these alone, labelled in this order.
     `image_column` and `label_column` are those of parquet files. `on_duplicate` "drop-train" leaves
     out training images that another split or an earlier training image has, "fail" refuses a source
-    that has an image twice; both read the source once more, to hash it.
+    that has an image twice; both read the source once more, to hash it. `keep_aspect`
+    stores images whole, `size` pixels on their shorter side, in place of their central squares.
     """
 
     size: int = 256
@@ -49,6 +50,7 @@ class ShardConfig:
     image_column: str | None = None
     label_column: str | None = None
     on_duplicate: OnDuplicate = "keep"
+    keep_aspect: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.size <= 4096:
@@ -76,6 +78,8 @@ class ShardConfig:
         fields = asdict(self)
         if self.on_duplicate != "drop-train":  # the others write the same bytes
             del fields["on_duplicate"]
+        if not self.keep_aspect:
+            del fields["keep_aspect"]
         if self.classes is not None:
             fields["classes"] = list(self.classes)
         return {k: v for k, v in fields.items() if v is not None or k not in ADDED}
@@ -112,7 +116,7 @@ class ShardPlan:
     def identity(self) -> dict[str, Any]:
         """What a data set must agree in to be continued: its bytes follow from this."""
         return {
-            "version": VERSION,
+            "version": format_version(keep_aspect=self.config.keep_aspect),
             "codec": dict(CODEC),
             "config": self.config.to_dict() | {"shards": self.shards},
             "source": self.source.identity(),

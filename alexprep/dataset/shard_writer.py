@@ -116,6 +116,7 @@ def outcome(data: bytes | Unreadable, sha256: str, config: ShardConfig) -> Outco
             size=config.size,
             quality=config.quality,
             apply_orientation=config.apply_orientation,
+            keep_aspect=config.keep_aspect,
         )
     except ImageError as error:
         return Outcome(None, sha256, len(data), str(error))

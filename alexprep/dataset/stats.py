@@ -40,6 +40,7 @@ class StatsTask:
     root: Path
     shard: Shard
     size: int
+    keep_aspect: bool = False
 
 
 def compute_stats(
@@ -51,6 +52,8 @@ def compute_stats(
     out: Path | None = None,
 ) -> ImageStats:
     """Measure a split and write stats.json, stats.npz and mean.png to `out`.
+
+    Of images that keep their aspect ratio the central squares are measured.
 
     That is the folder of the manifest by default; for any other, `root` is only read. The sums of
     finished shards are in OUT/.stats-<split>.sums until all are done, so that the same call resumes
@@ -77,7 +80,11 @@ def compute_stats(
         partial = PartialSums(
             folder / f".stats-{split}.sums", Moments.none(manifest.size, manifest.size)
         )
-        _add_shards(partial, root, shards, workers or cores(), scheduler)
+        tasks = [
+            StatsTask(root=root, shard=shard, size=manifest.size, keep_aspect=manifest.keep_aspect)
+            for shard in shards
+        ]
+        _add_shards(partial, tasks, workers or cores(), scheduler)
         stats = _image_stats(split, partial.moments, shards)
         stats.save(folder)
         partial.path.unlink(missing_ok=True)
@@ -91,15 +98,14 @@ def compute_stats(
 
 
 def _add_shards(
-    partial: "PartialSums", root: Path, shards: Sequence[Shard], workers: int, scheduler: str | None
+    partial: "PartialSums", tasks: Sequence[StatsTask], workers: int, scheduler: str | None
 ) -> None:
     """Add all shards that `partial` does not have; a damaged one makes the others suspect."""
-    size = len(partial.moments.sum_HWC)
-    partial.restore({shard.name: shard.sha256 for shard in shards})
-    pending = [shard for shard in shards if shard.name not in partial.shards]
-    tasks = [StatsTask(root=root, shard=shard, size=size) for shard in pending]
-    label = f"stats {PurePosixPath(shards[0].name).parent}"
-    sums = run_tasks(shard_moments, tasks, workers=workers, scheduler=scheduler)
+    label = f"stats {PurePosixPath(tasks[0].shard.name).parent}"
+    partial.restore({task.shard.name: task.shard.sha256 for task in tasks})
+    missing = [task for task in tasks if task.shard.name not in partial.shards]
+    pending = [task.shard for task in missing]
+    sums = run_tasks(shard_moments, missing, workers=workers, scheduler=scheduler)
     try:
         with (
             ProgressBar(label, sum(shard.samples for shard in pending)) as progress,
@@ -165,7 +171,7 @@ def _tar_images(task: StatsTask) -> Iterator[NDArray[np.uint8]]:
     with TarStream(path) as tar:
         for member in tar:
             if member.name.endswith(".jpg"):
-                decode(member, path, pixels_HWC)
+                decode(member, path, pixels_HWC, keep_aspect=task.keep_aspect)
                 yield pixels_HWC
                 images += 1
     for name, expected, actual in (
@@ -179,20 +185,31 @@ def _tar_images(task: StatsTask) -> Iterator[NDArray[np.uint8]]:
             )
 
 
-def decode(member: TarMember, path: Path, out_HWC: NDArray[np.uint8]) -> None:
-    """Decode a JPEG to the pixels that DALI and Pillow give, into an array of its size.
+def decode(
+    member: TarMember, path: Path, out_HWC: NDArray[np.uint8], *, keep_aspect: bool = False
+) -> None:
+    """Decode a JPEG to the pixels that DALI and Pillow give, into a square array of its size.
 
-    simplejpeg takes a third less time than Pillow here, and needs no new array.
+    With `keep_aspect` its central square. simplejpeg takes a third less time than Pillow here, and
+    needs no new array.
     """
-    expected = (*out_HWC.shape[:2], "YCbCr")
+    size = len(out_HWC)
     try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(member.data)
-        if (height, width, colours) != expected:
+        *sides, colours, _ = simplejpeg.decode_jpeg_header(member.data)
+        height, width = map(int, sides)
+        sides = (min(height, width), size) if keep_aspect else (height, width)
+        if (*sides, colours) != (size, size, "YCbCr"):
+            expected = f"a shorter side of {size}" if keep_aspect else f"{size}x{size}"
             raise DataError(
                 f"{path}: {member.name} is {colours} of {width}x{height}; the data set has YCbCr "
-                f"of {expected[1]}x{expected[0]}. Make it again with `alexprep shard`."
+                f"of {expected}. Make it again with `alexprep shard`."
             )
-        simplejpeg.decode_jpeg(member.data, "RGB", buffer=out_HWC)
+        if (height, width) == (size, size):
+            simplejpeg.decode_jpeg(member.data, "RGB", buffer=out_HWC)
+        else:
+            top, left = (height - size) // 2, (width - size) // 2
+            image_HWC = simplejpeg.decode_jpeg(member.data, "RGB")
+            out_HWC[...] = image_HWC[top : top + size, left : left + size]
     except ValueError as error:
         raise DataError(f"{path}: {member.name} does not decode ({str(error).strip()}).") from error
 

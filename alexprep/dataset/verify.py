@@ -76,6 +76,7 @@ class CheckTask:
     wnids: tuple[str, ...]
     cls_width: int
     planes: bool = False
+    keep_aspect: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -168,6 +169,7 @@ def _check_shards(root: Path, manifest: Manifest, workers: int) -> dict[str, lis
             wnids=tuple(wnid for wnid, _ in manifest.classes),
             cls_width=manifest.cls_width,
             planes=has_planes[split],
+            keep_aspect=manifest.keep_aspect,
         )
         for split, contents in manifest.splits.items()
         for shard in contents.shards
@@ -362,7 +364,7 @@ class _ShardCheck:
             yield f"has the members {', '.join(kinds)}, not {', '.join(MEMBERS)}"
             return
         jpg, cls, notes = (member.data for member in members)
-        yield from _jpeg_faults(jpg, self.task.size)
+        yield from _jpeg_faults(jpg, self.task.size, keep_aspect=self.task.keep_aspect)
         yield from self._label_faults(cls)
         yield from self._metadata_faults(key, notes)
 
@@ -423,7 +425,7 @@ def _hash_faults(shard: Shard, path: Path, tar: TarStream, samples: int) -> Iter
             yield f"{path}: {name} is {actual}, the manifest says {expected}"
 
 
-def _jpeg_faults(jpg: bytes, size: int) -> Iterator[str]:
+def _jpeg_faults(jpg: bytes, size: int, *, keep_aspect: bool) -> Iterator[str]:
     """Baseline, 4:2:0, three components, no EXIF, no ICC, of the size, and decodes."""
     markers = {marker for marker, _ in segments(jpg)}
     if BASELINE not in markers:
@@ -432,8 +434,11 @@ def _jpeg_faults(jpg: bytes, size: int) -> Iterator[str]:
         yield "carries EXIF or an ICC profile"
     try:
         height, width, colours, sampling = simplejpeg.decode_jpeg_header(jpg)
-        if (height, width, colours, sampling) != (size, size, "YCbCr", "420"):
-            yield f"is {colours} {sampling} of {width}x{height}, not YCbCr 420 of {size}x{size}"
+        sides = (int(height), int(width))
+        sides = (min(sides), size) if keep_aspect else sides
+        if (*sides, colours, sampling) != (size, size, "YCbCr", "420"):
+            expected = f"a shorter side of {size}" if keep_aspect else f"{size}x{size}"
+            yield f"is {colours} {sampling} of {width}x{height}, not YCbCr 420 of {expected}"
         simplejpeg.decode_jpeg(jpg, "RGB")
     except ValueError as error:
         yield f"does not decode ({str(error).strip().rstrip('.')})"

@@ -362,7 +362,12 @@ def predict_split(
         views=options.views,
     )
     with open_loader(
-        dataset, options.split, config, trained.augment, train=False, stats=trained.stats
+        dataset,
+        options.split,
+        config,
+        replace(trained.augment, square=True),  # also of a data set of whole images
+        train=False,
+        stats=trained.stats,
     ) as loader:
         known: list[Tensor] = []
         batches = loader if match.same else _known_batches(loader, match, known)

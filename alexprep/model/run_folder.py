@@ -30,6 +30,12 @@ FREE = (
     *("loader.hw_decoder_load",),
     *("loader.prefetch", "loader.pin_memory", "loader.check", "loader.rank", "loader.world"),
 )
+# Fields that earlier releases did not record, and what they did.
+ADDED: dict[str, Any] = {
+    "augment.ratio": [3 / 4, 4 / 3],
+    "augment.interpolation": "bilinear",
+    "augment.square": False,
+}
 # Follow from the number of epochs, which may grow.
 GROWING = ("train.epochs", "augment.lighting_epochs")
 
@@ -92,7 +98,7 @@ def read_config(run: Path) -> RunConfig:
 
 def _check_identity(run: Path, config: RunConfig, identity: Mapping[str, Any]) -> None:
     differences = [
-        *_differences(flatten(config.recipe), flatten(identity["recipe"])),
+        *_differences(ADDED | flatten(config.recipe), ADDED | flatten(identity["recipe"])),
         *_differences(flatten({"data": config.data}), flatten({"data": identity["data"]})),
     ]
     if differences:

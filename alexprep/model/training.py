@@ -162,7 +162,12 @@ def resolve_recipe(manifest: Manifest, options: TrainOptions) -> Recipe:
         seed=options.seed,
     )
     recipe = make_recipe(options.recipe, inputs)
-    recipe = replace(recipe, loader=replace(recipe.loader, backend=options.backend))
+    recipe = replace(
+        recipe,
+        loader=replace(recipe.loader, backend=options.backend),
+        # Of whole images AlexNet sees the central squares, as in 2012.
+        augment=replace(recipe.augment, square=manifest.keep_aspect),
+    )
     recipe = apply_settings(recipe, options.settings)
     if not options.validation and isinstance(recipe.train.schedule, PlateauSchedule):
         raise ValueError(

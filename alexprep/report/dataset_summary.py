@@ -7,7 +7,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -115,11 +115,13 @@ def augmented_images(
     images are cropped and mirrored, but their colours are not shifted.
     """
     size = manifest.size
-    plain = AugmentSpec(source=size, crop=size, mirror=False, mean="none", lighting=0, divide=1)
-    spec = AugmentSpec(source=size, crop=size * 7 // 8)
+    # Of whole images the central squares, which the statistics are of.
+    bare = AugmentSpec(source=size, square=True, mean="none", lighting=0, divide=1, crop=size)
+    plain = replace(bare, mirror=False)
+    spec = AugmentSpec(source=size, square=True, crop=size * 7 // 8)
     mean_HWC = np.zeros((spec.crop, spec.crop, 3))
     if stats is None:
-        spec = AugmentSpec(source=size, crop=spec.crop, mean="none", lighting=0, divide=1)
+        spec = replace(bare, crop=spec.crop)
     else:
         edge = (size - spec.crop) // 2
         mean_HWC = stats.mean_image_HWC[edge : edge + spec.crop, edge : edge + spec.crop]

@@ -127,8 +127,8 @@ def shard_source(
             classes = tuple((w, words[w]) for w in label_space(listings, options.classes))
     if manifest:
         warnings.append(
-            f"{folder} is a finished data set: its images are {manifest.size} x {manifest.size} "
-            "pixels, cropped and compressed once already."
+            f"{folder} is a finished data set: its images are {manifest.dimensions}, "
+            f"{'resized' if manifest.keep_aspect else 'cropped'} and compressed once already."
         )
     source = make_source("shards", folder, classes, listings)
     return with_findings(source, (), warnings)

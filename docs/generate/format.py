@@ -22,7 +22,7 @@ FIELDS: dict[str, dict[str, tuple[str, str]]] = {
         "fixes": ("string", "space-separated conversions (see below); empty for most images"),
     },
     "manifest": {
-        "version": ("integer", "format version: 1"),
+        "version": ("integer", "format version: 1, or 2 where images keep their aspect ratio"),
         "name": ("string", "prefix of the tars' names; `imagenet1k` for ILSVRC2012"),
         "alexprep": ("string", "*release that wrote the data set*"),
         "codec": ("codec", "*libraries that decoded, resized and encoded*"),
@@ -30,7 +30,7 @@ FIELDS: dict[str, dict[str, tuple[str, str]]] = {
         "source": ("source", "*what the data set was converted from*"),
         "classes": ("array of [string, string]", "wnid (or folder name) and names, by label"),
         "cls_width": ("integer", "digits of a label: 4 up to 9,999 classes, else 8"),
-        "size": ("integer", "side of the images in pixels"),
+        "size": ("integer", "side of the images in pixels, the shorter one in version 2"),
         "largest_jpg": ("integer", "size of the largest image in bytes"),
         "fixes": ("object of integer", "*number of images with each conversion*"),
         "left_out": ("array of left_out", "*source files that were skipped*"),
@@ -64,6 +64,7 @@ FIELDS: dict[str, dict[str, tuple[str, str]]] = {
         "image_column": ("optional string", "Parquet column of images"),
         "label_column": ("optional string", "Parquet column of labels"),
         "on_duplicate": ("optional string", "`drop-train` if copies were left out of training"),
+        "keep_aspect": ("optional boolean", "true: images are whole; absent: central squares"),
     },
     "codec": {
         "jpeg": ("string", "library and release that decodes and encodes JPEG"),
