@@ -60,6 +60,19 @@ def test_the_gpu_decoder_differs_by_a_few_grey_levels_at_most(root, record_prope
     assert high <= HIGH_LEVELS
 
 
+@pytest.mark.parametrize("decode", ["cpu", "mixed"])
+@pytest.mark.parametrize("resizing", [{"area": (0.08, 1)}, {"resize": 240}], ids=["area", "resize"])
+def test_images_resized_on_the_gpu_differ_by_half_a_level_on_average(
+    root, decode, resizing, record_property
+):
+    plain = AugmentSpec(mean="none", lighting=0, divide=1, **resizing)
+    pairs = zip(epoch(root, plain, device="cpu"), epoch(root, plain, decode=decode), strict=True)
+    differences = torch.cat([(a[0] - b[0].cpu()).abs().flatten() for a, b in pairs])
+    record_property(f"GPU resize, decode={decode}, mean grey levels", differences.mean().item())
+    assert differences.mean() < (0.5 if decode == "cpu" else MEAN_LEVELS)
+    assert decode != "cpu" or differences.max() <= 8
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "uint8"])
 def test_types_are_made_on_the_gpu(root, dtype):
     plain = AugmentSpec(mean="none", lighting=0, divide=1)
