@@ -2,11 +2,13 @@ import base64
 import contextlib
 import hashlib
 import io
+import re
 import struct
 import subprocess
 import sys
 import tarfile
 import zlib
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -373,6 +375,18 @@ def test_a_jpeg_of_hundreds_of_scans_is_refused(rng):
     with pytest.raises(ImageError, match="is a JPEG of 200 scans; 100 is the most"):
         encoded(with_scans(rng, 200))
     assert "progressive" in encoded(with_scans(rng, 10)).fixes
+
+
+def test_a_sequential_jpeg_costs_one_scan_or_counts_them(rng):
+    whole = jpeg(photograph(rng, 64, 48))
+    scan = whole.index(b"\xff\xda")
+    with pytest.raises(ImageError, match="is a damaged JPEG"):
+        encoded(whole[:scan] + whole[scan:-2] * 200 + whole[-2:])
+    # Without its first scan, that of all components, a sequential JPEG may have any number.
+    many = with_scans(rng, 200).replace(b"\xff\xc2", b"\xff\xc0")
+    first, second = (match.start() for match in islice(re.finditer(b"\xff\xda", many), 2))
+    with pytest.raises(ImageError, match="is a JPEG of 199 scans; 100 is the most"):
+        encoded(many[:first] + many[second:])
 
 
 def test_a_large_cmyk_jpeg_takes_the_memory_of_its_pixels(tmp_path):
