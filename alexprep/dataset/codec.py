@@ -9,8 +9,9 @@ JPEG is decoded and encoded by simplejpeg, which brings its own libjpeg-turbo 3:
 with whatever libjpeg the machine had when it was compiled, and bytes must not depend on that.
 Decoded pixels are those of Pillow, and it is faster (1.27 ms against 1.55 ms for an ILSVRC image).
 WebP and compressed TIFF: alexprep.dataset.other_formats; all other formats Pillow decodes itself.
-pillow-simd resizes, with its antialiased bilinear (triangle) filter. Pixels stay four bytes wide
-from the decoder to the encoder, as pillow-simd keeps them, so they are never repacked.
+pillow-simd resizes, with its antialiased bilinear (triangle) filter, or alexprep.dataset.resize to
+the same pixels where Pillow is installed instead. Pixels stay four bytes wide from the decoder to
+the encoder, as pillow-simd keeps them, so they are never repacked.
 """
 
 import io
@@ -37,10 +38,12 @@ from alexprep.dataset.other_formats import (
 )
 from pipelines.jpeg import EOI, SCAN, SOI, Header, read_header, segments
 
+# Pillow's own releases have no such ending.
+HAS_SIMD = ".post" in PIL.__version__
 WEBP_TIFF = "webp_tiff"
 CODEC = {
     "jpeg": f"simplejpeg {simplejpeg.__version__}",
-    "resize": f"pillow {PIL.__version__} bilinear",
+    "resize": f"pillow {PIL.__version__ if HAS_SIMD else '12.1.1.post0'} bilinear",
     "subsampling": "4:2:0",
     WEBP_TIFF: VERSION,
 }
@@ -121,7 +124,7 @@ def resized(image: Image.Image, size: int) -> Image.Image:
             f"is {image.size[0]} x {image.size[1]} pixels, too long to be stored whole: with a "
             f"shorter side of {size} it would have {width} x {height}"
         )
-    return image.resize((width, height), Image.Resampling.BILINEAR)
+    return _resize(image, (width, height))
 
 
 def _resized_side(side: int, image: Image.Image, size: int) -> int:
@@ -137,7 +140,19 @@ def square(image: Image.Image, size: int) -> Image.Image:
         first = (target - size) // 2
         begin.append(first * side / target)
         end.append((first + size) * side / target)
-    return image.resize((size, size), Image.Resampling.BILINEAR, (*begin, *end))  # pyright: ignore[reportArgumentType]
+    return _resize(image, (size, size), (begin[0], begin[1], end[0], end[1]))
+
+
+def _resize(
+    image: Image.Image, size: tuple[int, int], box: tuple[float, float, float, float] | None = None
+) -> Image.Image:
+    """An RGB or RGBX image, or the region `box` of it, as pillow-simd resizes it."""
+    if HAS_SIMD:
+        return image.resize(size, Image.Resampling.BILINEAR, box)
+    from alexprep.dataset.resize import resize  # noqa: PLC0415 - numba, .3 s, that SIMD needs not
+
+    pixels_HWC = resize(np.asarray(image.convert("RGBX")), size, box or (0, 0, *image.size))
+    return Image.frombuffer("RGBX", size, pixels_HWC, "raw", "RGBX", 0, 1)
 
 
 def encode_pixels(image: Image.Image, quality: int) -> bytes:
