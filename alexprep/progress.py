@@ -3,11 +3,10 @@
 import sys
 import time
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
-from rich.table import Column
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 SECONDS_BETWEEN_LINES = 5.0
 WIDE = 100  # columns that the whole text fits beside a bar
@@ -25,7 +24,7 @@ class ProgressBar:
         self._started = self._ended = 0.0
         self._last_line = 0.0
         self._bar: Progress | None = None
-        self._task = TaskID(0)
+        self._task: TaskID
 
     @property
     def seconds(self) -> float:
@@ -39,13 +38,7 @@ class ProgressBar:
     def __enter__(self) -> Self:
         self._started = self._last_line = time.perf_counter()
         if sys.stderr.isatty():
-            # On a narrow terminal the bar is shortened, never the text next to it.
-            self._bar = Progress(
-                TextColumn("{task.description}", table_column=Column(min_width=len(self.label))),
-                BarColumn(),
-                TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True)),
-                console=Console(stderr=True),
-            )
+            self._bar = _new_bar(self.label)
             self._bar.start()
             # Without a total the bar moves: the first unit may be minutes away.
             self._task = self._bar.add_task(self.label, total=None, text=self._bar_text())
@@ -89,7 +82,7 @@ class ProgressBar:
         else:
             self._line()
 
-    def _draw(self, bar: Progress) -> None:
+    def _draw(self, bar: "Progress") -> None:
         text = self._bar_text()
         bar.update(self._task, total=self.total, completed=self.done, text=text)
 
@@ -99,6 +92,20 @@ class ProgressBar:
     def _line(self) -> None:
         sys.stderr.write(f"{self.label}: {self.text()}\n")
         sys.stderr.flush()
+
+
+def _new_bar(label: str) -> "Progress":
+    """On a narrow terminal the bar is shortened, never the text next to it."""
+    from rich.console import Console  # noqa: PLC0415 - takes as long as 20 images
+    from rich.progress import BarColumn, Progress, TextColumn  # noqa: PLC0415 - as above
+    from rich.table import Column  # noqa: PLC0415 - as above
+
+    return Progress(
+        TextColumn("{task.description}", table_column=Column(min_width=len(label))),
+        BarColumn(),
+        TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True)),
+        console=Console(stderr=True),
+    )
 
 
 def clock(duration: float) -> str:

@@ -1,21 +1,24 @@
 """Run independent tasks on the cores of this machine, or on those of a Dask cluster.
 
 Both are executors of `concurrent.futures`, driven by one loop that keeps few tasks in flight. Local
-processes are spawned, not forked: they inherit today's environment and limits, hold nothing of the
-parent's memory and import only what the task's module imports.
+processes are forked from a server that imports the module of the tasks, once for all of them, and
+nothing else: they hold nothing of the parent's memory. Each run has a server of its own, so that
+they have today's environment and limits.
 """
 
 import os
 import signal
+import sys
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from importlib import import_module
 from itertools import islice
-from multiprocessing import parent_process, resource_tracker
-from multiprocessing.context import SpawnContext, SpawnProcess
+from multiprocessing import forkserver, parent_process, resource_tracker
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from pathlib import Path
 from threading import Thread
 from typing import Any, Protocol, Self, TypeVar
 
@@ -38,7 +41,7 @@ def run_tasks(
 ) -> Generator[tuple[int, R], None, None]:
     """Yield (index of the task, result) as tasks finish, in whatever order they do.
 
-    One worker is this very process. More are spawned, at most one per task; `function` and the
+    One worker is this very process. More are started, at most one per task; `function` and the
     tasks must pickle. With `scheduler` (tcp://host:8786) a Dask cluster does the tasks and
     `workers` is ignored; there, a task whose worker dies is done by another one.
 
@@ -53,7 +56,16 @@ def run_tasks(
         return _run(_Cluster(scheduler), function, tasks)
     if workers == 1:
         return ((index, function(task)) for index, task in enumerate(tasks))
-    return _run(_Processes(workers), function, tasks)
+    return _run(_Processes(workers, function.__module__), function, tasks)
+
+
+def start_server(*modules: str) -> None:
+    """Let the server of the next local workers import `modules` already.
+
+    `run_tasks` starts it where it does not run. A command that will have several workers does it
+    first, since its own imports take as long.
+    """
+    _server.start(modules)
 
 
 class _Crew(Protocol):
@@ -90,34 +102,69 @@ def _run(
                 yield in_flight.pop(future), crew.result(future)
 
 
-class _Worker(SpawnProcess):
-    """A worker process that does not see Ctrl-C, not even while it starts.
+class _Server:
+    """The process that workers are forked from, for as long as a pool of them lives.
 
-    Ctrl-C goes to every process of the terminal. The parent decides what to do about it; a child
-    that has not yet come to ignoring the signal must not print a traceback, so it starts with the
-    signal blocked.
+    It and its workers do not see Ctrl-C, which goes to every process of the terminal. The parent
+    decides what to do about it; a child that has not yet come to ignoring the signal must not print
+    a traceback, so it starts with the signal blocked.
     """
 
-    def start(self) -> None:
+    def __init__(self) -> None:
+        self._running = False
+        self._pools = 0
+
+    def start(self, modules: Sequence[str]) -> None:
+        """Start it with these imported; one that runs stays, for workers can import too."""
+        if self._running:
+            return
         # multiprocessing's tracker, started with the first child, would lift the block.
         resource_tracker.ensure_running()
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        environment = dict(os.environ)
+        # Before Python 3.13 it would look for modules in the current folder first, whatever is
+        # there, and not where this process finds them.
+        path = [folder or str(Path.cwd()) for folder in sys.path]
+        os.environ.update({"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(path)})
+        # `bin/alexprep` imports the command line in every process.
+        command_line = [name for name in ("alexprep.cli",) if name in sys.modules]
         try:
-            super().start()
+            forkserver.set_forkserver_preload([*modules, *command_line])
+            forkserver.ensure_running()
         finally:
+            os.environ.clear()
+            os.environ.update(environment)
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        self._running = True
+
+    def acquire(self, module: str) -> None:
+        """For a pool, whose tasks' functions are in `module`."""
+        self.start([module])
+        self._pools += 1
+
+    def release(self) -> None:
+        """When its workers are gone; the last pool ends the server."""
+        self._pools -= 1
+        if not self._pools:
+            self._running = False
+            forkserver._forkserver._stop()  # pyright: ignore
 
 
-class _Context(SpawnContext):
+_server = _Server()
+
+
+class _Context(ForkServerContext):
     """Where the pool gets its processes and its pipe from; keeps both at hand."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.workers: list[_Worker] = []
+        self.workers: list[ForkServerProcess] = []
         self.results: Any = None
 
-    def Process(self, *args: Any, **options: Any) -> SpawnProcess:  # pyright: ignore # noqa: N802
-        self.workers.append(_Worker(*args, **options, daemon=True))
+    def Process(  # noqa: N802
+        self, *args: Any, **options: Any
+    ) -> ForkServerProcess:  # pyright: ignore
+        self.workers.append(ForkServerProcess(*args, **options, daemon=True))
         return self.workers[-1]
 
     def SimpleQueue(self) -> Any:  # noqa: N802
@@ -128,18 +175,23 @@ class _Context(SpawnContext):
 class _Processes:
     """A pool of local processes that names the signal that ended one of them."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, module: str) -> None:
         self._count = count
+        self._module = module
 
     def __enter__(self) -> Self:
+        _server.acquire(self._module)
         self._context = _Context()
-        self._pool = ProcessPoolExecutor(self._count, self._context, _start_worker)
+        self._pool = ProcessPoolExecutor(
+            self._count, self._context, _start_worker, (dict(os.environ),)
+        )
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None:
             self._kill()
         self._pool.shutdown(cancel_futures=True)
+        _server.release()
 
     def capacity(self) -> int:
         # The pool does not look at a process that it started while it was waiting for others.
@@ -174,11 +226,11 @@ class _Processes:
             "command again: finished work is kept. If it ran out of memory, use fewer --workers."
         )
 
-    def _ended(self) -> list[_Worker]:
+    def _ended(self) -> list[ForkServerProcess]:
         return [worker for worker in self._context.workers if worker.exitcode]
 
     def _kill(self) -> None:
-        for stop in (SpawnProcess.terminate, SpawnProcess.kill):
+        for stop in (ForkServerProcess.terminate, ForkServerProcess.kill):
             for worker in self._context.workers:
                 if worker.is_alive():
                     stop(worker)
@@ -189,7 +241,9 @@ class _Processes:
         self._context.results._writer.close()
 
 
-def _start_worker() -> None:
+def _start_worker(environment: dict[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     Thread(target=_exit_with_parent, daemon=True).start()
 

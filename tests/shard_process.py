@@ -50,16 +50,17 @@ def members(session):
 
 
 def workers(parent):
-    """The spawned processes that take tasks, without multiprocessing's tracker."""
-    found = []
+    """The processes that take tasks: those that the server of `parent` has forked."""
+    found = {}
     for pid in members(parent):
         try:
             command = Path(f"/proc/{pid}/cmdline").read_bytes()
+            stat = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
         except OSError:
             continue
-        if b"spawn_main" in command:
-            found.append(pid)
-    return found
+        if b"multiprocessing.forkserver" in command:
+            found[pid] = int(stat[1])  # its parent
+    return [pid for pid, server in found.items() if server in found]
 
 
 def kill(pid, blow=signal.SIGKILL):

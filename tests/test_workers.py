@@ -60,6 +60,14 @@ def send_until_death(_number):
     return bytes(100_000_000)
 
 
+IMPORTED_IN = os.getpid()
+
+
+def where_imported(_number):
+    time.sleep(0.05)
+    return IMPORTED_IN, os.getpid(), os.environ.get("OF_TODAY"), os.environ.get("PYTHONPATH")
+
+
 def unpicklable(_number):
     return lambda: None
 
@@ -128,6 +136,31 @@ def test_a_worker_that_dies_while_it_sends_a_large_result_is_an_error_and_not_a_
 def test_a_result_that_cannot_be_sent_is_an_error():
     with pytest.raises((AttributeError, PicklingError), match="unpicklable"):
         list(run_tasks(unpicklable, range(3), workers=2))
+
+
+def test_workers_import_a_module_once_and_have_the_environment_of_today(monkeypatch):
+    for value in ("first", "second"):
+        monkeypatch.setenv("OF_TODAY", value)
+        results = [result for _, result in run_tasks(where_imported, range(8), workers=2)]
+        (imported,), workers, *environment = (set(values) for values in zip(*results, strict=True))
+        assert len(workers) == 2
+        assert not {imported, os.getpid()} & workers
+        assert environment == [{value}, {os.environ.get("PYTHONPATH")}]
+
+
+def test_files_of_the_current_folder_are_not_imported(tmp_path):
+    for name in ("numpy", "selectors", "alexprep"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('imported from here')")
+    code = (
+        "import sys\n"
+        f"sys.path[:] = {sys.path!r}\n"
+        "import test_workers\n"
+        "from alexprep.workers import run_tasks\n"
+        "print(sorted(run_tasks(test_workers.square, range(3), workers=2)))"
+    )
+    command = [sys.executable, "-P", "-c", code]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (run.stdout, run.stderr) == ("[(0, 0), (1, 1), (2, 4)]\n", "")
 
 
 def test_workers_are_gone_when_the_caller_stops_early(tmp_path):

@@ -12,6 +12,7 @@ from alexprep.commands.options import (
     print_text,
     scheduler_option,
     seed_option,
+    start_workers,
     usage,
     workers_option,
 )
@@ -117,6 +118,8 @@ def shard(
     Example:
         alexprep shard ~/ILSVRC ~/imagenet256
     """
+    if not dry_run and scheduler is None:
+        start_workers(workers, "alexprep.dataset.shard_writer")
     from alexprep.dataset.shard import RunOptions, ShardConfig
     from alexprep.dataset.shard import shard as run
     from alexprep.sources.synsets import read_classes
@@ -192,6 +195,8 @@ def stats(
     Example:
         alexprep stats ~/imagenet256
     """
+    if scheduler is None:
+        start_workers(workers, "alexprep.dataset.stats", "alexprep.dataset.pixelsums")
     from alexprep.dataset.stats import compute_stats
     from alexprep.dataset.stats_report import format_report
 
@@ -251,6 +256,7 @@ def verify(dataset: Path, workers: int | None, rebuild: int, source: Path | None
     Example:
         alexprep verify ~/imagenet256 --rebuild 3 --source ~/ILSVRC
     """
+    start_workers(workers, "alexprep.dataset.verify")
     from alexprep.dataset.verify import format_verified
     from alexprep.dataset.verify import verify as work
 
@@ -273,6 +279,7 @@ def planes(dataset: Path, splits: tuple[str, ...], workers: int | None) -> None:
     Example:
         alexprep planes ~/imagenet256 --split train
     """
+    start_workers(workers, "alexprep.dataset.decode")
     from alexprep.dataset.decode import store_planes
 
     summary = store_planes(dataset, splits, workers=workers)

@@ -39,6 +39,15 @@ def usage() -> Generator[None]:
         raise click.UsageError(printable(str(error))) from error
 
 
+def start_workers(workers: int | None, *modules: str) -> None:
+    """Let worker processes, if there will be any, import `modules` while this process imports."""
+    from alexprep.machine import cores
+    from alexprep.workers import start_server
+
+    if (workers or cores()) > 1:
+        start_server(*modules)
+
+
 def print_text(text: object) -> None:
     """Print a result of several lines, with names from files in it."""
     click.echo(printable(f"{text}", keep="\n\t"))

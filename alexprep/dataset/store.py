@@ -16,8 +16,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-import fsspec  # pyright: ignore[reportMissingTypeStubs]
-
 from alexprep.errors import PrepareError
 from alexprep.lock import hold_lock
 from pipelines.atomic import sync_folder
@@ -197,6 +195,9 @@ class RemoteStore:
     """An fsspec URL, such as s3://bucket/folder or memory://folder."""
 
     def __init__(self, url: str) -> None:
+        # It takes a fifth of the start of a worker, for which most have no use.
+        import fsspec  # pyright: ignore[reportMissingTypeStubs] # noqa: PLC0415
+
         self.url = url.rstrip("/")
         try:
             opened: Any = fsspec.core.url_to_fs(self.url)  # pyright: ignore
