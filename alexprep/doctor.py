@@ -12,12 +12,12 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from alexprep.machine import PACKAGES, cores, machine
+from alexprep.machine import computes_bfloat16, cores, machine
 
 PYTHONS = ((3, 11), (3, 14))
 ILSVRC_IMAGES = 1_281_167 + 50_000
@@ -26,7 +26,8 @@ SAMPLE_BYTES = 32_700
 THREAD_VARIABLES = (
     *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"),
 )
-SIMD = "pip install --force-reinstall --no-deps pillow-simd"
+# What Pillow may be compiled without, and what reads or resizes instead.
+OPTIONAL_IN_PILLOW = ("webp", "libtiff")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,16 +49,17 @@ def examine(folder: Path, images: int | None = None) -> list[Finding]:
     host = machine()
     gpus = host["gpus"]
     assert isinstance(gpus, list)
+    driver = _driver_cuda() if gpus else 0
     findings = [
         check_python(sys.version_info[:2]),
         *check_packages(installed, gpu=bool(gpus)),
-        check_pillow(installed, str(host["libjpeg_turbo"])),
-        *check_dalis(dalis(installed), _driver_cuda() if gpus else 0),
-        check_dali(_run_dali) if dalis(installed) else no_dali(),
-        check_torch(*_torch(installed), gpus),
+        check_pillow(installed, _run_pillow),
+        *check_dalis(dalis(installed), driver),
+        check_dali(_run_dali) if dalis(installed) else no_dali(driver),
+        check_torch(*_torch(installed), gpus, driver),
         check_peers(_peers(installed)),
         Finding(name="cores", state="ok", text=f"{cores()} of {host['cpu']}"),
-        None if gpus else check_bfloat16(str(host["isa"])),
+        None if gpus else check_bfloat16(str(host["isa"]), fast=computes_bfloat16()),
         *check_threads(os.environ, cores()),
         check_disk(folder, _free_gigabytes(folder), images),
     ]
@@ -90,10 +92,9 @@ def check_python(version: tuple[int, ...]) -> Finding:
 
 def check_packages(installed: Mapping[str, str], *, gpu: bool) -> list[Finding]:
     """The packages that everything needs; DALI and Pillow have checks of their own."""
-    apart = {"alexprep", "dask", "nvidia-dali-cuda130", "pillow-simd"}
+    needed = ["torch", "numpy", "numba", "webdataset", "simplejpeg", "imagecodecs"]
     # Triton compiles our kernels for a GPU; PyTorch for CPUs comes without it.
-    apart |= set() if gpu else {"triton"}
-    needed = [name for name in (*PACKAGES, "simplejpeg", "imagecodecs") if name not in apart]
+    needed += ["triton"] if gpu else []
     return [
         Finding(name=name, state="ok", text=installed[name])
         if name in installed
@@ -102,27 +103,31 @@ def check_packages(installed: Mapping[str, str], *, gpu: bool) -> list[Finding]:
     ]
 
 
-def check_pillow(installed: Mapping[str, str], turbo: str) -> Finding:
-    """Pillow and pillow-simd install into the same folder: the last one overwrites the other."""
-    names = {"pillow", "pillow-simd"} & installed.keys()
-    if len(names) == 2:
+def check_pillow(installed: Mapping[str, str], run: Callable[[], tuple[str, list[str]]]) -> Finding:
+    """`run` opens an image; the version of PIL, and which optional parts it was compiled without.
+
+    Pillow and pillow-simd are one package under two names: the one installed last overwrites the
+    other, which is no fault while they are not mixed.
+    """
+    names = sorted({"pillow", "pillow-simd"} & installed.keys())
+    if not names:
+        return Finding(name="PIL", state="fault", text="is not installed", fix="pip install pillow")
+    try:
+        version, lacking = run()
+    except (ImportError, OSError, RuntimeError) as error:
         return Finding(
             name="PIL",
             state="fault",
-            text="Pillow and pillow-simd are both installed, in the same folder",
-            fix=f"pip uninstall -y pillow && {SIMD}",
+            text=f"{' and '.join(names)} installed, but does not run ({_first_line(error)})",
+            fix="pip uninstall -y pillow pillow-simd && pip install pillow",
         )
-    if not names:
-        return Finding(name="PIL", state="fault", text="is not installed", fix=SIMD)
-    (name,) = names
-    plain = name == "pillow"
-    return Finding(
-        name="PIL",
-        state="note" if plain else "ok",
-        text=f"{name} {installed[name]}, libjpeg-turbo {turbo}"
-        + (": works, but resizes several times slower than pillow-simd" if plain else ""),
-        fix=f"pip uninstall -y pillow && {SIMD}" if plain else "",
-    )
+    name = "pillow-simd" if "post" in version else "pillow"
+    text = f"{name} {version}"
+    if len(names) == 2:
+        text += ", which has overwritten " + ("pillow" if name == "pillow-simd" else "pillow-simd")
+    if lacking:
+        text += f"; compiled without {' and '.join(lacking)}: imagecodecs reads these"
+    return Finding(name="PIL", state="ok", text=text)
 
 
 def dalis(installed: Mapping[str, str]) -> list[str]:
@@ -134,28 +139,33 @@ def check_dalis(names: Sequence[str], driver: int) -> list[Finding]:
     """`driver`: the newest CUDA version that the GPU driver supports; 0 without a GPU."""
     if len(names) > 1:
         text = f"{' and '.join(names)} are both installed, in the same folder"
-        fix = f"pip uninstall -y {' '.join(names)} && pip install nvidia-dali-cuda{driver or 13}0"
+        fix = f"pip uninstall -y {' '.join(names)} && {_install_dali(driver)}"
         return [Finding(name="DALI", state="fault", text=text, fix=fix)]
     built = [int(name.removeprefix("nvidia-dali-cuda")) // 10 for name in names]
     if built and 0 < driver < built[0]:
         text = f"{names[0]} is for CUDA {built[0]}, the driver supports {driver} at most"
-        fix = f"pip uninstall -y {names[0]} && pip install nvidia-dali-cuda{driver}0"
+        fix = f"pip uninstall -y {names[0]} && {_install_dali(driver)}"
         return [Finding(name="DALI", state="fault", text=text, fix=fix)]
     return []
 
 
-def no_dali() -> Finding:
+def _install_dali(driver: int) -> str:
+    """The command, for the extra that fits the driver; any of them works on a CPU."""
+    return f"pip install 'alexprep[cuda{12 if driver == 12 else 13}]'"
+
+
+def no_dali(driver: int) -> Finding:
     """Without DALI the loader uses torch."""
     linux = sys.platform == "linux"
     return Finding(
         name="DALI",
-        state="fault" if linux else "note",
-        text="is not installed: the loader uses torch on the CPU instead",
-        fix="pip install nvidia-dali-cuda130" if linux else "",
+        state="note",
+        text="is not installed: the loader decodes with Pillow, at half the speed",
+        fix=_install_dali(driver) if linux else "",
     )
 
 
-def check_dali(run: Any) -> Finding:
+def check_dali(run: Callable[[], str]) -> Finding:
     """`run` decodes a JPEG with DALI's CPU backend and returns the version."""
     try:
         return Finding(name="DALI", state="ok", text=f"{run()}, its CPU backend decodes")
@@ -163,12 +173,17 @@ def check_dali(run: Any) -> Finding:
         return Finding(
             name="DALI",
             state="fault",
-            text=f"does not run ({str(error).splitlines()[0][:120]})",
-            fix="pip install --force-reinstall --no-deps nvidia-dali-cuda130",
+            text=f"does not run ({_first_line(error)})",
+            fix="Reinstall it: pip install --force-reinstall --no-deps, with the name and version "
+            "that `pip list` shows.",
         )
 
 
-def check_torch(built: str, usable: int, gpus: Sequence[str]) -> Finding:
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:120]
+
+
+def check_torch(built: str, usable: int, gpus: Sequence[str], driver: int = 0) -> Finding:
     """`built`: CUDA version torch was built for; `usable`: GPUs it sees; `gpus`: the driver's."""
     names = "; ".join(gpus) or "none"
     if gpus and not built:
@@ -177,7 +192,15 @@ def check_torch(built: str, usable: int, gpus: Sequence[str]) -> Finding:
             state="fault",
             text=f"{names}, but torch is built for the CPU",
             fix="pip install --force-reinstall torch --index-url "
-            "https://download.pytorch.org/whl/cu130",
+            f"https://download.pytorch.org/whl/{'cu126' if driver == 12 else 'cu130'}",
+        )
+    if gpus and 0 < driver < int(built.partition(".")[0]):
+        return Finding(
+            name="GPUs",
+            state="fault",
+            text=f"{names}, but torch is for CUDA {built}, the driver supports {driver} at most",
+            fix="Update the driver, or install torch for CUDA 12: pip install --force-reinstall "
+            "torch --index-url https://download.pytorch.org/whl/cu126",
         )
     if gpus and usable < len(gpus):
         return Finding(
@@ -204,14 +227,15 @@ def check_peers(pairs: Sequence[tuple[int, int, bool]]) -> Finding | None:
     )
 
 
-def check_bfloat16(isa: str) -> Finding:
-    """`isa`: as machine() has it. On AVX2 alone bfloat16 took eight times as long as float32."""
-    fast = "BF16" in isa
+def check_bfloat16(isa: str, *, fast: bool) -> Finding:
+    """`isa`: as machine() has it; `fast`: as computes_bfloat16() says."""
     return Finding(
         name="bfloat16",
         state="ok" if fast else "note",
-        text="the processor computes in it" if fast else f"no instructions for it ({isa}): slow",
-        fix="" if fast else "alexprep train ... --set train.precision=float32",
+        text="the processor computes in it"
+        if fast
+        else f"no instructions for it ({isa}): `train` takes float32, which is several times "
+        "faster, unless --set train.precision=bfloat16 asks for it",
     )
 
 
@@ -288,6 +312,17 @@ def _peers(installed: Mapping[str, str]) -> list[tuple[int, int, bool]]:
         for first in range(count)
         for second in range(first + 1, count)
     ]
+
+
+def _run_pillow() -> tuple[str, list[str]]:
+    """Save and open an image; the version of PIL and what it was compiled without."""
+    import PIL  # noqa: PLC0415 - a doctor must run where it is missing
+    from PIL import Image, features  # noqa: PLC0415 - as above
+
+    png = io.BytesIO()
+    Image.new("RGB", (2, 2)).save(png, "PNG")
+    Image.open(png).load()
+    return PIL.__version__, [name for name in OPTIONAL_IN_PILLOW if not features.check(name)]
 
 
 def _run_dali() -> str:

@@ -14,13 +14,18 @@ PACKAGES = (
     "torch",
     "triton",
     "nvidia-dali-cuda130",
+    "nvidia-dali-cuda120",
     "pillow-simd",
+    "pillow",
     "numpy",
     "numba",
     "webdataset",
     "dask",
 )
-SPEED_MATTERS = ("python", "torch", "nvidia-dali-cuda130", "pillow-simd", "libjpeg_turbo")
+SPEED_MATTERS = (
+    *("python", "torch", "nvidia-dali-cuda130", "nvidia-dali-cuda120"),
+    *("pillow-simd", "pillow", "libjpeg_turbo"),
+)
 # Flags of /proc/cpuinfo.
 INSTRUCTION_SETS = {
     "avx2": "AVX2",
@@ -52,7 +57,7 @@ def describe(host: Mapping[str, Any]) -> str:
     """What `machine` returns, in a line: hardware, then the versions that matter for speed."""
     # Records of 2026-11-21 do not have the instruction sets.
     isa = f" ({host['isa']})" if host.get("isa") else ""
-    versions = [f"{name} {host[name]}" for name in SPEED_MATTERS if name in host]
+    versions = [f"{name} {host[name]}" for name in SPEED_MATTERS if host.get(name, "no") != "no"]
     hardware = [f"{host['cpu']}{isa}", f"{host['cores']} cores", *host["gpus"]]
     return f"{', '.join(hardware)}; {', '.join(versions)}"
 

@@ -1,20 +1,33 @@
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
+import PIL
 import pytest
 from click.testing import CliRunner
-from PIL import Image
+from PIL import Image, features
 
 from alexprep import doctor
 from alexprep.cli import cli
 from alexprep.doctor import examine, format_findings
+
+BOTH = {"pillow": "12.1", "pillow-simd": "12.1.post0"}
+
+
+def mixed():
+    raise ImportError("The _imaging extension was built for another version of Pillow or PIL:\n")
 
 
 def test_this_machine_runs_what_the_tests_run(tmp_path):
     found = {finding.name: finding for finding in examine(tmp_path)}
     assert [finding for finding in found.values() if finding.state == "fault"] == []
     assert found["DALI"].text.endswith("its CPU backend decodes")
-    assert "pillow-simd" in found["PIL"].text
+    assert PIL.__version__ in found["PIL"].text
+    lacking = [name for name in ("webp", "libtiff") if not features.check(name)]
+    assert ("imagecodecs reads these" in found["PIL"].text) == bool(lacking)
+    assert all(name in found["PIL"].text for name in lacking)
     assert str(tmp_path) in found["disk"].text
     assert format_findings(list(found.values())).endswith("\n0 faults")
 
@@ -25,13 +38,19 @@ def test_this_machine_runs_what_the_tests_run(tmp_path):
         (doctor.check_python((3, 10)), "fault", "at", "3.11, 3.12 or 3.13"),
         (doctor.check_python((3, 13)), "ok", "at", ""),
         (
-            doctor.check_pillow({"pillow": "12.1", "pillow-simd": "12.1.post0"}, "3.0"),
-            "fault",
-            "both installed, in the same folder",
-            "pip uninstall -y pillow && pip install --force-reinstall --no-deps pillow-simd",
+            doctor.check_pillow(BOTH, lambda: ("12.1", ["webp"])),
+            "ok",
+            "pillow 12.1, which has overwritten pillow-simd; compiled without webp: imagecodecs",
+            "",
         ),
-        (doctor.check_pillow({"pillow": "12.1"}, "3.0"), "note", "slower", "pip uninstall -y"),
-        (doctor.check_pillow({}, "no"), "fault", "not installed", "pip install"),
+        (doctor.check_pillow(BOTH, lambda: ("12.1.post0", [])), "ok", "overwritten pillow", ""),
+        (
+            doctor.check_pillow(BOTH, mixed),
+            "fault",
+            "does not run (The _imaging extension was built for another version of Pillow",
+            "pip uninstall -y pillow pillow-simd && pip install pillow",
+        ),
+        (doctor.check_pillow({}, mixed), "fault", "not installed", "pip install pillow"),
         (doctor.check_torch("", 0, []), "note", "everything runs on the CPU", ""),
         (doctor.check_torch("13.0", 2, ["H100", "H100"]), "ok", "H100; H100", ""),
         (doctor.check_torch("", 0, ["H100"]), "fault", "built for the CPU", "--index-url"),
@@ -42,25 +61,32 @@ def test_this_machine_runs_what_the_tests_run(tmp_path):
         (doctor.check_disk(Path("/x"), 5.0), "note", "ILSVRC at 256 pixels takes", ""),
         (doctor.check_disk(Path("/x"), 5.0, 2_000_000), "fault", "2,000,000 images at", "--out"),
         (doctor.check_disk(Path("/x"), 5.0, 100_000), "ok", "5 GB free", ""),
-        (doctor.no_dali(), "fault", "uses torch", "pip install nvidia-dali"),
         (
-            doctor.check_bfloat16("AVX2"),
-            "note",
-            "no instructions for it (AVX2)",
-            "train.precision=float32",
+            doctor.check_torch("13.0", 0, ["T4"], 12),
+            "fault",
+            "torch is for CUDA 13.0, the driver supports 12 at most",
+            "whl/cu126",
         ),
-        (doctor.check_bfloat16("AVX2, AVX-512, AVX-512 BF16"), "ok", "computes in it", ""),
+        (doctor.no_dali(0), "note", "half the speed", "pip install 'alexprep[cuda13]'"),
+        (doctor.no_dali(12), "note", "half the speed", "pip install 'alexprep[cuda12]'"),
+        (
+            doctor.check_bfloat16("AVX2", fast=False),
+            "note",
+            "no instructions for it (AVX2): `train` takes float32",
+            "",
+        ),
+        (doctor.check_bfloat16("AVX2, AVX-512 BF16", fast=True), "ok", "computes in it", ""),
         (
             *doctor.check_dalis(["nvidia-dali-cuda130"], 12),
             "fault",
             "is for CUDA 13, the driver supports 12 at most",
-            "pip install nvidia-dali-cuda120",
+            "pip uninstall -y nvidia-dali-cuda130 && pip install 'alexprep[cuda12]'",
         ),
         (
             *doctor.check_dalis(["nvidia-dali-cuda120", "nvidia-dali-cuda130"], 13),
             "fault",
             "both installed",
-            "pip uninstall -y nvidia-dali-cuda120 nvidia-dali-cuda130",
+            "nvidia-dali-cuda120 nvidia-dali-cuda130 && pip install 'alexprep[cuda13]'",
         ),
         (
             *doctor.check_threads({"OMP_NUM_THREADS": "64"}, 2),
@@ -113,6 +139,33 @@ def test_room_is_checked_for_the_images_of_a_source(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def test_each_fault_of_a_real_environment_is_listed(tmp_path):
+    """A second DALI, an older processor, too many threads, and a disk with no room."""
+    distribution = tmp_path / "site" / "nvidia_dali_cuda120-2.4.0.dist-info"
+    distribution.mkdir(parents=True)
+    (distribution / "METADATA").write_text("Name: nvidia-dali-cuda120\nVersion: 2.4.0\n")
+    for label in ("a", "b"):
+        (tmp_path / "source" / label).mkdir(parents=True)
+        Image.new("RGB", (9, 9)).save(tmp_path / "source" / label / f"{label}.jpg")
+    path = os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")])
+    environment = {"PYTHONPATH": path, "ONEDNN_MAX_CPU_ISA": "AVX2", "OMP_NUM_THREADS": "999"}
+    # /proc is a file system without any room.
+    command = ["doctor", str(tmp_path / "source"), "--out", "/proc/shards", "--json"]
+    run = subprocess.run(
+        [sys.executable, "-m", "alexprep", *command],
+        env=os.environ | environment,
+        cwd=Path(__file__).parents[1],
+        stdout=subprocess.PIPE,
+        check=False,
+    )
+    listed = {(row["name"], row["state"]): row["text"] for row in json.loads(run.stdout)}
+    assert run.returncode == 1
+    assert "are both installed" in listed["DALI", "fault"]
+    assert "ONEDNN_MAX_CPU_ISA=AVX2" in listed["bfloat16", "note"]
+    assert "OMP_NUM_THREADS=999" in listed["threads", "note"]
+    assert listed["disk", "fault"].startswith("0 GB free at /proc/shards; 2 images")
+
+
 def test_a_dali_that_does_not_run_is_a_fault():
     def broken():
         raise OSError("libdali.so: cannot open shared object file\nmore")
@@ -123,5 +176,5 @@ def test_a_dali_that_does_not_run_is_a_fault():
 
 
 def test_faults_are_counted_below_the_list():
-    found = [doctor.check_pillow({}, "no"), doctor.check_torch("", 0, [])]
+    found = [doctor.check_pillow({}, mixed), doctor.check_torch("", 0, [])]
     assert format_findings(found).splitlines()[-1] == "1 fault"
