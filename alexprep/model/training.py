@@ -222,17 +222,18 @@ def choose_precision(recipe: Recipe, run: Path, options: TrainOptions) -> tuple[
     with AVX512_BF16 code2012 took .61 of float32's time in bfloat16; where oneDNN was kept from
     these instructions it took 2.6 times as long, which no user would choose.
     """
-    chosen = any(setting.startswith("train.precision=") for setting in options.settings)
-    if chosen or recipe.train.precision != "bfloat16":
+    if recipe.train.precision != "bfloat16":
         return recipe, ""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    devices, _ = choose_devices(options.devices, recipe.model.columns, processes)
+    emulated = devices[0] == "cpu" and not computes_bfloat16()
+    if any(setting.startswith("train.precision=") for setting in options.settings):
+        return recipe, " (emulated on this processor: float32 is faster)" if emulated else ""
     if (run / CONFIG).exists():
         recorded = read_config(run).recipe.get("train", {}).get("precision")
         emulated = recorded == "float32"
         reason = "as this run was started"
     else:
-        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        devices, _ = choose_devices(options.devices, recipe.model.columns, processes)
-        emulated = devices[0] == "cpu" and not computes_bfloat16()
         reason = "this processor has no instructions for bfloat16"
     if not emulated:
         return recipe, ""
