@@ -10,6 +10,9 @@ from pipelines.shards import Check
 
 BackendName = Literal["auto", "dali", "torch", "planes", "resident", "webdataset"]
 CPU_THREADS = 2
+# The small network takes 420 images a second of a core, of which a thread decodes 1,600 (both
+# benchmarks/README.md): a fourth of the cores could be needed; the full size needs a sixtieth.
+CORES_PER_THREAD = 4
 MOST_READERS = 8  # they share the interpreter: more do not read faster
 # Far above any use: what is larger would fail later, during the work, as memory or threads run out.
 LIMITS = {
@@ -48,8 +51,8 @@ class LoaderConfig:
         hw_decoder_load: the share of a batch, 0..1, that is decoded by the GPU's JPEG engine if it
             has one, the rest by its other cores; 1 or 0, so that how an image is rounded does not
             depend on its number in the batch, or between them where that is faster.
-        threads: that decode; None: all cores where the device is a GPU, 2 on a CPU, the others of
-            which are the network's.
+        threads: that decode; None: all cores where the device is a GPU; on a CPU, whose other
+            cores are the network's, a fourth of them, but at least 2.
         readers: threads that read samples ahead of decoding; for a URL, shards open at one time;
             None: as many as `threads`, at most 8.
         prefetch: batches made ahead.
@@ -118,15 +121,19 @@ class LoaderConfig:
         """`threads`, or what stands for None."""
         if self.threads is not None:
             return self.threads
-        if not self.device.startswith("cuda"):
-            return CPU_THREADS
         # torchrun's processes of one machine share its cores.
-        return max(CPU_THREADS, _cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        cores = _cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        return default_threads(cores, self.device)
 
     @property
     def reader_count(self) -> int:
         """`readers`, or what stands for None."""
         return self.readers if self.readers is not None else min(self.thread_count, MOST_READERS)
+
+
+def default_threads(cores: int, device: str) -> int:
+    """Threads that decode, of a process with so many cores whose batches are for `device`."""
+    return max(CPU_THREADS, cores if device.startswith("cuda") else cores // CORES_PER_THREAD)
 
 
 def _cores() -> int:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from pipelines import AugmentSpec, DataError, LoaderConfig, open_loader
+from pipelines.config import default_threads
 from tests.tarsets import drawn_items, measured, write_dataset
 
 BACKENDS = ("dali", "torch")
@@ -291,3 +292,24 @@ def test_a_fork_is_refused_with_one_line_and_leaves_the_loader_of_its_parent_alo
     assert len(refusals) == 2
     assert all(line in refusal and "open_loader" in refusal for refusal in refusals)
     assert (int(status), json.loads(labels)) == (7, list(range(53)))
+
+
+@pytest.mark.parametrize(
+    ("cores", "device", "threads"),
+    [
+        (1, "cpu", 2),
+        (2, "cpu", 2),
+        (16, "cpu", 4),
+        (64, "cpu", 16),
+        (1, "cuda", 2),
+        (8, "cuda:1", 8),
+    ],
+)
+def test_a_share_of_the_cores_decodes(cores, device, threads):
+    assert default_threads(cores, device) == threads
+
+
+def test_readers_are_as_many_as_threads_but_few():
+    assert LoaderConfig(threads=3).reader_count == 3
+    assert LoaderConfig(threads=64).reader_count == 8
+    assert LoaderConfig(threads=64, readers=20).reader_count == 20
