@@ -3,6 +3,11 @@
     python benchmarks/scale.py shard --source PHOTOGRAPHS --state FILE
     python benchmarks/scale.py plan --state FILE
     python benchmarks/scale.py load --state FILE --out benchmarks/results
+    python benchmarks/scale.py full --source PHOTOGRAPHS --state FILE --out benchmarks/results
+
+`full` is every command once on 1,281,167 links (--images) to the photographs in 1,000 class
+folders: shard, killed half-way and resumed, verify, stats, the first batches in the three orders,
+cat and report. It needs 45 GB in --folder, hours of two cores, and deletes what it made.
 
 `shard` runs the command on 5,000 and on 50,000 links to the photographs; `plan` plans the tar
 headers of 1,281,167 images; `load` opens 1024 shards of 1251 samples, which are two tars under many
@@ -13,11 +18,17 @@ import argparse
 import json
 import multiprocessing
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 from PIL import Image
@@ -25,7 +36,7 @@ from rounds import Rounds, add_round_options, finish
 
 from alexprep.bench.measurement import Row, row
 from alexprep.dataset.shard import RunOptions, ShardConfig, shard
-from alexprep.dataset.shard_plan import make_plan
+from alexprep.dataset.shard_plan import default_shards, make_plan
 from alexprep.machine import peak_megabytes
 from alexprep.sources.find import find_source
 from alexprep.sources.ilsvrc import TRAIN_TAR
@@ -33,12 +44,15 @@ from alexprep.sources.synsets import ilsvrc2012
 from alexprep.tar import build_header
 from pipelines import AugmentSpec, LoaderConfig, open_loader
 from pipelines.format import BLOCK, Manifest, ShardIndex
-from pipelines.order import global_order
+from pipelines.order import Order, global_order
 
 ILSVRC_TRAIN = 1_281_167
 TAR_END = bytes(2 * BLOCK)
 FEW, MANY, WORKERS, OF_A_SHARD = 5_000, 50_000, 2, 1250
 SHARDS, SAMPLES = 1024, 1251
+# Of an image on disk: 32.8 KB in a shard, and a link.
+SAMPLE_BYTES = 35_000
+BATCHES = 8
 RAW = AugmentSpec(source=32, crop=28, mean="none", lighting=0, divide=1)
 COST = "cost of an image, 50,000 beside 5,000"
 # row -> unit, target
@@ -62,13 +76,16 @@ NOTES = (
 def main() -> None:
     """Add rounds of one part to those in a file, and write the result of all."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("part", choices=sorted(PARTS))
-    parser.add_argument("--source", type=Path, help="class folders of photographs, for shard")
+    parser.add_argument("part", choices=[*sorted(PARTS), "full"])
+    parser.add_argument("--source", type=Path, help="folder of photographs, for shard and full")
+    parser.add_argument("--images", type=int, default=ILSVRC_TRAIN, help="links, for full")
+    parser.add_argument("--folder", type=Path, help="where to work; default: the system's")
     add_round_options(parser, rounds=1)
     options = parser.parse_args()
     state = Rounds.load(options.state)
-    with tempfile.TemporaryDirectory(prefix="scale-") as folder:
-        PARTS[options.part](Path(folder), options.source, options.rounds, state)
+    parts = PARTS | {"full": partial(measure_full, images=options.images)}
+    with tempfile.TemporaryDirectory(prefix="scale-", dir=options.folder) as folder:
+        parts[options.part](Path(folder), options.source, options.rounds, state)
     sys.stdout.write(f"{finish('scale', rows_of(state), state, NOTES, options.out)}\n")
 
 
@@ -77,22 +94,20 @@ def rows_of(state: Rounds) -> list[Row]:
     rows: list[Row] = []
     for name, values in state.rates.items():
         unit, target = ROWS.get(name, ("images/s" if "images/s" in name else "", ""))
-        unit = unit or ("MB" if "memory" in name else "s")
+        unit = unit or ("MB" if "memory" in name else "" if "open files" in name else "s")
         rows.append(row(name.replace(", images/s", ""), values, unit, target))
     return rows
 
 
 def measure_shard(folder: Path, source: Path, rounds: int, state: Rounds) -> None:
     """Images/s and peak memory of `alexprep shard` on few images and on many, interleaved."""
-    originals = sorted(path for path in source.rglob("*") if path.is_file())
-    for path in originals:
-        path.read_bytes()
+    originals = _photographs(source)
     for count in (FEW, MANY):
         for number in range(count):
             path = originals[number % len(originals)]
             link = folder / str(count) / path.parent.name / f"{path.stem}_{number}{path.suffix}"
             link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(path.absolute())
+            link.symlink_to(path)
     for _ in range(rounds):
         seconds = {count: _shard(folder, count, state) for count in (FEW, MANY)}
         cost = seconds[MANY] / MANY / (seconds[FEW] / FEW)
@@ -102,32 +117,76 @@ def measure_shard(folder: Path, source: Path, rounds: int, state: Rounds) -> Non
 def _shard(folder: Path, count: int, state: Rounds) -> float:
     """Seconds of the whole command; the memory is what /proc says while it runs."""
     words = ["shard", str(folder / str(count)), str(folder / "out"), "--workers", str(WORKERS)]
-    start = time.perf_counter()
-    command = [sys.executable, "-m", "alexprep", *words, "--shards", str(count // OF_A_SHARD)]
-    peaks: dict[int, float] = {}
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
-        while run.poll() is None:
-            for pid in (run.pid, *_children(run.pid)):
-                peaks[pid] = max(peaks.get(pid, 0), _peak(pid))
-            time.sleep(0.1)
-    seconds = time.perf_counter() - start
-    if run.returncode:
-        raise RuntimeError(f"alexprep shard of {count} images ended with {run.returncode}")
+    run = watch([*words, "--shards", str(count // OF_A_SHARD)])
     subprocess.run(["rm", "-r", str(folder / "out")], check=True)
-    state.add(f"alexprep shard, {count:,} images, images/s", count / seconds)
-    parent = peaks.pop(run.pid)
-    state.add(f"peak memory of the parent, {count:,} images", parent)
-    state.add(f"peak memory of a worker, {count:,} images", max(peaks.values()))
-    return seconds
+    state.add(f"alexprep shard, {count:,} images, images/s", count / run.seconds)
+    state.add(f"peak memory of the parent, {count:,} images", run.parent)
+    state.add(f"peak memory of a worker, {count:,} images", run.worker)
+    return run.seconds
 
 
-def _children(pid: int) -> list[int]:
+def _photographs(source: Path) -> list[Path]:
+    """Absolute paths, each file read once, so that the first run does not wait for the disk."""
+    paths = sorted(path.absolute() for path in source.rglob("*") if path.is_file())
+    for path in paths:
+        path.read_bytes()
+    return paths
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Watched:
+    """A command that has ended: its seconds, and the most that /proc showed while it ran.
+
+    Megabytes of the first process and of the largest other one, files that one of them had open.
+    """
+
+    seconds: float
+    parent: float
+    worker: float
+    open_files: int
+
+
+def watch(words: list[str], until: Callable[[], bool] = lambda: False) -> Watched:
+    """Run a command of alexprep; when `until` holds, kill it with SIGKILL."""
+    start = time.perf_counter()
+    peaks: dict[int, float] = {}
+    open_files = 0
+    command = [sys.executable, "-m", "alexprep", *words]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as run:
+        while run.poll() is None:
+            for pid in (run.pid, *_descendants(run.pid)):
+                peaks[pid] = max(peaks.get(pid, 0), _peak(pid))
+                open_files = max(open_files, _open_files(pid))
+            if until():
+                run.kill()
+            time.sleep(0.1)
+        errors = run.stderr.read().decode() if run.stderr else ""
+    seconds = time.perf_counter() - start
+    if run.returncode not in (0, -signal.SIGKILL):
+        raise RuntimeError(f"alexprep {' '.join(words)} ended with {run.returncode}: {errors}")
+    parent = peaks.pop(run.pid, 0.0)
+    return Watched(
+        seconds=seconds,
+        parent=parent,
+        worker=max(peaks.values(), default=0.0),
+        open_files=open_files,
+    )
+
+
+def _descendants(pid: int) -> list[int]:
     try:
-        return [
-            int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        ]
+        listing = Path(f"/proc/{pid}/task/{pid}/children").read_text()
     except OSError:
         return []
+    children = [int(child) for child in listing.split()]
+    return [*children, *(pid for child in children for pid in _descendants(child))]
+
+
+def _open_files(pid: int) -> int:
+    try:
+        return len(os.listdir(f"/proc/{pid}/fd"))  # noqa: PTH208 - three times as fast
+    except OSError:
+        return 0
 
 
 def _peak(pid: int) -> float:
@@ -136,6 +195,74 @@ def _peak(pid: int) -> float:
         return peak_megabytes(pid)
     except (OSError, IndexError):
         return 0
+
+
+def measure_full(
+    folder: Path, source: Path, rounds: int, state: Rounds, images: int = ILSVRC_TRAIN
+) -> None:
+    """Every command once on `images` links to the photographs."""
+    free, needed = shutil.disk_usage(folder).free, images * SAMPLE_BYTES
+    if free < needed:
+        raise SystemExit(f"{folder} has {free:,} bytes free; {images:,} images need {needed:,}.")
+    for _ in range(rounds):
+        keys = link_images(folder / "source", _photographs(source), images)
+        root = folder / "set"
+        words = ["shard", str(folder / "source"), str(root), "--workers", str(WORKERS)]
+        shards = default_shards("train", images, ShardConfig())
+        runs = {
+            "shard until killed half-way": watch(words, partial(_has_tars, root, shards // 2)),
+            "shard, resumed": watch(words),
+            "verify": watch(["verify", str(root), "--workers", str(WORKERS)]),
+            "stats": watch(["stats", str(root), "--workers", str(WORKERS)]),
+            "cat, first call": watch(["cat", str(root), keys[-1]]),
+            "cat, second call": watch(["cat", str(root), keys[0]]),
+            "report": watch(["report", str(root)]),
+        }
+        for name, run in runs.items():
+            _add(state, f"alexprep {name}, {images:,} images", run)
+        for order in get_args(Order):
+            with multiprocessing.get_context("spawn").Pool(1) as pool:
+                run = pool.apply(first_batches, (root, order))
+            _add(state, f"{BATCHES} batches in order {order}, {images:,} images", run)
+        shutil.rmtree(folder / "source")
+        shutil.rmtree(root)
+
+
+def _has_tars(root: Path, count: int) -> bool:
+    """Whether so many shards are finished, but at least one."""
+    return len([*(root / "train").glob("*.tar")]) >= max(1, count)
+
+
+def _add(state: Rounds, name: str, run: Watched) -> None:
+    state.add(name, run.seconds)
+    state.add(f"{name}, peak memory", run.parent)
+    if run.worker:
+        state.add(f"{name}, peak memory of a worker", run.worker)
+    state.add(f"{name}, open files", run.open_files)
+
+
+def link_images(folder: Path, originals: list[Path], images: int) -> list[str]:
+    """`images` links in ILSVRC's 1,000 class folders; the keys of the samples."""
+    synsets, keys = ilsvrc2012(), list[str]()
+    for synset in synsets:
+        (folder / synset.wnid).mkdir(parents=True)
+    for number in range(images):
+        wnid = synsets[number % len(synsets)].wnid
+        original = originals[number % len(originals)]
+        keys.append(f"{wnid}_{number}")
+        (folder / wnid / f"{keys[-1]}{original.suffix}").symlink_to(original)
+    return keys
+
+
+def first_batches(root: Path, order: Literal["global", "window", "shards"]) -> Watched:
+    """Open the loader and read BATCHES batches of 128, in this process, its imports excluded."""
+    start = time.perf_counter()
+    with open_loader(root, config=LoaderConfig(order=order)) as loader:
+        batches = iter(loader)
+        for _ in range(min(BATCHES, len(loader))):
+            next(batches)
+        seconds, open_files = time.perf_counter() - start, _open_files(os.getpid())
+    return Watched(seconds=seconds, parent=peak_megabytes(), worker=0, open_files=open_files)
 
 
 def write_headers(folder: Path, images: int = ILSVRC_TRAIN) -> None:
