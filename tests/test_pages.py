@@ -23,7 +23,8 @@ from tests.drawing import jpeg, photograph
 
 ROOT = Path(__file__).parents[1]
 # In the order in which a reader goes through them: later pages use the files of earlier ones.
-GUIDE = ("shard", "your-images", "train", "evaluate", "pytorch", "decode-once", "troubleshooting")
+GUIDE = ("shard", "your-images", "train", "evaluate", "pytorch")
+GUIDE += ("other-networks", "decode-once", "troubleshooting")
 RUN = [ROOT / "README.md", *(ROOT / "docs" / "guide" / f"{name}.md" for name in GUIDE)]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md"]
 PAGES += sorted((ROOT / "docs").rglob("*.md"))
