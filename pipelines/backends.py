@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pipelines.config import LoaderConfig
-from pipelines.cpu import cpu_batches, pillow_decoded
+from pipelines.cpu import cpu_batches, normalized, pillow_decoded
 from pipelines.errors import DataError
 from pipelines.format import Manifest
 from pipelines.imagestats import ImageStats
@@ -164,14 +164,16 @@ def backend_stream(
     """Images of raw batches by the backend of `choose_backend`; closing ends its threads."""
     dtype: torch.dtype = getattr(torch, preprocess.dtype)
     if config.backend == "planes":
-        from pipelines.planestore import planes_decoded  # noqa: PLC0415 - optional, needs numba
+        from pipelines.planestore import planes_written  # noqa: PLC0415 - optional, needs numba
 
-        decoded = planes_decoded(raw, reader, preprocess)
-        return cpu_batches(decoded, Normalize(preprocess), dtype, threads=config.thread_count)
+        normalize = Normalize(preprocess)
+        written = planes_written(raw, reader.manifest.size, preprocess, normalize)
+        return cpu_batches(written, normalize, dtype, threads=config.thread_count)
     if choose_backend(config).startswith("torch"):
         decoded = pillow_decoded(raw, reader, preprocess)
         normalize = Normalize(preprocess, mean_last=True)
-        return cpu_batches(decoded, normalize, dtype, threads=config.thread_count)
+        written = normalized(decoded, normalize)
+        return cpu_batches(written, normalize, dtype, threads=config.thread_count)
     from pipelines import dali  # noqa: PLC0415 - optional, slow to import
 
     options = dali.DaliOptions(
@@ -185,4 +187,6 @@ def backend_stream(
     if on_gpu(config):
         return dali.dali_batches(raw, reader, preprocess, options)
     decoded = dali.dali_decoded(raw, reader, preprocess, options)
-    return cpu_batches(decoded, Normalize(preprocess), dtype, threads=config.thread_count)
+    normalize = Normalize(preprocess)
+    written = normalized(decoded, normalize)
+    return cpu_batches(written, normalize, dtype, threads=config.thread_count)

@@ -24,13 +24,15 @@ BLOCKS = 4  # kept for the next batches: one is used, one made, two begun
 
 # A batch and what gives the pixels of its images by their number: crops, or images for ten views.
 Decoded = tuple[RawBatch, Callable[[int], Pixels]]
+# A batch and what writes the finished image of a number to its memory.
+Written = tuple[RawBatch, Callable[[NDArray[Any], Factors, int], None]]
 
 
 class Job(NamedTuple):
     """Some images of a batch, to be written into the memory of that batch."""
 
     batch: RawBatch
-    pixels: Callable[[int], Pixels]
+    write: Callable[[NDArray[Any], Factors, int], None]
     factors: Factors
     out: NDArray[Any]
     numbers: range
@@ -63,14 +65,13 @@ class Blocks:
 
 
 def cpu_batches(
-    decoded: Generator[Decoded], normalize: Normalize, dtype: torch.dtype, *, threads: int
+    written: Generator[Written], normalize: Normalize, dtype: torch.dtype, *, threads: int
 ) -> Generator[tuple[RawBatch, Tensor]]:
     """Finished images of each batch, one batch early; closing it ends the threads."""
     count = JOBS * threads
-    run = partial(_run, normalize)
     with (
-        closing(decoded),
-        closing(prefetch(_jobs(decoded, normalize, count), run, threads, count)) as finished,
+        closing(written),
+        closing(prefetch(_jobs(written, normalize, count), _run, threads, count)) as finished,
     ):
         for job in finished:
             if job.numbers.stop == len(job.batch.jpgs):
@@ -79,25 +80,43 @@ def cpu_batches(
                 yield job.batch, images.to(dtype)
 
 
-def _jobs(decoded: Iterator[Decoded], normalize: Normalize, count: int) -> Iterator[Job]:
+def _jobs(written: Iterator[Written], normalize: Normalize, count: int) -> Iterator[Job]:
     """The work of each batch in up to `count` jobs."""
     blocks = Blocks()
-    for batch, pixels in decoded:
+    for batch, write in written:
         images = len(batch.jpgs)
         out = blocks.empty(normalize.shape(images), normalize.dtype)
         factors = normalize.factors(batch.plan.draws)
         step = -(-images // count)
         for start in range(0, images, step):
-            yield Job(batch, pixels, factors, out, range(start, min(images, start + step)))
+            yield Job(batch, write, factors, out, range(start, min(images, start + step)))
 
 
-def _run(normalize: Normalize, job: Job) -> Job:
+def _run(job: Job) -> Job:
     for i in job.numbers:
-        if normalize.views > 1:
-            normalize.ten_crops(job.out[i], job.pixels(i))
-        else:
-            normalize.crop(job.out[i], job.pixels(i), job.factors, i)
+        job.write(job.out[i], job.factors, i)
     return job
+
+
+def normalized(decoded: Generator[Decoded], normalize: Normalize) -> Generator[Written]:
+    """Batches whose pixels are normalized in the threads that write them."""
+    with closing(decoded):
+        for batch, pixels in decoded:
+            yield batch, partial(write_normalized, normalize, pixels)
+
+
+def write_normalized(
+    normalize: Normalize,
+    pixels: Callable[[int], Pixels],
+    out: NDArray[Any],
+    factors: Factors,
+    i: int,
+) -> None:
+    """Write image `i` from its pixels."""
+    if normalize.views > 1:
+        normalize.ten_crops(out, pixels(i))
+    else:
+        normalize.crop(out, pixels(i), factors, i)
 
 
 def pillow_decoded(

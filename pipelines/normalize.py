@@ -84,6 +84,9 @@ class Normalize:
 
     Crops are (C, crop, crop) in memory; with channels_last (crop, crop, C), ten views excepted.
 
+    Attributes:
+        mean_images: the mean image and its mirror, laid out as crops are.
+
     Args:
         preprocess: what to make.
         mean_last: subtract the mean image after scaling, as image / sd / divide. The last bit of a
@@ -98,12 +101,15 @@ class Normalize:
         self.dtype = np.uint8 if preprocess.dtype == "uint8" else np.float32
         self.channels_last = preprocess.channels_last and self.views == 1
         self._axes = (0, 1, 2) if self.channels_last else (1, 2, 0)  # of a crop, as (H, W, C)
-        self._images = self._mean_images()
+        self.mean_images = self._mean_images()
         self._last_images = None
         if mean_last and self.colours.image_HWC is not None:
             sd = self.colours.sd.astype(np.float32)
             sd = sd if self.channels_last else sd[:, np.newaxis, np.newaxis]
-            self._images, self._last_images = np.zeros_like(self._images), self._images / sd
+            self.mean_images, self._last_images = (
+                np.zeros_like(self.mean_images),
+                self.mean_images / sd,
+            )
         y, x, mirror = (np.array(values) for values in zip(*ten_views(self.spec), strict=True))
         draws = Draws(y, x, mirror, alpha=np.zeros((VIEWS, 3)), divide=1.0)
         self.ten_factors = self.factors(draws)
@@ -125,7 +131,7 @@ class Normalize:
             out.transpose(self._axes)[...] = pixels_HWC[:, ::-1] if mirror else pixels_HWC
             return
         image, origin = numbers.image[i], numbers.origin[i]
-        self._formula(out, pixels_HWC, self._images[image], origin, mirror, numbers.levels[i])
+        self._formula(out, pixels_HWC, self.mean_images[image], origin, mirror, numbers.levels[i])
         if self._last_images is not None:
             image_HWC = self._last_images[image].transpose(self._axes)
             crop_HWC = cut(image_HWC, origin, self.spec.crop)

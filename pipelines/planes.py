@@ -17,17 +17,12 @@ planes give the very bytes that decoding the JPEG gives, and a store of planes d
 epoch would decode again.
 """
 
-from typing import Any
-
 import numpy as np
 import simplejpeg
-from numba import int16, int32, uint8
 from numpy.typing import NDArray
 
 from pipelines.jpeg import BASELINE, SOI, segment, segments
-from pipelines.row_loops import compiled
 
-Array = Any  # numba's
 # Adobe's marker with transform 0 says that the three components are not to be converted.
 UNCONVERTED = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00"
 APPLICATION = range(0xE0, 0xF0)  # markers APP0 to APP15; JFIF's and Adobe's name the colour space
@@ -93,67 +88,3 @@ def _upsample(chroma: NDArray[np.uint8]) -> NDArray[np.int32]:
     out[:, 0::2] = (3 * sums[:, 1:-1] + sums[:, :-2] + 8) >> 4
     out[:, 1::2] = (3 * sums[:, 1:-1] + sums[:, 2:] + 7) >> 4
     return out
-
-
-@compiled
-def _chroma_row(near: Array, far: Array, sums: Array, out: Array) -> None:
-    """An upsampled row of chroma: `near` and `far` have n bytes, `sums` n + 2, `out` 2 * n."""
-    count = near.size
-    for x in range(count):
-        sums[x + 1] = int16(3) * int16(near[x]) + int16(far[x])
-    sums[0] = sums[1]
-    sums[count + 1] = sums[count]
-    for x in range(count):
-        three = int16(3) * sums[x + 1]
-        out[2 * x] = (three + sums[x] + int16(8)) >> 4
-        out[2 * x + 1] = (three + sums[x + 2] + int16(7)) >> 4
-
-
-@compiled
-def _rgb_row(luma: Array, cb: Array, cr: Array, out: Array) -> None:
-    """A row of pixels, red, green and blue together; `out` has three bytes a pixel."""
-    for x in range(luma.size):
-        y = int32(luma[x])
-        blue_chroma = int32(cb[x]) - int32(128)
-        red_chroma = int32(cr[x]) - int32(128)
-        red = y + ((int32(91881) * red_chroma + int32(32768)) >> 16)
-        green = y + ((int32(-22554) * blue_chroma - int32(46802) * red_chroma + int32(32768)) >> 16)
-        blue = y + ((int32(116130) * blue_chroma + int32(32768)) >> 16)
-        out[3 * x] = uint8(min(max(red, int32(0)), int32(255)))
-        out[3 * x + 1] = uint8(min(max(green, int32(0)), int32(255)))
-        out[3 * x + 2] = uint8(min(max(blue, int32(0)), int32(255)))
-
-
-@compiled
-def rgb_crop(planes: Array, size: int, top: int, left: int, out_HWC: Array) -> None:
-    """The RGB pixels of a crop, as `rgb_from_planes(planes, size)` has them there.
-
-    planes   uint8 (plane_bytes(size),)
-    out_HWC  uint8 (height, width, 3), C-contiguous; the crop begins at (top, left) and lies inside
-    """
-    height, width = out_HWC.shape[0], out_HWC.shape[1]
-    luma, half = size * size, size // 2
-    chroma = half * half
-    # Chroma columns of the crop and one more on each side, which the filter looks at; at the edges
-    # of the image there is none, and _chroma_row repeats the last one as the decoder does.
-    first = max(left // 2 - 1, 0)
-    stop = min((left + width - 1) // 2 + 2, half)
-    sums = np.empty(stop - first + 2, np.int16)
-    cb = np.empty(2 * (stop - first), np.int16)
-    cr = np.empty(2 * (stop - first), np.int16)
-    shift = left - 2 * first
-    for row in range(height):
-        y = top + row
-        near = y // 2
-        far = min(max(near + (1 if y % 2 else -1), 0), half - 1)
-        a, b = luma + near * half, luma + far * half
-        _chroma_row(planes[a + first : a + stop], planes[b + first : b + stop], sums, cb)
-        a, b = a + chroma, b + chroma
-        _chroma_row(planes[a + first : a + stop], planes[b + first : b + stop], sums, cr)
-        start = y * size + left
-        _rgb_row(
-            planes[start : start + width],
-            cb[shift : shift + width],
-            cr[shift : shift + width],
-            out_HWC[row].reshape(3 * width),
-        )

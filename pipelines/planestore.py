@@ -2,21 +2,23 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.cpu import Decoded
+from pipelines.cpu import Written, write_normalized
 from pipelines.errors import DataError
 from pipelines.format import Manifest
-from pipelines.normalize import Pixels, Preprocess
+from pipelines.normalize import Factors, Normalize, Pixels, Preprocess
 from pipelines.order import BatchPlan, BatchSchedule
-from pipelines.planes import rgb_crop
+from pipelines.planes_loops import crop_CHW, crop_HWC, rgb_crop
 from pipelines.planesfile import PlanesFile, planes_file_bytes, planes_path
 from pipelines.regions import finish_box
-from pipelines.shards import HASHED_BYTES, Check, Image, RawBatch, SampleReader, SplitReader
+from pipelines.shards import HASHED_BYTES, Check, Image, RawBatch, SplitReader
 
 OPEN_FILES = 256
 
@@ -102,13 +104,37 @@ def has_planes(root: Path, manifest: Manifest, split: str) -> bool:
     return bool(shards) and all(planes_path(root, shard).is_file() for shard in shards)
 
 
-def planes_decoded(
-    raw: Iterator[RawBatch], reader: SampleReader, preprocess: Preprocess
-) -> Generator[Decoded]:
-    """Batches whose images are made from planes, in the threads that normalize them."""
-    size = reader.manifest.size
+def planes_written(
+    raw: Iterator[RawBatch], size: int, preprocess: Preprocess, normalize: Normalize
+) -> Generator[Written]:
+    """Batches whose images are made from planes of `size` pixels in the threads that write them.
+
+    In one pass, but for bytes, ten views and regions that are resized: their pixels come first.
+    """
+    two_passes = normalize.dtype == np.uint8 or normalize.views > 1
     for batch in raw:
-        yield batch, _crops(batch, preprocess, size)
+        draws = batch.plan.draws
+        if two_passes or draws.regions is not None:
+            yield batch, partial(write_normalized, normalize, _crops(batch, preprocess, size))
+        else:
+            corners = np.stack([draws.y, draws.x, draws.mirror], axis=1).tolist()
+            yield batch, partial(_write_crop, batch.jpgs, corners, normalize)
+
+
+def _write_crop(
+    planes: Sequence[NDArray[np.uint8]],
+    corners: Sequence[Sequence[int]],
+    normalize: Normalize,
+    out: NDArray[Any],
+    factors: Factors,
+    i: int,
+) -> None:
+    image, origin = normalize.mean_images[factors.image[i]], tuple(factors.origin[i].tolist())
+    top, left, mirror = corners[i]
+    crop = crop_CHW
+    if normalize.channels_last:  # rows of colours, as the kernel's loop takes them
+        crop, out, image = crop_HWC, out.reshape(len(out), -1), image.reshape(len(image), -1)
+    crop(out, planes[i], (top, left, mirror), image, origin, factors.levels[i])
 
 
 def _crops(batch: RawBatch, preprocess: Preprocess, size: int) -> Callable[[int], Pixels]:

@@ -1,6 +1,7 @@
 """Planes: the decoder's own pixels from half the bytes, and files that cannot lie about them."""
 
 import io
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,9 @@ from PIL import Image
 
 from pipelines.errors import DataError
 from pipelines.format import Shard
-from pipelines.planes import decode_planes, rgb_crop, rgb_from_planes
+from pipelines.normalize import normalize
+from pipelines.planes import decode_planes, rgb_from_planes
+from pipelines.planes_loops import crop_CHW, crop_HWC, rgb_crop
 from pipelines.planesfile import (
     HEADER_BYTES,
     PlanesFile,
@@ -89,6 +92,28 @@ def test_odd_sides_are_refused():
         planes_of(noisy_jpeg(0, 90, 9, size=63), 63)
 
 
+@pytest.mark.parametrize("mirror", [0, 1])
+@pytest.mark.parametrize(
+    ("top", "left", "side"), [(0, 0, SIZE), (0, 3, 45), (19, 18, 45), (7, 0, 50)]
+)
+def test_a_crop_in_one_pass_is_the_formula_on_the_decoders_pixels(rng, top, left, side, mirror):
+    # Noise in all three planes reaches every chroma and, with extreme values, every clipping.
+    planes = rng.choice([0, 1, 127, 128, 254, 255, 77], SIZE * SIZE * 3 // 2).astype(np.uint8)
+    mean_HWC = (rng.random((SIZE, SIZE, 3)) * 255).astype(np.float32)
+    levels = np.array([[0.9, 1.1, 1.3], [-0.3, 0.2, 0.1]], np.float32)
+    y, x = SIZE - side, 0
+    pixels = rgb_from_planes(planes, SIZE)[top : top + side, left : left + side]
+    expected = np.empty((side, side, 3), np.float32)
+    pixels = pixels[:, ::-1] if mirror else pixels
+    normalize(expected, pixels, mean_HWC[y : y + side, x : x + side], levels)
+    rows, mean = np.empty((side, 3 * side), np.float32), mean_HWC.reshape(SIZE, -1)
+    crop_HWC(rows, planes, (top, left, mirror), mean, (y, x), levels)
+    np.testing.assert_array_equal(rows.reshape(side, side, 3), expected)
+    out, mean = np.empty((3, side, side), np.float32), mean_HWC.transpose(2, 0, 1).copy()
+    crop_CHW(out, planes, (top, left, mirror), mean, (y, x), levels)
+    np.testing.assert_array_equal(out, expected.transpose(2, 0, 1))
+
+
 @pytest.fixture
 def shard():
     return Shard(
@@ -156,6 +181,16 @@ def test_planes_of_another_shard_or_size_are_refused(stored, tmp_path, shard):
         PlanesFile(tmp_path, other, SIZE)
     with pytest.raises(DataError, match="64 pixels"):
         PlanesFile(tmp_path, shard, 128)
+
+
+def test_planes_of_another_version_are_refused(stored, tmp_path, shard):
+    path, _ = stored
+    data = bytearray(path.read_bytes())
+    data[8:12] = (2).to_bytes(4, "little")
+    data[88:92] = zlib.crc32(data[:88]).to_bytes(4, "little")
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"has version 2, this alexprep reads 1\. Remove it"):
+        PlanesFile(tmp_path, shard, SIZE)
 
 
 def test_a_missing_file_names_the_command(tmp_path, shard):

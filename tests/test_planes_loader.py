@@ -62,9 +62,10 @@ def assert_equal(one, two):
         assert images.stride() == others.stride()
 
 
-FLOATS = list(
-    product(("image", "image_at_crop", "channel", "none"), ("float32", "float16"), (0, 1))
-)
+FLOATS = [
+    *product(("image", "image_at_crop", "channel", "none"), ("float32",), (0, 1)),
+    *(("image", "bfloat16", 0), ("image_at_crop", "bfloat16", 1), ("channel", "float16", 1)),
+]
 
 
 @pytest.mark.parametrize(("mean", "dtype", "channels_last"), FLOATS)
@@ -190,6 +191,17 @@ def test_a_killed_call_leaves_whole_files_only_and_the_next_one_ends_it(root):
     process.wait()
     assert store_planes(root, workers=1).files == 8
     assert_equal(batches(root, backend="planes"), batches(root, backend="dali"))
+
+
+def test_too_small_a_disk_is_one_line_before_anything_is_written(root, monkeypatch):
+    shutil.rmtree(root / "planes")
+    usage = shutil.disk_usage(root)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage)
+    result = CliRunner().invoke(cli, ["planes", str(root)])
+    assert result.exit_code == 1
+    assert len(result.output.splitlines()) == 1
+    assert "the disk has 0.0 GB free" in result.output
+    assert list((root / "planes").iterdir()) == []
 
 
 def test_shard_stores_planes_in_the_same_call(source, tmp_path):

@@ -152,7 +152,7 @@ def _open_planes(task: StatsTask) -> PlanesFile | None:
 
 def _plane_images(planes: PlanesFile) -> Iterator[NDArray[np.uint8]]:
     """Each image in turn, in memory that the next one overwrites."""
-    from pipelines.planes import rgb_crop  # noqa: PLC0415 - compiles, as above
+    from pipelines.planes_loops import rgb_crop  # noqa: PLC0415 - compiles, as above
 
     pixels_HWC = np.empty((planes.size, planes.size, 3), np.uint8)
     for row in range(planes.samples):
