@@ -15,7 +15,7 @@ import hashlib
 import os
 import threading
 import weakref
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from functools import partial
 from itertools import repeat
@@ -87,6 +87,7 @@ class Loader:
         # Batches are made and copied on a stream of their own, or they would wait for the step that
         # is queued before them, and the next step for them.
         self._side: torch.cuda.Stream | None = None
+        self._target = Target()
         self._lock = threading.RLock()  # an RLock: a signal handler may close while `_next` waits
         self._closed = False
         self._process = os.getpid()
@@ -132,6 +133,40 @@ class Loader:
         self._stop()
         self.epoch, self.step = int(state["epoch"]), int(state["step"])
 
+    def load(self, progress: Callable[[int], None] = lambda _count: None) -> None:
+        """Load what the backend holds in memory now, not with the first batch: "resident" alone.
+
+        `progress` is called with the number of images that were loaded since its last call.
+        DataError as iterating has it, and for too little memory.
+        """
+        if self._config.backend == "resident":
+            from pipelines import resident  # noqa: PLC0415 - optional, needs numba
+
+            self._refuse_in_fork()
+            with self._lock:
+                self._refuse_if_closed()
+                cast(resident.ResidentReader, self._reader).store(progress)
+
+    def write_into(self, images: Tensor) -> bool:
+        """Write later batches straight into `images` where their shape is its own.
+
+        The memory is then written again with every batch, on the stream that is current when the
+        batch is asked for: it is for the static input of a captured step. Other batches, such as
+        the last ones of an epoch, have memory of their own as before. False, and nothing changes,
+        if the backend cannot: "resident" can, with channels_last and one view.
+        """
+        preprocess = self._preprocess
+        able = (
+            self._config.backend == "resident"
+            and preprocess.channels_last
+            and preprocess.views == 1
+            and images.is_contiguous(memory_format=torch.channels_last)
+            and images.dtype == getattr(torch, preprocess.dtype)
+        )
+        if able:
+            self._target.images = images
+        return able
+
     def close(self) -> None:
         """End all threads; a closed loader gives out nothing more. Closing twice is no error.
 
@@ -175,10 +210,17 @@ class Loader:
                     self._side = torch.cuda.Stream(self._config.device)
                 plans = self._reader.batches(self._schedule, self.epoch, self.step)
                 self._stream = _stream(
-                    plans, self._reader, self._schedule, self._preprocess, self._config
+                    plans,
+                    self._reader,
+                    self._schedule,
+                    self._preprocess,
+                    self._config,
+                    self._target,
                 )
+            # What is written into memory that a step reads has to wait for that step.
+            side = self._side if self._target.images is None else None
             try:
-                with _use_stream(self._side):
+                with _use_stream(side):
                     raw, images = next(self._stream)
                     labels = _pinned(torch.as_tensor(raw.labels), self._config)
                     device = self._config.device
@@ -195,9 +237,9 @@ class Loader:
         self.epoch, self.step = (
             (raw.plan.epoch + 1, 0) if last else (raw.plan.epoch, raw.plan.step + 1)
         )
-        if self._side is not None:
-            current = torch.cuda.current_stream(self._side.device)
-            current.wait_stream(self._side)
+        if side is not None:
+            current = torch.cuda.current_stream(side.device)
+            current.wait_stream(side)
             for tensor in (images, labels):
                 tensor.record_stream(current)
         return images, labels
@@ -342,12 +384,19 @@ def _check_aspect(source: Source, config: LoaderConfig, spec: AugmentSpec) -> No
         )
 
 
+class Target:
+    """Memory that a backend writes full batches into, if `Loader.write_into` was called."""
+
+    images: Tensor | None = None
+
+
 def _stream(
     plans: Iterator[BatchPlan],
     reader: SampleReader,
     schedule: BatchSchedule,
     preprocess: Preprocess,
     config: LoaderConfig,
+    target: Target,
 ) -> Generator[tuple[RawBatch, Tensor]]:
     """Images of the plans, read and made early; closing it ends all threads."""
     if config.backend == "resident":
@@ -355,7 +404,7 @@ def _stream(
 
         # No thread either: one kernel a batch, queued before the step that takes it.
         yield from resident.resident_batches(
-            plans, cast(resident.ResidentReader, reader), preprocess
+            plans, cast(resident.ResidentReader, reader), preprocess, lambda: target.images
         )
         return
     readers = config.reader_count if reader.concurrent else 1

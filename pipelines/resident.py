@@ -8,7 +8,7 @@ ILSVRC that is 126 GB.
 """
 
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
@@ -59,16 +59,30 @@ def images_on_device(samples: int, size: int, device: torch.device) -> int:
         return samples
     free, _ = torch.cuda.mem_get_info(device)
     count = max(0, min(samples, (free - RESERVED_BYTES) // plane_bytes(size)))
-    rest, available = (samples - count) * plane_bytes(size), _available_host_bytes()
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    on_host, available = (samples - count) * plane_bytes(size), _available_host_bytes()
     # Page-locked memory cannot be swapped: half of the host's stays for everything else.
-    if rest > available // 2:
+    if on_host * processes > available // 2:
         raise DataError(
-            f"{samples:,} images need {samples * plane_bytes(size) / 1e9:,.1f} GB decoded: "
-            f"{device} has {free / 1e9:,.1f} GB free, {RESERVED_BYTES / 1e9:,.1f} of them left "
-            f"to the network, and {rest / 1e9:,.1f} GB are more than half of the host's "
-            f"{available / 1e9:,.1f}. Use backend='dali', or 'planes' after `alexprep planes`."
+            _too_little_memory(samples * plane_bytes(size), on_host, free, available, processes)
         )
     return int(count)
+
+
+def _too_little_memory(needed: int, on_host: int, free: int, available: int, processes: int) -> str:
+    host = f"{on_host / 1e9:,.1f} GB"
+    # Another GPU's memory could be read over NVLink; that is not done, since nobody could try it.
+    shared = (
+        f"{host} in each of {processes} processes, which do not share them between GPUs,"
+        if processes > 1
+        else f"{host}"
+    )
+    return (
+        f"The images need {needed / 1e9:,.1f} GB decoded: the GPU has {free / 1e9:,.1f} GB free, "
+        f"{RESERVED_BYTES / 1e9:,.1f} of them left to the network, and {shared} are more than half "
+        f"of the host's {available / 1e9:,.1f}. Use backend='dali', or 'planes' after `alexprep "
+        "planes`."
+    )
 
 
 def fits_on_device(samples: int, size: int, device: torch.device) -> bool:
@@ -82,11 +96,13 @@ def _available_host_bytes() -> int:
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def load_store(reader: SampleReader, device: torch.device, *, threads: int) -> ResidentStore:
+def load_store(
+    reader: SampleReader, device: torch.device, progress: Callable[[int], None], *, threads: int
+) -> ResidentStore:
     """Read or decode the whole split by `threads` threads.
 
-    DataError for an image that planes cannot hold, with its shard and key, or for too little
-    memory.
+    `progress` is called with the number of images loaded since its last call. DataError for an
+    image that planes cannot hold, with its shard and key, or for too little memory.
     """
     samples, size = sum(reader.lengths), reader.manifest.size
     count = images_on_device(samples, size, device)
@@ -107,8 +123,13 @@ def load_store(reader: SampleReader, device: torch.device, *, threads: int) -> R
         return stop
 
     with closing(prefetch(range(0, samples, CHUNK), load, threads, threads)) as loaded:
-        for _ in loaded:
-            pass
+        done = 0
+        for stop in loaded:
+            progress(stop - done)
+            done = stop
+    if device.type == "cuda":
+        # Batches are made on other streams than the one that the copies were queued on.
+        torch.cuda.synchronize(device)
     return ResidentStore((on_device, on_host), labels)
 
 
@@ -146,10 +167,10 @@ class ResidentReader:
         images_on_device(sum(self.lengths), self.manifest.size, device)
         self._store: ResidentStore | None = None
 
-    def store(self) -> ResidentStore:
+    def store(self, progress: Callable[[int], None] = lambda _count: None) -> ResidentStore:
         """The split in memory; it stays there when the loader starts anew from another state."""
         if self._store is None:
-            self._store = load_store(self.reader, self.device, threads=self.threads)
+            self._store = load_store(self.reader, self.device, progress, threads=self.threads)
             self.reader.close()
         return self._store
 
@@ -249,13 +270,22 @@ class ResidentImages:
 
 
 def resident_batches(
-    plans: Iterator[BatchPlan], reader: ResidentReader, preprocess: Preprocess
+    plans: Iterator[BatchPlan],
+    reader: ResidentReader,
+    preprocess: Preprocess,
+    target: Callable[[], Tensor | None],
 ) -> Generator[tuple[RawBatch, Tensor]]:
-    """Images of each plan, queued on the current stream of the thread that asks for them."""
+    """Images of each plan, queued on the current stream of the thread that asks for them.
+
+    They are written to `target()`, channels_last (N, 3, side, side), where it has that many.
+    """
     store = reader.store()
     maker = ResidentImages(store, preprocess, reader.manifest.size)
     for plan in plans:
-        yield RawBatch(plan, [], store.labels[plan.indices]), maker.images(plan)
+        images = target()
+        fits = images is not None and len(images) == len(plan.indices)
+        out = maker.images(plan, images if fits else None)
+        yield RawBatch(plan, [], store.labels[plan.indices]), out
 
 
 def check_resident(device: torch.device) -> None:

@@ -11,6 +11,7 @@ captured anew.
 
 from collections.abc import Callable, Hashable
 from functools import partial
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,13 @@ from alexnet.training.step import compiled, train_step
 WARMUP_STEPS = 3
 
 Step = Callable[[Batch], Tensor]
+
+
+@runtime_checkable
+class WritesInto(Protocol):
+    """A loader that can write full batches into memory that it is given; False if not into this."""
+
+    def write_into(self, images: Tensor) -> bool: ...
 
 
 def make_step(
@@ -59,16 +67,24 @@ class StaticStep:
     def __init__(self, step: Step) -> None:
         self.step = step
         self.inputs: Batch | None = None
+        self._loader: WritesInto | None = None
+
+    def offer_input(self, loader: object) -> None:
+        """Let a loader that is able to write batches straight into the input, once it is there."""
+        self._loader = loader if isinstance(loader, WritesInto) else None
 
     def __call__(self, batch: Batch) -> Tensor:
         images, labels = batch
         inputs = self.inputs
         if inputs is None or len(labels) > len(inputs[1]):
             self.inputs = inputs = (torch.empty_like(images), torch.empty_like(labels))
+            if self._loader is not None:
+                self._loader.write_into(inputs[0])
             self.reset()
         if images.shape != inputs[0].shape or images.dtype != inputs[0].dtype:
             return self.step(batch)
-        inputs[0].copy_(images, non_blocking=True)
+        if images.data_ptr() != inputs[0].data_ptr():
+            inputs[0].copy_(images, non_blocking=True)
         inputs[1].copy_(labels, non_blocking=True)
         return self.run(inputs)
 

@@ -29,7 +29,7 @@ from alexnet.training import checkpoint
 from alexnet.training.checkpoint import Checkpoint, DamagedError
 from alexnet.training.config import TrainConfig
 from alexnet.training.evaluate import Errors
-from alexnet.training.graph import make_step
+from alexnet.training.graph import StaticStep, make_step
 from alexnet.training.metrics import ChanceWatch, Interval, Meter, Metrics, Record
 from alexnet.training.one_device import (
     check_shapes,
@@ -108,6 +108,8 @@ class Trainer:
         self.optimizer = sgd(model, config)
         average = GradientAverage(model.parameters(), run.replicas)
         self.step = make_step(model, self.optimizer, config, average)
+        if isinstance(self.step, StaticStep):
+            self.step.offer_input(train)
         self.device = next(model.parameters()).device
         self.dropouts = [module for module in model.modules() if isinstance(module, Dropout)]
         self.classes = list(parameter_shapes(model).values())[-1][0]
