@@ -23,6 +23,7 @@ import msgspec
 
 from alexprep import schema
 from alexprep.errors import printable
+from alexprep.machine import started_at
 
 ENOTSUPP = 524  # the kernel's own, which has no name in user space; NFS answers with it
 WITHOUT_FLOCK = frozenset(
@@ -33,6 +34,7 @@ WITHOUT_FLOCK = frozenset(
 )
 RENEW_SECONDS = 30.0
 ABANDONED_SECONDS = 600.0
+CLOCK_SECONDS = 5.0  # that the start of a process and the time in a lock may be apart
 
 
 class Owner(msgspec.Struct):
@@ -115,6 +117,28 @@ def hold_lease(path: Path, folder: Path, error: type[Exception]) -> Generator[No
         ended.set()
         thread.join()
         path.unlink(missing_ok=True)
+
+
+def lock_owner(path: Path) -> Owner | None:
+    """The process that holds the lock at `path`, or its lease; None if that has ended.
+
+    Nothing is locked, so that nobody is kept out. A process on another host is believed to live
+    as long as its files are there.
+    """
+    for file in (lease_path(path), path):
+        owner = _read_owner(file)
+        if owner is not None and (owner.host != socket.gethostname() or _lives(owner)):
+            return owner
+    return None
+
+
+def _lives(owner: Owner) -> bool:
+    """Whether the process is there and has been since; its number may be another's by now."""
+    try:
+        began = started_at(owner.pid)
+    except (OSError, IndexError):
+        return False
+    return began < datetime.fromisoformat(owner.since).timestamp() + CLOCK_SECONDS
 
 
 def _is_at(file: IO[str], path: Path) -> bool:

@@ -88,8 +88,33 @@ def peak_megabytes(process: int | str = "self") -> float:
     ru_maxrss would count what the parent held when it started this process. OSError or IndexError
     for a process that has ended.
     """
+    return _status_megabytes(process, "VmHWM:")
+
+
+def memory_megabytes(process: int | str = "self") -> float:
+    """The memory that a process holds, in 10**6 bytes; errors as `peak_megabytes` has them."""
+    return _status_megabytes(process, "VmRSS:")
+
+
+def _status_megabytes(process: int | str, name: str) -> float:
     status = Path(f"/proc/{process}/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e6
+    return int(status.split(name)[1].split()[0]) * 1024 / 1e6
+
+
+def gpu_megabytes(process: int) -> float:
+    """The memory that a process holds on all GPUs, in 10**6 bytes; 0 where no driver says so."""
+    query = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
+    rows = (line.split(",") for line in _output(query).splitlines())
+    # In a container the driver may say "[N/A]".
+    used = (row[1].strip() for row in rows if len(row) == 2 and row[0].strip() == str(process))
+    return sum(int(mebibytes) * 2**20 / 1e6 for mebibytes in used if mebibytes.isdigit())
+
+
+def started_at(process: int) -> float:
+    """When a process was started, in seconds since 1970 to a second; OSError if there is none."""
+    ticks = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
+    boot = Path("/proc/stat").read_text().split("btime ")[1].split()[0]
+    return int(boot) + int(ticks) / os.sysconf("SC_CLK_TCK")
 
 
 def commit() -> str:

@@ -2,13 +2,15 @@
 
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 SECONDS_BETWEEN_LINES = 5.0
+DELAY = 2.0  # of work that is usually short
 WIDE = 100  # columns that the whole text fits beside a bar
 
 
@@ -16,10 +18,18 @@ class ProgressBar:
     """Counts finished units against a total, on stderr; enter it to start the clock.
 
     `advance` may be called at any pace. `seconds` and `rate` (units a second) hold after the end.
+
+    Args:
+        label: what is being done.
+        total: units of the whole work.
+        unit: their name.
+        delay: seconds that the work has to last before anything is shown, for work that is usually
+            short and has another result to print.
     """
 
-    def __init__(self, label: str, total: int, unit: str = "images") -> None:
+    def __init__(self, label: str, total: int, unit: str = "images", *, delay: float = 0.0) -> None:
         self.label, self.total, self.unit = label, total, unit
+        self.delay = delay
         self.done = self.bytes = self.errors = 0
         self._started = self._ended = 0.0
         self._last_line = 0.0
@@ -37,12 +47,15 @@ class ProgressBar:
 
     def __enter__(self) -> Self:
         self._started = self._last_line = time.perf_counter()
-        if sys.stderr.isatty():
-            self._bar = _new_bar(self.label)
-            self._bar.start()
-            # Without a total the bar moves: the first unit may be minutes away.
-            self._task = self._bar.add_task(self.label, total=None, text=self._bar_text())
+        if sys.stderr.isatty() and not self.delay:
+            self._start_bar()
         return self
+
+    def _start_bar(self) -> None:
+        self._bar = _new_bar(self.label)
+        self._bar.start()
+        # Without a total the bar moves: the first unit may be minutes away.
+        self._task = self._bar.add_task(self.label, total=None, text=self._bar_text())
 
     def advance(self, count: int, bytes: int = 0, errors: int = 0) -> None:
         """Add `count` finished units, `bytes` read or written, and `errors`."""
@@ -50,6 +63,10 @@ class ProgressBar:
         self.bytes += bytes
         self.errors += errors
         time_now = time.perf_counter()
+        if time_now - self._started < self.delay:
+            return
+        if self._bar is None and sys.stderr.isatty():
+            self._start_bar()
         if self._bar is not None:
             self._draw(self._bar)
         elif time_now - self._last_line >= SECONDS_BETWEEN_LINES:
@@ -79,7 +96,7 @@ class ProgressBar:
         if self._bar is not None:
             self._draw(self._bar)
             self._bar.stop()
-        else:
+        elif self.seconds >= self.delay:
             self._line()
 
     def _draw(self, bar: "Progress") -> None:
@@ -106,6 +123,20 @@ def _new_bar(label: str) -> "Progress":
         TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True)),
         console=Console(stderr=True),
     )
+
+
+class Preloading(Protocol):
+    """A pipelines.loader.Loader."""
+
+    @property
+    def samples(self) -> int: ...
+    def load(self, progress: Callable[[int], None]) -> None: ...
+
+
+def preload(loader: Preloading, label: str) -> None:
+    """Let a loader load what its backend holds in memory, with a bar if that takes long."""
+    with ProgressBar(f"load {label}", loader.samples, delay=DELAY) as progress:
+        loader.load(progress.advance)
 
 
 def clock(duration: float) -> str:

@@ -154,7 +154,10 @@ def test_every_shell_gets_a_script_and_the_names_of_the_commands(shell):
     [
         (("alexprep", "tr"), ["train"]),
         (("alexprep", "train", "set", "--ba"), ["--backend"]),
-        (("alexprep", "train", "set", "--backend", ""), ["auto", "dali", "torch"]),
+        (
+            ("alexprep", "train", "set", "--backend", ""),
+            ["auto", "dali", "torch", "planes", "resident"],
+        ),
         (("alexprep", "train", "set", "--backend", "d"), ["dali"]),
         (("alexprep", "train", "set", "--recipe", ""), list(RECIPES)),
         (("alexprep", "train", "set", "--recipe", "no_l"), ["no_lrn", "no_lighting"]),

@@ -75,10 +75,11 @@ def parse_weights(text: str) -> tuple[float, ...]:
 )
 @click.option(
     "--backend",
-    type=click.Choice(["auto", "dali", "torch"]),
+    type=click.Choice(["auto", "dali", "torch", "planes", "resident"]),
     default="auto",
     show_default=True,
-    help="Library that decodes and augments the images.",
+    help="What makes batches: DALI or Pillow from JPEGs, or images decoded once, read from a disk or "
+    "held in GPU memory (docs/guide/decode-once.md).",
 )
 @click.option(
     "--epochs", type=click.IntRange(min=1), help="Number of epochs.  [default: from the recipe]"
@@ -116,7 +117,7 @@ def train(
     replicas: int,
     nodes: int,
     coordinator: str,
-    backend: Literal["auto", "dali", "torch"],
+    backend: Literal["auto", "dali", "torch", "planes", "resident"],
     epochs: int | None,
     seed: int,
     settings: tuple[str, ...],

@@ -1,5 +1,6 @@
-"""The commands that demonstrate, report, check and measure."""
+"""The commands that demonstrate, watch, report, check and measure."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -56,6 +57,34 @@ def report(path: Path, out: Path | None, data: Path | None, images: int, device:
         page = write_report(path, out, data=data, images=images, device=device_name(device))
     print_device(device)
     print_text(page)
+
+
+@click.command()
+@click.argument("run", type=PATH)
+@click.option(
+    "--interval",
+    type=click.FloatRange(min=0.1, max=3600),
+    default=2.0,
+    show_default=True,
+    help="Seconds between updates.",
+)
+@click.option("--once", is_flag=True, help="Print the state once and exit.")
+def watch(run: Path, interval: float, once: bool) -> None:
+    """Follow the training in RUN until it ends.
+
+    Shows loss, accuracy, images/s, the share of time without data, the time left and memory. On a
+    terminal the table is redrawn; in a pipe or a file each record is a line. It only reads the
+    files of the run, and so works from another machine, and costs training nothing. Ctrl-C ends it,
+    not the training.
+
+    \b
+    Example:
+        alexprep watch ~/run
+    """
+    from alexprep.model.watch import watch as work
+
+    with suppress(KeyboardInterrupt):
+        work(run, interval=interval, once=once)
 
 
 @click.command()
@@ -130,4 +159,4 @@ def doctor(source: Path | None, out: Path, as_json: bool) -> None:
     raise SystemExit(1 if any(finding.state == "fault" for finding in findings) else 0)
 
 
-COMMANDS = (demo, report, bench, doctor)
+COMMANDS = (demo, watch, report, bench, doctor)

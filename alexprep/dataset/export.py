@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from alexprep.errors import PrepareError
+from alexprep.progress import DELAY, ProgressBar
 from alexprep.tar import Entry, scan_tar
 from pipelines.atomic import write_whole
 from pipelines.format import BLOCK, MANIFEST, Manifest, Shard, padded, parse_index
@@ -34,11 +35,13 @@ def index_tars(tars: Sequence[Path], out: Path | None = None) -> list[Path]:
     Into `out`, or ROOT/index for a shard of one of our data sets, else beside the tar.
     """
     written: list[Path] = []
-    for tar in tars:
-        folder = out or _index_folder(tar)
-        folder.mkdir(parents=True, exist_ok=True)
-        written.append(folder / f"{tar.name.removesuffix('.tar')}.idx")
-        write_whole(written[-1], dali_index(tar).encode())
+    with ProgressBar("index", len(tars), "tars", delay=DELAY) as progress:
+        for tar in tars:
+            folder = out or _index_folder(tar)
+            folder.mkdir(parents=True, exist_ok=True)
+            written.append(folder / f"{tar.name.removesuffix('.tar')}.idx")
+            write_whole(written[-1], dali_index(tar).encode())
+            progress.advance(1)
     return written
 
 
@@ -63,12 +66,14 @@ def export(kind: Literal["energon", "openclip"], root: Path, out: Path) -> list[
     if out.exists() and any(out.iterdir()):
         raise PrepareError(f"{out} is not empty. Give a new folder.")
     written: list[Path] = []
-    for split in manifest.splits.values():
-        for shard in split.shards:
+    shards = [shard for split in manifest.splits.values() for shard in split.shards]
+    with ProgressBar("export", len(shards), "shards", delay=DELAY) as progress:
+        for shard in shards:
             _link(root / shard.name, out / shard.name)
             if kind == "energon":
                 written.append(out / f"{shard.name}.idx")
                 write_whole(written[-1], energon_index(root, shard))
+            progress.advance(1)
     if kind == "energon":
         return written + _energon_files(manifest, out)
     for name, split in manifest.splits.items():

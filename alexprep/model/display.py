@@ -3,6 +3,7 @@
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
 from importlib.util import find_spec
@@ -16,8 +17,9 @@ from rich.table import Table
 from rich.text import Text
 
 from alexprep.errors import printable
+from alexprep.model.run_log import Record, TimeLeft
+from alexprep.progress import clock
 
-Record = dict[str, Any]
 EPOCHS_SHOWN = 12
 COLUMNS = ("epoch", "loss", "val loss", "top-1 acc", "top-5 acc", "images/s", "data wait")
 FLUSH_SECONDS = 30.0
@@ -27,10 +29,17 @@ class RunDisplay:
     """Takes every record of a run; enter it for the duration of the run.
 
     Of several processes only one is not silent.
+
+    Args:
+        run: the folder.
+        epochs: of the run.
+        batch: images of a step, for the time left; 0: it is not shown.
+        silent: show nothing.
     """
 
-    def __init__(self, run: Path, epochs: int, *, silent: bool = False) -> None:
+    def __init__(self, run: Path, epochs: int, *, batch: int = 0, silent: bool = False) -> None:
         self.run, self.epochs, self.silent = run, epochs, silent
+        self._time_left = TimeLeft(epochs, batch)
         self._live: Live | None = None
         self._rows: list[Record] = []
         self._step: Record = {}
@@ -73,8 +82,13 @@ class RunDisplay:
             self._show(record)
 
     def _show(self, record: Record) -> None:
+        if record["kind"] != "note":
+            self._time_left.add(record)
+        left = time_left_text(self._time_left)
         if self._live is None:
-            sys.stderr.write(f"{printable(format_record(record, self.epochs))}\n")
+            text = format_record(record, self.epochs)
+            text += f", {left}" if left and record["kind"] == "step" else ""
+            sys.stderr.write(f"{printable(text)}\n")
             sys.stderr.flush()
             return
         if record["kind"] == "note":
@@ -83,27 +97,41 @@ class RunDisplay:
             self._rows = [*self._rows, record][-EPOCHS_SHOWN:]
         else:
             self._step = record
-        self._live.update(self._table(), refresh=True)
+        shown = run_table(self.run, self.epochs, self._rows, self._step, left)
+        self._live.update(shown, refresh=True)
 
-    def _table(self) -> Group:
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for name in COLUMNS:
-            table.add_column(name, justify="right")
-        for row in self._rows:
-            validation = ("-", "-", "-")
-            if "validation_loss" in row:
-                accuracies = (f"{1 - row[name]:.2%}" for name in ("top1", "top5"))
-                validation = (f"{row['validation_loss']:.3f}", *accuracies)
-            table.add_row(
-                f"{row['epoch'] + 1}/{self.epochs}",
-                f"{row['loss']:.3f}",
-                *validation,
-                f"{row['images_per_second']:,.0f}",
-                f"{row['waiting']:.1%}",
-            )
-        # Above and below the table, so that they may be wider than it.
-        step = format_record(self._step, self.epochs) if self._step else ""
-        return Group(Text(printable(str(self.run)), style="bold"), table, Text(step))
+
+def time_left_text(time_left: TimeLeft) -> str:
+    """Such as "1:02:03 left"; nothing where it is not known, or nothing is left."""
+    if not time_left.batch or not time_left.seconds:
+        return ""
+    return f"{clock(time_left.seconds)} left"
+
+
+def run_table(
+    run: Path, epochs: int, rows: Sequence[Record], step: Record, status: str = ""
+) -> Group:
+    """The last epochs of a run as a table, below it the last step and a line of status."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in COLUMNS:
+        table.add_column(name, justify="right")
+    for row in rows:
+        validation = ("-", "-", "-")
+        if row.get("validation_loss") is not None:
+            accuracies = (f"{1 - row[name]:.2%}" for name in ("top1", "top5"))
+            validation = (f"{row['validation_loss']:.3f}", *accuracies)
+        table.add_row(
+            f"{row['epoch'] + 1}/{epochs}",
+            f"{row['loss']:.3f}",
+            *validation,
+            f"{row['images_per_second']:,.0f}",
+            f"{row['waiting']:.1%}",
+        )
+    # Above and below the table, so that they may be wider than it.
+    lines = [format_record(step, epochs) if step else "", *([status] if status else [])]
+    return Group(
+        Text(printable(str(run)), style="bold"), table, Text(printable("\n".join(lines), "\n"))
+    )
 
 
 def format_record(record: Record, epochs: int) -> str:

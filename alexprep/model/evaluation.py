@@ -38,9 +38,10 @@ from alexprep.model.classes import Classes, ClassMatch, match_classes
 from alexprep.model.placement import choose_device
 from alexprep.model.predictions import SUFFIX, Predictions, check_output
 from alexprep.model.trained import Trained, load_trained
+from alexprep.progress import DELAY, ProgressBar, preload
 from pipelines.config import BackendName, LoaderConfig
 from pipelines.format import Manifest
-from pipelines.loader import open_loader
+from pipelines.loader import Loader, open_loader
 from pipelines.shards import SplitReader
 
 Label = int | str
@@ -370,7 +371,8 @@ def predict_split(
         stats=trained.stats,
     ) as loader:
         known: list[Tensor] = []
-        batches = loader if match.same else _known_batches(loader, match, known)
+        counted = _counted(loader, options)
+        batches = counted if match.same else _known_batches(counted, match, known)
         probabilities, labels = predict_probabilities(trained.model, batches)
         keys = loader.keys if match.same else list(compress(loader.keys, torch.cat(known)))
         return Predictions(
@@ -383,6 +385,15 @@ def predict_split(
             dataset=manifest.name,
             source=str(trained.path),
         )
+
+
+def _counted(loader: Loader, options: EvalOptions) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of a loader, with a bar."""
+    preload(loader, options.split)
+    with ProgressBar(f"eval {options.split}", loader.samples, delay=DELAY) as progress:
+        for images, labels in loader:
+            yield images, labels
+            progress.advance(len(labels))
 
 
 def _known_batches(

@@ -13,6 +13,7 @@ from alexnet.training.evaluate import view_probabilities
 from alexprep.dataset.codec import ImageError, encode
 from alexprep.model.placement import choose_device
 from alexprep.model.trained import Trained, load_trained
+from alexprep.progress import DELAY, ProgressBar
 from pipelines.augment import centre, colours
 from pipelines.jpeg import decode
 from pipelines.normalize import VIEWS, Normalize, Preprocess
@@ -75,8 +76,10 @@ def predict(
     """
     options = replace(options, device=choose_device(options.device)[0])
     trained = load_trained(checkpoint, options.device)
-    for image in images:
-        yield _predict_image(trained, str(image), options)
+    with ProgressBar("predict", len(images), delay=DELAY) as progress:
+        for image in images:
+            yield _predict_image(trained, str(image), options)
+            progress.advance(1)
 
 
 def _predict_image(trained: Trained, path: str, options: PredictOptions) -> Prediction:

@@ -36,6 +36,7 @@ from alexprep.model.recipes import Recipe, RecipeInputs, make_recipe
 from alexprep.model.run_folder import CONFIG, open_run, read_config, run_identity
 from alexprep.model.settings import apply_settings
 from alexprep.model.trained import checkpoint_meta, checkpoint_stats
+from alexprep.progress import preload
 from pipelines.config import BackendName
 from pipelines.errors import DataError
 from pipelines.format import Manifest
@@ -103,7 +104,12 @@ def train(dataset: Path, run: Path, options: TrainOptions) -> Summary:
     with (
         init_devices(recipe.model.columns, options.devices) as placement,
         _open_loaders(dataset, recipe, stats, placement, validation=options.validation) as data,
-        RunDisplay(run, recipe.train.epochs, silent=not placement.replicas.writes) as display,
+        RunDisplay(
+            run,
+            recipe.train.epochs,
+            batch=recipe.loader.batch,
+            silent=not placement.replicas.writes,
+        ) as display,
         ExitStack() as held,
     ):
         keep_freed_memory()
@@ -208,10 +214,12 @@ def _open_loaders(
     )
     evaluation = replace(config, batch=EVALUATION_BATCH)
     with open_loader(dataset, "train", config, recipe.augment, stats=stats) as train:
+        preload(train, "train")
         if not validation:
             yield Data(train=train, validation=None, has_validation=False)
             return
         with open_loader(dataset, VALIDATION, evaluation, recipe.augment, stats=stats) as loader:
+            preload(loader, VALIDATION)
             yield Data(train=train, validation=loader)
 
 

@@ -11,48 +11,16 @@ from numpy.typing import NDArray
 
 from alexnet.errors import RunError
 from alexnet.model.grouped import Grouped
-from alexnet.training import checkpoint, metrics
+from alexnet.training import checkpoint
 from alexnet.training.evaluate import error_rates
 from alexprep import schema
 from alexprep.errors import PrepareError
 from alexprep.model.predictions import SUFFIX, Predictions
 from alexprep.model.run_folder import CONFIG, flatten
+from alexprep.model.run_log import Count, EpochRecord, StepRecord, read_log
 from alexprep.model.trained import Trained, load_trained
 
 T = TypeVar("T")
-# Bounded, so that sums with floats cannot overflow on a damaged file.
-Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
-
-
-class StepRecord(msgspec.Struct, tag_field="kind", tag="step", kw_only=True):
-    """A line of metrics.jsonl, written every train.log_steps steps."""
-
-    epoch: Count
-    batch: Count = msgspec.field(name="at")
-    batches: Count = msgspec.field(name="of")
-    loss: float
-    lr: float
-    images_per_second: float
-    data_wait: float = msgspec.field(name="waiting")  # share of the time
-
-    @property
-    def epochs(self) -> float:
-        """Epochs completed, counting the current one in part."""
-        return self.epoch + self.batch / max(self.batches, 1)
-
-
-class EpochRecord(msgspec.Struct, tag_field="kind", tag="epoch", kw_only=True):
-    """A line of metrics.jsonl, written after every epoch."""
-
-    epoch: Count
-    loss: float
-    validation_loss: float | None = None  # None, as the errors, without validation
-    top1: float | None = None
-    top5: float | None = None
-    images_per_second: float
-    data_wait: float = msgspec.field(name="waiting")
-    seconds: float
-    validation_seconds: float = 0.0
 
 
 class _Schedule(msgspec.Struct):
@@ -165,22 +133,6 @@ def _read_config(path: Path, kind: type[T]) -> T:
         return schema.read(path, kind, PrepareError, advice=advice)
     except OSError as error:
         raise PrepareError(f"{path} cannot be read ({error.strerror}). {advice}") from None
-
-
-def read_log(folder: Path) -> list[StepRecord | EpochRecord]:
-    """The records of metrics.jsonl; PrepareError with the number of a line that is not one."""
-    if not (folder / metrics.NAME).is_file():
-        return []
-    records: list[StepRecord | EpochRecord] = []
-    try:
-        for record in metrics.read(folder):
-            records.append(msgspec.convert(record, StepRecord | EpochRecord))
-    except (ValueError, RecursionError) as error:
-        raise PrepareError(
-            f"{folder / metrics.NAME}, line {len(records) + 1}, is damaged ({error}). "
-            "Delete the line, or restore the file from a copy."
-        ) from None
-    return records
 
 
 def schedule_marks(run: RunSummary) -> list[tuple[float, str]]:
