@@ -78,7 +78,7 @@ def parse_weights(text: str) -> tuple[float, ...]:
     type=click.Choice(["auto", "dali", "torch", "planes", "resident"]),
     default="auto",
     show_default=True,
-    help="What makes batches: DALI or Pillow from JPEGs, or images decoded once, read from a disk or "
+    help="What makes batches: DALI or Pillow from JPEGs; or images decoded once, read from disk or "
     "held in GPU memory (docs/guide/decode-once.md).",
 )
 @click.option(
