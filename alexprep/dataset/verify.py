@@ -32,6 +32,7 @@ from alexprep.dataset.rebuild import plan_again, rebuild_shards
 from alexprep.errors import PrepareError
 from alexprep.machine import cores
 from alexprep.progress import ProgressBar
+from alexprep.sources.content import is_litter
 from alexprep.tar import TarMember, TarStream
 from alexprep.workers import run_tasks
 from pipelines.errors import DataError
@@ -195,7 +196,7 @@ def _file_faults(root: Path, manifest: Manifest) -> Iterator[str]:
     known = {root / shard.name for shard in shards} | {planes_path(root, shard) for shard in shards}
     for folder in (*manifest.splits, FOLDER):
         for path in sorted((root / folder).glob("**/*")):
-            if path.is_file() and path not in known:
+            if path.is_file() and path not in known and not is_litter(path.name):
                 yield f"{path} is not in the manifest"
     for name, text in sidecars(manifest).items():
         path = root / name

@@ -93,8 +93,8 @@ def train(dataset: Path, run: Path, options: TrainOptions) -> Summary:
     check_tasks(os.environ, options.launch.nodes)
     with said_once():
         manifest = Manifest.load(dataset)
+        _check_dataset(dataset, manifest, options)
         recipe = resolve_recipe(manifest, options)
-        _check_validation(dataset, manifest, options)
         stats = None
         if recipe.augment.needs_stats:
             stats = ImageStats.load(dataset, manifest, folder=options.stats)
@@ -183,7 +183,12 @@ def resolve_recipe(manifest: Manifest, options: TrainOptions) -> Recipe:
     return recipe
 
 
-def _check_validation(dataset: Path, manifest: Manifest, options: TrainOptions) -> None:
+def _check_dataset(dataset: Path, manifest: Manifest, options: TrainOptions) -> None:
+    if len(manifest.classes) == 1:
+        raise DataError(
+            f"{dataset} has one class, {manifest.classes[0][0]!r}: there is nothing to learn. Was "
+            "its source one folder too high? `alexprep shard SOURCE OUT --dry-run` shows classes."
+        )
     if options.validation and VALIDATION not in manifest.splits:
         raise DataError(
             f"{dataset} has no split {VALIDATION!r}; it has {', '.join(sorted(manifest.splits))}. "
