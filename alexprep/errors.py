@@ -1,5 +1,7 @@
 """What goes wrong while preparing data and is not a defect of this program."""
 
+from collections.abc import Sequence
+
 
 class PrepareError(Exception):
     """A source or target is unusable; the message says what, where, what was found, what to do.
@@ -9,6 +11,17 @@ class PrepareError(Exception):
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.args))
+
+
+def listed(entries: Sequence[str], most: int = 50) -> list[str]:
+    """The first entries as lines of a message, and how many more there are."""
+    lines = [f"  {entry}" for entry in entries[:most]]
+    return lines + ([f"  and {len(entries) - most:,} more"] if len(entries) > most else [])
+
+
+def counted(count: int, singular: str, plural: str = "") -> str:
+    """A number with its noun: 1 file, 2 files, 2 classes."""
+    return f"{count:,} {singular if count == 1 else plural or f'{singular}s'}"
 
 
 def printable(text: str, keep: str = "") -> str:

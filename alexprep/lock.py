@@ -96,6 +96,7 @@ def hold_lease(path: Path, folder: Path, error: type[Exception]) -> Generator[No
         if _is_abandoned(path):
             path.unlink()
     try:
+        # Exclusive creation is atomic where locks are not to be had, on NFS too (from version 3).
         with path.open("x") as file:
             file.write(_owner())
     except (FileExistsError, FileNotFoundError):
@@ -107,6 +108,8 @@ def hold_lease(path: Path, folder: Path, error: type[Exception]) -> Generator[No
     def renew() -> None:
         while not ended.wait(RENEW_SECONDS):
             with suppress(OSError):
+                # A server that is away for a while does not end the run; the lease is ours until it
+                # is old.
                 os.utime(path)
 
     thread = threading.Thread(target=renew, daemon=True)

@@ -10,17 +10,8 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = (
-    "alexprep",
-    "torch",
-    "triton",
-    "nvidia-dali-cuda130",
-    "nvidia-dali-cuda120",
-    "pillow-simd",
-    "pillow",
-    "numpy",
-    "numba",
-    "webdataset",
-    "dask",
+    *("alexprep", "torch", "triton", "nvidia-dali-cuda130", "nvidia-dali-cuda120"),
+    *("pillow-simd", "pillow", "numpy", "numba", "webdataset", "dask"),
 )
 SPEED_MATTERS = (
     *("python", "torch", "nvidia-dali-cuda130", "nvidia-dali-cuda120"),
@@ -122,17 +113,8 @@ def commit() -> str:
 
     A copy without .git takes it from the environment, ALEXPREP_COMMIT; else it is "".
     """
-    folder = Path(__file__).parent
-    git = [
-        "git",
-        "-C",
-        str(folder),
-        "describe",
-        "--always",
-        "--dirty",
-        "--abbrev=12",
-        "--exclude=*",
-    ]
+    git = ["git", "-C", str(Path(__file__).parent), "describe"]
+    git += ["--always", "--dirty", "--abbrev=12", "--exclude=*"]
     return _output(git) or os.environ.get("ALEXPREP_COMMIT", "")
 
 

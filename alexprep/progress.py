@@ -3,11 +3,12 @@
 import sys
 import time
 from collections.abc import Callable
-from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
+
+from alexprep.errors import counted
 
 SECONDS_BETWEEN_LINES = 5.0
 DELAY = 2.0  # of work that is usually short
@@ -83,15 +84,10 @@ class ProgressBar:
         if 0 < self.done < self.total:
             parts.append(f"{clock((self.total - self.done) / self.rate)} left")
         if self.errors:
-            parts.append(f"{self.errors:,} error" + "s" * (self.errors != 1))
+            parts.append(counted(self.errors, "error"))
         return ", ".join(parts)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._ended = time.perf_counter()
         if self._bar is not None:
             self._draw(self._bar)

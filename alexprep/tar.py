@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from concurrent.futures import Executor, Future
 from io import BufferedReader
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, NamedTuple, Self
 
 from alexprep.errors import PrepareError
@@ -108,13 +107,14 @@ def scan_tar(path: Path, file: int, begin: int = 0, size: int | None = None) -> 
     entries: list[Entry] = []
     position = begin
     while position + BLOCK <= end:
+        # pread moves no position: several threads scan one descriptor.
         block = os.pread(file, BLOCK, position)
         header = parse_header(block)
         if header is None:
             if not block.strip(b"\0"):
                 return _checked(path, entries)
             raise PrepareError(
-                f"{path} has no tar header at byte {position:,}: the file is damaged or is no tar. "
+                f"{path} has no tar header at byte {position:,}: the file is damaged or not a tar. "
                 "Download or copy it again."
             )
         if not header.plain:
@@ -177,7 +177,7 @@ def _scan_with_tarfile(path: Path, file: int, begin: int, end: int) -> list[Entr
                     )
     except (tarfile.TarError, ValueError, OverflowError, MemoryError, RecursionError) as error:
         raise PrepareError(
-            f"{path} is damaged or is no tar ({error}). Download or copy it again."
+            f"{path} is damaged or not a tar ({error}). Download or copy it again."
         ) from None
     return entries
 
@@ -236,12 +236,7 @@ class TarStream:
         self._begin = self._start
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._file is not None:
             self._file.close()
 

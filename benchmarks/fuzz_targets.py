@@ -85,7 +85,7 @@ def make_targets(folder: Path) -> dict[str, Target]:
         "stats.npz": Target(root / "stats.npz", read_stats, message_names_file=False),
         "planes": Target(next((root / "planes").rglob(f"{Path(shard.name).stem}*")), read_planes),
         "lookup": Target(
-            next((root / "index").glob("keys-*.npy")),
+            next((root / "index").glob("by-hash-*.npy")),
             lambda _: read_sample(root, key),
             message_names_file=False,
         ),

@@ -139,7 +139,7 @@ def check_scan(data: bytes) -> None:
     start = segment(data, (SCAN,))
     stray = STRAY_MARKER.search(data, start + 2, len(data) - len(EOI))
     if stray:
-        raise ValueError(f"the JPEG is damaged {stray.start()} bytes from its begin")
+        raise ValueError(f"the JPEG is damaged {stray.start()} bytes from its start")
 
 
 def segment(data: bytes, markers: tuple[int, ...]) -> int:

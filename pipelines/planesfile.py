@@ -112,7 +112,7 @@ def write_planes(path: Path, shard: Shard, size: int, samples: Iterable[tuple[by
             digest.update(planes.data)
             labels.append(label)
         if len(labels) != shard.samples:
-            raise ValueError(f"{len(labels)} samples came, the manifest has {shard.samples}")
+            raise ValueError(f"{len(labels)} samples were given, the manifest has {shard.samples}")
         tail = np.array(labels, "<u4").tobytes()
         file.write(tail)
         digest.update(tail)

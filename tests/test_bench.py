@@ -94,7 +94,7 @@ def test_the_readme_has_every_result_with_its_hardware(tmp_path):
 
 
 def test_the_committed_readme_is_that_of_the_committed_results():
-    # `python benchmarks/make_readme.py` writes it anew.
+    # `python benchmarks/make_readme.py` overwrites it.
     folder = Path(__file__).parents[1] / "benchmarks"
     assert (folder / "README.md").read_text() == readme(folder / "results")
 

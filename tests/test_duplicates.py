@@ -137,5 +137,7 @@ def test_fail_names_the_copies_before_anything_is_written(doubled, tmp_path):
 def test_a_class_is_not_emptied(source, tmp_path):
     for path in (source / "train/ant").iterdir():
         shutil.copy(path, source / f"val/ant/copy_of_{path.name}")
-    with pytest.raises(PrepareError, match="no training image of 1 classes, the first is 'ant'"):
+    with pytest.raises(
+        PrepareError, match=r"leaves 1 classes of .* without training images, the first is 'ant'"
+    ):
         shard(source, tmp_path / "set", DROP, RUN)

@@ -148,5 +148,5 @@ def test_headers_in_a_chain_that_no_stack_holds_are_refused(path):
     info = tarfile.TarInfo("PaxHeader")
     info.type = tarfile.XHDTYPE
     path.write_bytes(info.tobuf(tarfile.USTAR_FORMAT) * 5000)
-    with path.open("rb") as file, pytest.raises(PrepareError, match="is damaged or is no tar"):
+    with path.open("rb") as file, pytest.raises(PrepareError, match="is damaged or not a tar"):
         scan_tar(path, file.fileno())

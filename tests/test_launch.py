@@ -157,7 +157,7 @@ def test_processes_have_the_kind_of_device_that_a_replica_was_given(devices):
 
 @pytest.mark.parametrize("devices", ["cuda:2,cuda:3", "cuda:1", "cpu,cuda:0", "cpu,cpu,cpu"])
 def test_processes_cannot_be_given_devices_by_number(devices):
-    with pytest.raises(ValueError, match=f"--devices {devices} cannot be shared out"):
+    with pytest.raises(ValueError, match=f"--devices {devices} does not fit several processes"):
         process_device(devices.split(","), 2)
 
 

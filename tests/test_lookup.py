@@ -52,12 +52,12 @@ def test_a_shard_that_is_not_as_indexed_is_named(root, items):
     shard = read_sample(root, items[0].key).shard
     path = next(root.glob(f"*/{shard}"))
     path.write_bytes(path.read_bytes().replace(items[0].key.encode(), items[0].key[::-1].encode()))
-    with pytest.raises(DataError, match=r"at byte \d+, where its index has it.*alexprep verify"):
+    with pytest.raises(DataError, match=r"at byte \d+, as its index says.*alexprep verify"):
         read_sample(root, items[0].key)
 
 
 def test_damaged_tables_are_named(root, items):
     read_sample(root, items[0].key)
-    next(root.glob("index/keys-*.npy")).write_bytes(b"not an array")
-    with pytest.raises(DataError, match=r"is damaged .* Remove both"):
+    next(root.glob("index/by-hash-*.npy")).write_bytes(b"not an array")
+    with pytest.raises(DataError, match=r"is damaged .* Remove it"):
         read_sample(root, items[0].key)

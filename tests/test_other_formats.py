@@ -133,7 +133,7 @@ def test_a_webp_larger_than_the_bound_is_refused_by_its_header(flag):
     }
     data = b"RIFF" + struct.pack("<I", 22) + b"WEBP" + chunk(flag, bodies[flag])
     with pytest.raises(
-        ImageError, match=f"16000 x 16000 pixels; {MAX_WHOLE:,} is the most for webp"
+        ImageError, match=f"16000 x 16000 pixels; at most {MAX_WHOLE:,} are supported for webp"
     ):
         encoded(data)
 
@@ -182,7 +182,7 @@ def test_a_damaged_file_is_encoded_or_refused_and_nothing_else(data):
     ],
 )
 def test_formats_that_are_not_read_are_named(data, name):
-    with pytest.raises(ImageError, match=f"^is {name}, which is not read; convert it to PNG$"):
+    with pytest.raises(ImageError, match=f"^is {name}, which is not supported; convert it to PNG$"):
         encoded(data + bytes(100))
 
 

@@ -144,7 +144,7 @@ def test_settings_that_are_valid_only_together_may_come_together():
         ("train.x=" + "[" * 100_000, "'x' is not a field of TrainConfig"),
         ("loader.batch=99999999999", "batch must be in 1..1048576, got 99999999999"),
         ("loader.batch=" + "9" * 5000, "expected a whole number, got"),
-        ("augment.crop=60", "Set model.crop and augment.crop alike"),
+        ("augment.crop=60", "Set model.crop and augment.crop to the same size"),
     ],
 )
 def test_a_wrong_setting_is_answered_with_what_is_right(setting, answer):

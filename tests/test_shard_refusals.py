@@ -107,7 +107,7 @@ def test_files_that_are_no_images_end_the_run_with_their_list(source, tmp_path, 
     with pytest.raises(PrepareError, match="cannot become a sample") as caught:
         shard(source, tmp_path / "made", dataclasses.replace(SMALL, shards=1), options)
     assert "train/ant/ant_train_1.JPEG is empty" in str(caught.value)
-    assert "bee_train_2.JPEG is no image: it begins with b'just text'" in str(caught.value)
+    assert "bee_train_2.JPEG is not an image: it begins with b'just text'" in str(caught.value)
     assert "--on-error skip" in str(caught.value)
     assert not (tmp_path / "made" / MANIFEST).exists()
     assert not list(tmp_path.glob("made/*/*.tar"))

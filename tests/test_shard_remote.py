@@ -176,7 +176,7 @@ def test_a_storage_that_nobody_knows_is_refused(zoo):
 
 def test_a_sequential_run_wants_a_folder(zoo, memory):
     source, _ = zoo
-    with pytest.raises(PrepareError, match="no local folder"):
+    with pytest.raises(PrepareError, match="need a local folder for their spool"):
         shard(source, "memory://made", SMALL, RunOptions(workers=1, sequential=True))
 
 

@@ -89,7 +89,7 @@ def test_an_archive_that_was_not_downloaded_to_its_end_is_refused(tmp_path, rng,
 
 def test_an_archive_that_is_no_tar_is_refused(tmp_path):
     (tmp_path / TRAIN_TAR).write_bytes(b"<html>quota exceeded</html>" * 100)
-    with pytest.raises(PrepareError, match="damaged or is no tar"):
+    with pytest.raises(PrepareError, match="damaged or not a tar"):
         find_source(tmp_path)
 
 
@@ -374,7 +374,7 @@ def test_what_a_mac_adds_to_tars_is_left_out(tmp_path, rng):
 def test_a_file_in_an_archive_that_is_no_image_is_named_or_left_out(tmp_path):
     files = {"n01440764_1.JPEG": b"\xff\xd8", "n01440764_1.xml": b"<a/>", "README": b"Read me"}
     (tmp_path / TRAIN_TAR).write_bytes(tar_bytes({"n01440764.tar": tar_bytes(files)}))
-    assert "README is no image: it begins with b'Read me'" in refused(tmp_path)
+    assert "README is not an image: it begins with b'Read me'" in refused(tmp_path)
     source = find_source(tmp_path, SourceOptions(skip=True))
     assert source.images == 1
     (stray,) = source.left_out
@@ -491,4 +491,4 @@ def test_what_is_wrong_with_class_tars_that_are_not_kept_does_not_matter(tmp_pat
         options = SourceOptions(classes=("bee", "ant"))
         assert find_source(tmp_path, options).splits["train"].label.tolist() == [1, 0]
     else:
-        assert "notes.txt is no image" in refused(tmp_path)
+        assert "notes.txt is not an image" in refused(tmp_path)

@@ -163,7 +163,7 @@ def test_what_is_wrong_with_classes_that_are_not_kept_does_not_matter(tmp_path):
     write(tmp_path, ["ant/1.jpg", "bee/2.jpg"])
     source = find_source(tmp_path, SourceOptions(classes=("bee", "ant")))
     assert (source.images, source.left_out) == (2, ())
-    with pytest.raises(PrepareError, match=r"cow/README.md is no image"):
+    with pytest.raises(PrepareError, match=r"cow/README.md is not an image"):
         find_source(tmp_path, SourceOptions(classes=("bee", "cow")))
 
 
@@ -192,7 +192,7 @@ def test_files_that_plainly_are_no_images_are_all_named_before_encoding(tmp_path
     (root / "val/cat/cat_val_3.JPEG").write_bytes(pointer)
     with pytest.raises(PrepareError, match="holds 3 files that cannot become a sample") as caught:
         shard(root, tmp_path / "made", SMALL, HERE)
-    assert "ant_train_1.JPEG is no image: it begins with b'<html>404</html" in str(caught.value)
+    assert "ant_train_1.JPEG is not an image: it begins with b'<html>404</html" in str(caught.value)
     assert "bee_val_2.JPEG is empty" in str(caught.value)
     assert "cat_val_3.JPEG is a Git LFS pointer" in str(caught.value)
     assert not list(tmp_path.glob("made/*/*.tar"))
@@ -287,7 +287,7 @@ def test_classes_that_no_text_file_can_name_are_refused(tmp_path, name):
         file.write(J)
     write(tmp_path, ["cat/2.jpg"])
     message = refused(tmp_path)
-    assert "cannot stand in synsets.txt" in message
+    assert "cannot be written to synsets.txt" in message
     assert "\n" not in message
 
 
@@ -433,7 +433,7 @@ def test_files_left_out_are_in_the_manifest_and_the_others_are_the_same_shards(t
     manifest = shard(root, tmp_path / "made", SMALL, skip)
     assert [(left.path, left.reason) for left in manifest.left_out] == [
         ("train/ant/gone.JPEG", "is a broken link (No such file or directory)"),
-        ("train/bee/README.md", "is no image: it begins with b'# Bees\\n'"),
+        ("train/bee/README.md", "is not an image: it begins with b'# Bees\\n'"),
     ]
     assert manifest.left_out[0].sha256 == ""
     assert len(manifest.left_out[1].sha256) == 64
@@ -463,7 +463,7 @@ def test_a_dry_run_shows_the_tree_as_it_is_understood(tmp_path, rng):
     assert "3 classes: 0 ant, 1 bee, 2 cat" in text
     assert f"train: 6 images in 1 shards of 6, from {root}/train" in text
     assert "left out: " in text
-    assert "README is no image" in text
+    assert "README is not an image" in text
     assert "Warning: " in text
     assert not (tmp_path / "out").exists()
 

@@ -1,11 +1,13 @@
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 
 import pytest
 
 from alexnet.model import networks
 from alexnet.model.spec import Conv, Dense, ModelConfig, parameter_count, sizes, with_rows
+from alexprep.schema import convert
 
 # Counted by hand from the layer files; 145, 145-half and 146 are logged by the released code.
 PARAMETERS = {
@@ -62,7 +64,7 @@ def test_pools_that_do_not_overlap_give_the_maps_of_the_released_config():
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_a_config_survives_json(name):
     config = getattr(networks, name)(classes=7)
-    assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert convert(json.loads(json.dumps(asdict(config))), ModelConfig) == config
     assert config.classes == 7
 
 
@@ -128,8 +130,8 @@ def test_a_config_that_makes_no_network_says_which_field_is_wrong(change, messag
 
 
 def test_an_unknown_field_or_layer_is_named():
-    with pytest.raises(ValueError, match="dropuot"):
-        ModelConfig.from_dict({**networks.code2012().to_dict(), "dropuot": 0.1})
+    with pytest.raises(ValueError, match="'dropuot' is not a field of ModelConfig"):
+        convert({**asdict(networks.code2012()), "dropuot": 0.1}, ModelConfig)
     with pytest.raises(ValueError, match="conv9"):
         with_rows(networks.code2012(), conv9={"sd": 1.0})
 

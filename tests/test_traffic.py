@@ -31,7 +31,7 @@ def test_layers_that_see_both_columns_are_those_that_exchange(name, layers):
     if config.columns == 1:
         assert sum(exchange.values for exchange in table) == 0
     else:
-        assert [exchange.before for exchange in table] == layers
+        assert [exchange.layer for exchange in table] == layers
 
 
 def test_the_page_has_the_bytes_of_a_step_of_the_network_of_2012():

@@ -111,9 +111,18 @@ def test_lists_of_fixed_and_skipped_files_are_checked(tmp_path, rng):
     assert faults(root) == ()
     good = (root / "manifest.json").read_text()
     for change, expected in (
-        (lambda raw: raw["mended"]["gray"].pop(), "fixed as 'gray', or others, in mended"),
-        (lambda raw: raw["mended"].update(cmyk=["x"]), "fixed as 'cmyk', or others, in mended"),
-        (lambda raw: raw["mended"].clear(), "fixed as 'gray', or others, in mended"),
+        (
+            lambda raw: raw["mended"]["gray"].pop(),
+            "mended in the manifest does not list the images that are fixed as 'gray'",
+        ),
+        (
+            lambda raw: raw["mended"].update(cmyk=["x"]),
+            "mended in the manifest does not list the images that are fixed as 'cmyk'",
+        ),
+        (
+            lambda raw: raw["mended"].clear(),
+            "mended in the manifest does not list the images that are fixed as 'gray'",
+        ),
         (lambda raw: raw["left_out"].reverse(), "left_out in the manifest is not sorted"),
         (lambda raw: raw["left_out"].append(raw["left_out"][-1]), "or has a file twice"),
         (lambda raw: raw["left_out"][0].update(sha256="beef"), "left_out in the manifest has"),
@@ -156,7 +165,7 @@ def test_all_faults_are_named_and_counted(root):
     text = format_verified(verify(root, workers=1), root)
     for part in (
         "stray.txt is not in the manifest",
-        "synsets.txt does not say what the manifest says",
+        "synsets.txt does not agree with the manifest",
         f"{first} is missing",
         f"{second} is cut off",
         "train: label 0 has",
@@ -234,7 +243,7 @@ def test_labels_and_json_are_held_against_the_classes(tmp_path, rng):
 def test_a_key_that_is_there_twice_is_named(tmp_path, rng):
     items = drawn_items(rng, 2, size=32)
     root = write_dataset(tmp_path / "set", {"train": items, "test": items}, size=32, shards=1)
-    assert f"key '{items[0].key}' is there 2 times" in "\n".join(faults(root))
+    assert f"key '{items[0].key}' occurs 2 times" in "\n".join(faults(root))
 
 
 def test_shards_made_again_from_the_source_are_the_same_bytes(made):
@@ -258,7 +267,7 @@ def test_a_source_whose_pixels_changed_is_found_by_rebuilding(made, tmp_path, rn
 
 
 def test_another_source_or_none_is_refused(made, tmp_path, rng):
-    with pytest.raises(PrepareError, match="give --source"):
+    with pytest.raises(PrepareError, match="name it with --source"):
         verify(made[1], workers=1, rebuild=1)
     other = draw_classes(tmp_path / "zoo", rng, each=2)
     with pytest.raises(PrepareError, match=r"is not what .* was made from"):

@@ -200,7 +200,7 @@ def test_a_damaged_file_is_named(tmp_path, name, content):
 
 def test_a_file_of_something_else_is_named(tmp_path):
     torch.save([1, 2], tmp_path / "list.pth")
-    with pytest.raises(RunError, match="something else than named tensors"):
+    with pytest.raises(RunError, match="something other than named tensors"):
         read_weights(tmp_path / "list.pth")
     with pytest.raises(RunError, match=r"it has no layer1\.0\.weight"):
         from_torchvision({"layer1.0.weight": torch.zeros(1)})

@@ -25,10 +25,14 @@ class Seam(Protocol):
     """Which columns live in this process, on which devices, and how columns exchange."""
 
     @property
-    def columns(self) -> Sequence[int]: ...
+    def columns(self) -> Sequence[int]:
+        """Numbers of the columns that live in this process, ascending."""
+        ...
 
     @property
-    def devices(self) -> Sequence[torch.device]: ...
+    def devices(self) -> Sequence[torch.device]:
+        """The device of each of them."""
+        ...
 
     def gather(self, parts: Sequence[Tensor]) -> list[Tensor]:
         """For every column of this process the channels of all columns, in order."""
@@ -171,14 +175,14 @@ class Exchange:
     """What columns that live apart send each other before one layer, by the network's table.
 
     Attributes:
-        before: the layer that needs it; "loss" for the logits.
+        layer: that needs it; "loss" for the logits.
         what: its name in alexnet.distributed.mesh.Team.sent.
         shape: of one image's part, as one process sends it to one other.
         sent: how many times one image's part is sent, forward.
         returns: whether as much comes back with the gradients.
     """
 
-    before: str
+    layer: str
     what: str
     shape: tuple[int, ...]
     sent: int
@@ -196,11 +200,11 @@ def exchanges(config: ModelConfig) -> Iterator[Exchange]:
     shape: tuple[int, ...] = ()
     for row, size in zip(config.layers, sizes(config), strict=True):
         if row is config.layers[-1]:
-            yield Exchange(before=row.name, what="to first", shape=shape, sent=peers)
+            yield Exchange(layer=row.name, what="to first", shape=shape, sent=peers)
         elif shape and row.sees == "all":
             sent = config.columns * peers
-            yield Exchange(before=row.name, what="gather", shape=shape, sent=sent)
+            yield Exchange(layer=row.name, what="gather", shape=shape, sent=sent)
         side = (size.side, size.side) if isinstance(row, Conv) else ()
         shape = (row.out // config.columns, *side)
     logits = (config.classes,)
-    yield Exchange(before="loss", what="publish", shape=logits, sent=peers, returns=False)
+    yield Exchange(layer="loss", what="publish", shape=logits, sent=peers, returns=False)

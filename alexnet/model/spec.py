@@ -6,7 +6,7 @@ Nothing here imports torch: recipes and `--help` read these tables.
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, get_args
 
 Sees = Literal["own", "all"]
@@ -105,7 +105,7 @@ class ModelConfig:
         for size in sizes(self):
             if size.side < 1:
                 raise ValueError(
-                    f"ModelConfig.crop {self.crop} is too small: nothing is left of it at "
+                    f"ModelConfig.crop {self.crop} is too small: no pixels are left at "
                     f"{size.name}. Use a larger crop, or a network made for this one (smoke)."
                 )
         if parameter_count(self) > MAX_PARAMETERS:
@@ -125,26 +125,6 @@ class ModelConfig:
     @property
     def spatial(self) -> Lrn:
         return Lrn(self.spatial_size, self.spatial_alpha, self.spatial_beta, self.spatial_k)
-
-    def to_dict(self) -> dict[str, Any]:
-        """What JSON can hold; `from_dict` gives an equal config back."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, raw: Mapping[str, Any]) -> "ModelConfig":
-        """The config that `to_dict` wrote. ValueError names a field that is not known."""
-        unknown = set(raw) - {field.name for field in fields(cls)}
-        if unknown:
-            raise ValueError(f"ModelConfig has no {', '.join(sorted(unknown))}.")
-        values: dict[str, Any] = {**raw, "layers": tuple(_row(row) for row in raw["layers"])}
-        if "input_sd" in raw:
-            values["input_sd"] = tuple(raw["input_sd"])
-        return cls(**values)
-
-
-def _row(raw: Mapping[str, Any]) -> Layer:
-    values: dict[str, Any] = {**raw, "then": tuple(raw["then"])}
-    return Conv(**values) if "kernel" in raw else Dense(**values)
 
 
 def _check_numbers(config: ModelConfig) -> None:

@@ -75,6 +75,7 @@ def save(path: Path, meta: Mapping[str, Any], parts: Mapping[str, Tensors]) -> N
     sums = {group: _crc(tensors, group) for group in parts}
     checks = {"version": VERSION, "crc32": {**sums, HEADER: NO_DIGITS}}
     text = json.dumps({**meta, **checks}, allow_nan=False)
+    # The header holds a CRC of itself, which is known only when the header is.
     header, data = _split(to_bytes(tensors, {"alexprep": text}))
     partial = path.with_name(f"{path.name}.partial")
     try:
@@ -137,6 +138,7 @@ def load(path: Path, parts: Iterable[str] = ("model",)) -> Checkpoint:
     with damage_named(path):
         meta = msgspec.json.decode(text, type=dict[str, Any])
         checks = msgspec.convert(meta, _Checks)
+        # Another version may have other checks: it is refused below, not called damaged.
         if checks.version == VERSION:
             _check_header(header, checks.crc32, {name.partition("/")[0] for name in names})
             for group in parts:
@@ -165,7 +167,9 @@ def damage_named(path: Path) -> Generator[None]:
             f"{path} is damaged or no checkpoint ({reason}). Use another one."
         ) from error
     except RecursionError as error:
-        raise DamagedError(f"{path} is damaged (its JSON is too deep). Use another one.") from error
+        raise DamagedError(
+            f"{path} is damaged (its JSON is nested too deeply). Use another one."
+        ) from error
     except OSError as error:
         if error.filename is not None:  # may not be read, or has just been removed
             raise

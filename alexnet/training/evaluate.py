@@ -55,8 +55,8 @@ def rank_of_label(scores_NK: Tensor, labels_N: Tensor) -> Tensor:
     not right about everything; if a score of an image is NaN, its label ranks last.
     """
     own = scores_NK.gather(1, labels_N[:, None])
-    before = torch.arange(scores_NK.shape[1], device=scores_NK.device) < labels_N[:, None]
-    rank = ((scores_NK > own) | ((scores_NK == own) & before)).sum(1)
+    has_lower_class = torch.arange(scores_NK.shape[1], device=scores_NK.device) < labels_N[:, None]
+    rank = ((scores_NK > own) | ((scores_NK == own) & has_lower_class)).sum(1)
     return torch.where(scores_NK.isnan().any(1), scores_NK.shape[1] - 1, rank)
 
 

@@ -77,7 +77,7 @@ def read_weights(path: Path) -> State:
         if all(isinstance(tensor, Tensor) for tensor in named.values()):
             return {str(name): tensor for name, tensor in named.items()}
     raise RunError(
-        f"{path} holds something else than named tensors. Save a model's state_dict() alone."
+        f"{path} holds something other than named tensors. Save a model's state_dict() alone."
     )
 
 
@@ -90,8 +90,8 @@ def from_torchvision(state: Mapping[str, Tensor]) -> State:
     unknown = sorted(name for name in state if name.rpartition(".")[0] not in TORCHVISION)
     if unknown or not state:
         names = "; ".join(unknown[:8])
-        more = f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
-        raise RunError(f"Not the layout of torchvision's alexnet: it has no {names}{more}.")
+        suffix = f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
+        raise RunError(f"Not the layout of torchvision's alexnet: it has no {names}{suffix}.")
     return {
         f"{TORCHVISION[name.rpartition('.')[0]]}.{name.rpartition('.')[2]}": tensor
         for name, tensor in state.items()

@@ -148,7 +148,7 @@ class Trainer:
         damaged: list[tuple[Path, DamagedError]] = []
         saved = None
         for path in reversed(checkpoint.steps(self.run.folder)):
-            saved, error = None, DamagedError(f"{path} is damaged for another process.")
+            saved, error = None, DamagedError(f"Another process cannot read {path}.")
             try:
                 saved = self._load(path)
             except DamagedError as reason:
@@ -161,7 +161,7 @@ class Trainer:
         if damaged and saved is None:
             raise damaged[0][1]
         for path, error in damaged:
-            self._log(f"{error} It is now {path.name}.damaged; the one before it is used.")
+            self._log(f"{error} It was renamed to {path.name}.damaged; the one before it is used.")
             if self.run.replicas.writes:
                 path.rename(path.with_name(f"{path.name}.damaged"))
         return saved
@@ -173,7 +173,7 @@ class Trainer:
             TrainState.from_dict(saved.meta["progress"])
             chance, own = saved.parts["chance"]["cpu"], torch.get_rng_state()
             if (chance.dtype, chance.shape) != (own.dtype, own.shape):
-                raise ValueError("the state of torch's generator has another form")
+                raise ValueError("the state of torch's generator has another shape or type")
             if not isinstance(saved.meta["loader"], dict):
                 raise TypeError("the position of the loader is missing")
         return saved
@@ -262,6 +262,7 @@ class Trainer:
         interval = self.meter.flush()
         if self.run.replicas.world > 1:
             sums = [interval.images, interval.loss]
+            # float64 counts images exactly, and adds losses that rounding has not touched.
             own = torch.tensor(sums, device=self.device, dtype=torch.float64)
             images, loss = (float(value) for value in self.run.replicas.total(own))
             interval = interval._replace(images=round(images), loss=loss)

@@ -1,7 +1,7 @@
 """The commands that create and check a data set."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import click
 
@@ -13,6 +13,7 @@ from alexprep.commands.options import (
     scheduler_option,
     seed_option,
     start_workers,
+    take_fields,
     usage,
     workers_option,
 )
@@ -48,9 +49,8 @@ from alexprep.commands.options import (
 )
 @click.option(
     "--classes",
-    "classes_file",
     type=PATH,
-    help="Keep only the classes in this file, one per line, labelled in its order.",
+    help="Keep only the classes listed in this file, one per line, labelled in that order.",
 )
 @click.option("--image-column", metavar="NAME", help="Parquet column of images.  [default: image]")
 @click.option("--label-column", metavar="NAME", help="Parquet column of labels.  [default: label]")
@@ -67,43 +67,30 @@ from alexprep.commands.options import (
     type=click.Choice(["keep", "drop-train", "fail"]),
     default="keep",
     show_default=True,
-    help="What to do with an image that is there twice: keep it and count it in the manifest, "
-    "leave the copy out of the training split, or fail. The latter two hash the source first.",
+    help="What to do with duplicate images: keep and count them in the manifest, drop them from "
+    "the training split, or fail. The last two hash the source first.",
 )
 @click.option("--apply-orientation", is_flag=True, help="Rotate images by their EXIF orientation.")
 @click.option(
     "--sequential", is_flag=True, help="Read the archives front to back, for disks with slow seeks."
 )
-@click.option("--check-archives", is_flag=True, help="Check the archives' MD5 sums first.")
-@click.option("--planes", is_flag=True, help="Store the images decoded as well: `alexprep planes`.")
 @click.option(
-    "--dry-run", is_flag=True, help="Print the plan, its size and its duration; write nothing."
+    "--check-archives",
+    is_flag=True,
+    help="Verify the MD5 checksums of the official archives first.",
+)
+@click.option(
+    "--planes", is_flag=True, help="Also store the images decoded, as `alexprep planes` does."
+)
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Print the plan with its estimated size and duration; write nothing.",
 )
 @scheduler_option
 @json_option
 def shard(
-    source: Path,
-    out: str,
-    splits: tuple[str, ...],
-    size: int,
-    keep_aspect: bool,
-    quality: int,
-    shards: int | None,
-    seed: int,
-    validation: str | None,
-    classes_file: Path | None,
-    image_column: str | None,
-    label_column: str | None,
-    workers: int | None,
-    on_error: Literal["fail", "skip"],
-    on_duplicate: Literal["keep", "drop-train", "fail"],
-    apply_orientation: bool,
-    sequential: bool,
-    check_archives: bool,
-    planes: bool,
-    dry_run: bool,
-    scheduler: str | None,
-    as_json: bool,
+    source: Path, out: str, planes: bool, dry_run: bool, as_json: bool, **options: Any
 ) -> None:
     """Convert SOURCE to a data set of WebDataset shards in OUT.
 
@@ -118,49 +105,31 @@ def shard(
     Example:
         alexprep shard ~/ILSVRC ~/imagenet256
     """
-    if not dry_run and scheduler is None:
-        start_workers(workers, "alexprep.dataset.shard_writer")
+    if not dry_run and options["scheduler"] is None:
+        start_workers(options["workers"], "alexprep.dataset.shard_writer")
     from alexprep.dataset.shard import RunOptions, ShardConfig
-    from alexprep.dataset.shard import shard as run
+    from alexprep.dataset.shard import shard as work
     from alexprep.sources.synsets import read_classes
 
+    if options["classes"] is not None:
+        options["classes"] = read_classes(options["classes"])
     with usage():
-        config = ShardConfig(
-            size=size,
-            quality=quality,
-            shards=shards,
-            seed=seed,
-            apply_orientation=apply_orientation,
-            validation=validation,
-            classes=None if classes_file is None else read_classes(classes_file),
-            image_column=image_column,
-            label_column=label_column,
-            on_duplicate=on_duplicate,
-            keep_aspect=keep_aspect,
-        )
-        options = RunOptions(
-            splits=splits,
-            workers=workers,
-            on_error=on_error,
-            scheduler=scheduler,
-            sequential=sequential,
-            check_archives=check_archives,
-        )
+        config, run_options = take_fields(ShardConfig, options), take_fields(RunOptions, options)
     if dry_run:
         from alexprep.dataset.forecast import forecast
 
-        plan = forecast(source, out, config, options)
+        plan = forecast(source, out, config, run_options)
         print_json(plan.to_dict()) if as_json else print_text(plan.text())
         return
-    if planes and (size % 2 or "://" in out or keep_aspect):
+    if planes and (config.size % 2 or "://" in out or config.keep_aspect):
         raise click.UsageError(
             "--planes needs an even --size and a local folder as OUT, and not --keep-aspect."
         )
-    manifest = run(source, out, config, options)
+    manifest = work(source, out, config, run_options)
     if planes:
         from alexprep.dataset.decode import store_planes
 
-        store_planes(Path(out), workers=workers)
+        store_planes(Path(out), workers=run_options.workers)
     if as_json:
         click.echo(manifest.to_json(), nl=False)
         return
@@ -178,14 +147,7 @@ def shard(
 @workers_option
 @scheduler_option
 @json_option
-def stats(
-    dataset: Path,
-    split: str,
-    out: Path | None,
-    workers: int | None,
-    scheduler: str | None,
-    as_json: bool,
-) -> None:
+def stats(dataset: Path, as_json: bool, **options: Any) -> None:
     """Compute the mean image and the colour PCA of DATASET.
 
     Writes stats.json, stats.npz and mean.png to DATASET, where `alexprep train` reads them. With
@@ -195,31 +157,33 @@ def stats(
     Example:
         alexprep stats ~/imagenet256
     """
-    if scheduler is None:
-        start_workers(workers, "alexprep.dataset.stats", "alexprep.dataset.pixelsums")
+    if options["scheduler"] is None:
+        start_workers(options["workers"], "alexprep.dataset.stats", "alexprep.dataset.pixelsums")
     from alexprep.dataset.stats import compute_stats
     from alexprep.dataset.stats_report import format_report
 
-    result = compute_stats(dataset, split, workers=workers, scheduler=scheduler, out=out)
+    result = compute_stats(dataset, **options)
     print_json(result.to_dict()) if as_json else print_text(format_report(result))
 
 
 @click.command()
 @click.argument("dataset", type=PATH)
 @click.option(
-    "--license", metavar="ID", help="License, as the Hugging Face Hub calls it: cc-by-4.0."
+    "--license", metavar="ID", help="License identifier of the Hugging Face Hub, such as cc-by-4.0."
 )
-@click.option("--author", metavar="NAME", help="Who publishes the data set.")
-@click.option("--description", metavar="TEXT", help="What the data set is, in Markdown.")
-@click.option("--data-version", "version", metavar="VERSION", help="Version of the data: 1.0.0.")
+@click.option("--author", metavar="NAME", help="Publisher of the data set.")
+@click.option("--description", metavar="TEXT", help="Description of the data set, in Markdown.")
+@click.option(
+    "--data-version", "version", metavar="VERSION", help="Version of the data set, such as 1.1.0."
+)
 @click.option("--url", help="Web page of the data set.")
-@click.option("--published", metavar="DATE", help="Date of publication: 2026-11-28.")
+@click.option("--published", metavar="DATE", help="Date of publication, such as 2026-11-28.")
 @click.option("--force", is_flag=True, help="Overwrite a card that was edited by hand.")
 def card(dataset: Path, force: bool, **changes: str | None) -> None:
-    """Write README.md, croissant.json and SHA256SUMS of DATASET anew.
+    """Update README.md, croissant.json and SHA256SUMS of DATASET.
 
-    `alexprep shard` and `alexprep stats` write them too. What an option says is remembered for the
-    next time. An empty text takes an earlier one back.
+    `alexprep shard` and `alexprep stats` write them too. Options are remembered by later calls; an
+    empty value removes an earlier one.
 
     \b
     Example:
@@ -247,7 +211,7 @@ def card(dataset: Path, force: bool, **changes: str | None) -> None:
     help="Rebuild N random shards from --source and compare them byte for byte.",
 )
 @click.option("--source", type=PATH, help="Source that DATASET was converted from, for --rebuild.")
-def verify(dataset: Path, workers: int | None, rebuild: int, source: Path | None) -> None:
+def verify(dataset: Path, **options: Any) -> None:
     """Check every shard and image of DATASET against its manifest.
 
     Prints one line per fault. The exit code is 1 if there are any.
@@ -256,11 +220,11 @@ def verify(dataset: Path, workers: int | None, rebuild: int, source: Path | None
     Example:
         alexprep verify ~/imagenet256 --rebuild 3 --source ~/ILSVRC
     """
-    start_workers(workers, "alexprep.dataset.verify")
+    start_workers(options["workers"], "alexprep.dataset.verify")
     from alexprep.dataset.verify import format_verified
     from alexprep.dataset.verify import verify as work
 
-    result = work(dataset, workers=workers, rebuild=rebuild, source=source)
+    result = work(dataset, **options)
     print_text(format_verified(result, dataset))
     raise SystemExit(1 if result.faults else 0)
 
@@ -270,10 +234,10 @@ def verify(dataset: Path, workers: int | None, rebuild: int, source: Path | None
 @click.option("--split", "splits", multiple=True, help="Split to decode.  [default: all]")
 @workers_option
 def planes(dataset: Path, splits: tuple[str, ...], workers: int | None) -> None:
-    """Decode every image of DATASET once, so that training need not.
+    """Store the images of DATASET decoded, for faster training.
 
-    Writes DATASET/planes, 98 KB per image of 256 pixels, from which the loader makes the same
-    pixels several times faster than from JPEGs. Run it again to resume.
+    Writes DATASET/planes, 98 KB per image of 256 pixels. The loader makes the same pixels from it
+    several times faster than from JPEGs. Run it again to resume.
 
     \b
     Example:
@@ -291,12 +255,12 @@ def planes(dataset: Path, splits: tuple[str, ...], workers: int | None) -> None:
 
 @click.command("check-imagenet")
 @click.argument("dataset", type=PATH)
-@click.option("--source", type=PATH, help="Folder with the official archives, to check their MD5.")
+@click.option("--source", type=PATH, help="Folder with the official archives, to verify their MD5.")
 def check_imagenet(dataset: Path, source: Path | None) -> None:
-    """Compare DATASET, made from ILSVRC2012, with what is published about it.
+    """Compare DATASET with published facts about ILSVRC2012.
 
-    Prints a line per fact: images per split and class, the CMYK and PNG files by name, labels of
-    twenty validation images, mean colour, colour axes. The exit code is 1 if one differs.
+    Prints one line per fact: images per split and class, the CMYK and PNG files by name, labels of
+    twenty validation images, mean colour, colour axes. The exit code is 1 if any differs.
 
     \b
     Example:
@@ -314,12 +278,14 @@ def check_imagenet(dataset: Path, source: Path | None) -> None:
 @click.argument("dataset", type=PATH)
 @click.argument("key")
 @click.option("--json", "as_json", is_flag=True, help="Print its metadata instead of the image.")
-@click.option("--out", type=PATH, help="Write its three files to this folder instead.")
+@click.option(
+    "--out", type=PATH, help="Write the three files of the sample to this folder instead."
+)
 def cat(dataset: Path, key: str, as_json: bool, out: Path | None) -> None:
     """Print one sample of DATASET by key.
 
     Writes the JPEG to standard output. KEY is the name of the source file without its extension.
-    The full name works too, also if the key differs from it because of spaces or dots.
+    The full file name is accepted too, even where spaces or dots in it were replaced in the key.
 
     \b
     Example:

@@ -2,7 +2,7 @@
 
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import click
 
@@ -71,7 +71,7 @@ def parse_weights(text: str) -> tuple[float, ...]:
     "--coordinator",
     default="",
     metavar="HOST:PORT",
-    help="Where the machines meet: one of them, and a free port.",
+    help="One of the machines and a free port on it, to which the others connect.",
 )
 @click.option(
     "--backend",
@@ -111,19 +111,12 @@ def parse_weights(text: str) -> tuple[float, ...]:
 def train(
     dataset: Path,
     run: Path,
-    recipe: str,
-    smoke: bool,
     devices: str,
     replicas: int,
     nodes: int,
     coordinator: str,
-    backend: Literal["auto", "dali", "torch", "planes", "resident"],
-    epochs: int | None,
-    seed: int,
-    settings: tuple[str, ...],
     no_validation: bool,
-    init_from: Path | None,
-    stats: Path | None,
+    **options: Any,
 ) -> None:
     """Train AlexNet on DATASET.
 
@@ -139,23 +132,13 @@ def train(
     from alexprep.model.training import train as work
 
     with usage():
-        summary = work(
-            dataset,
-            run,
-            TrainOptions(
-                recipe=recipe,
-                smoke=smoke,
-                devices=tuple(devices.split(",")),
-                launch=Launch(replicas=replicas, nodes=nodes, coordinator=coordinator),
-                backend=backend,
-                epochs=epochs,
-                seed=seed,
-                settings=settings,
-                validation=not no_validation,
-                init_from=init_from,
-                stats=stats,
-            ),
+        train_options = TrainOptions(
+            devices=tuple(devices.split(",")),
+            launch=Launch(replicas=replicas, nodes=nodes, coordinator=coordinator),
+            validation=not no_validation,
+            **options,
         )
+        summary = work(dataset, run, train_options)
     # The terminal may be gone, which is one of the ways to stop a run.
     with suppress(OSError):
         if summary.writes:
@@ -189,21 +172,19 @@ def train(
 def evaluate(
     checkpoints: tuple[Path, ...],
     data: Path,
-    split: str,
     views: str,
-    batch: int,
     device: str,
     weights: str | None,
-    labels: Path | None,
     save: Path | None,
     per_class: bool,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Print the top-1 and top-5 error of CHECKPOINTS.
 
     A checkpoint is a file, the folder of a run (its best checkpoint), or a file of saved
     predictions. The predictions of several checkpoints are averaged. Classes are matched by wnid
-    or name: the data set may have some of the network's classes, and others.
+    or name: the data set may lack some of the network's classes and have others.
 
     \b
     Example:
@@ -213,15 +194,13 @@ def evaluate(
     from alexprep.model.evaluation import evaluate as work
 
     with usage():
-        options = EvalOptions(
-            split=split,
+        eval_options = EvalOptions(
             views=1 if views == "1" else 10,
-            batch=batch,
             device=device_name(device),
             weights=parse_weights(weights) if weights else (),
-            labels=labels,
+            **options,
         )
-        result = work(checkpoints, data, options, save=save)
+        result = work(checkpoints, data, eval_options, save=save)
     print_device(device)
     if as_json:
         print_json(result.to_dict())

@@ -1,14 +1,17 @@
 """Options that several commands share, and how results and wrong values are printed."""
 
 import json
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
+from typing import Any, TypeVar, cast
 
 import click
 
 from alexprep.errors import printable
 
+T = TypeVar("T")
 # An unreadable file is no usage error (exit code 2): the command itself reports it, with 1.
 PATH = click.Path(path_type=Path, readable=False)
 workers_option = click.option(
@@ -28,6 +31,12 @@ device_option = click.option(
     show_default=True,
     help="Device: auto, cpu or cuda:0. auto is the first GPU, or the CPU.",
 )
+
+
+def take_fields(kind: type[T], options: Mapping[str, Any]) -> T:
+    """The dataclass `kind` made of the options of a command that are fields of it."""
+    names = [field.name for field in fields(cast(Any, kind))]
+    return kind(**{name: options[name] for name in names if name in options})
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -100,16 +101,7 @@ def watch(run: Path, interval: float, once: bool) -> None:
 )
 @click.option("--out", type=PATH, help="Save the results as JSON in this folder.")
 @json_option
-def bench(
-    what: str,
-    rounds: int,
-    images: int,
-    workers: int | None,
-    device: str,
-    data: Path | None,
-    out: Path | None,
-    as_json: bool,
-) -> None:
+def bench(what: str, workers: int | None, out: Path | None, as_json: bool, **options: Any) -> None:
     """Measure throughput against a baseline, interleaved.
 
     \b
@@ -120,9 +112,7 @@ def bench(
     from alexprep.bench.suite import BenchConfig, run_bench
 
     with usage():
-        config = BenchConfig(
-            rounds=rounds, images=images, workers=workers or 0, device=device, data=data
-        )
+        config = BenchConfig(workers=workers or 0, **options)
     for result in run_bench(what, config, out):
         text = f"{result.part} on {conditions(result)}\n\n{table(result.rows)}\n"
         click.echo(result.to_json() if as_json else text)
@@ -130,7 +120,7 @@ def bench(
 
 @click.command()
 @click.argument("source", type=PATH, required=False)
-@click.option("--out", type=PATH, default=Path(), help="Folder that the shards are for.")
+@click.option("--out", type=PATH, default=Path(), help="Folder to write the shards to.")
 @json_option
 def doctor(source: Path | None, out: Path, as_json: bool) -> None:
     """Check the installation and print how to fix each problem.

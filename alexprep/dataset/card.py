@@ -217,6 +217,7 @@ def _dataset_info(manifest: Manifest) -> dict[str, Any]:
     return {
         "features": [
             {"name": "jpg", "dtype": "image"},
+            # `datasets` could infer numbers from the tars, but not what they are called.
             {"name": "cls", "dtype": {"class_label": {"names": names}}},
             {
                 "name": "json",

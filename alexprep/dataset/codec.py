@@ -47,6 +47,8 @@ CODEC = {
     "subsampling": "4:2:0",
     WEBP_TIFF: VERSION,
 }
+# Of the formats that Pillow knows these alone: each is a parser for files of unknown origin, and
+# that of EPS starts a program.
 OTHER_FORMATS = ("PNG", "GIF", "BMP", "TIFF", "PPM")
 # The largest ILSVRC image has 61 megapixels. Above MAX_WHOLE a JPEG is decoded at half its size, so
 # that its pixels take 128 MiB at most. Other formats cannot be and are refused; their pixels take
@@ -101,7 +103,7 @@ def encode(
     if data.startswith(SOI):
         header = read_header(data)
         if header is None:
-            raise ImageError("is a JPEG that ends within its header")
+            raise ImageError("is a JPEG that is cut off within its header")
         image, fixes = _decode_jpeg(data, header)
         width, height = header.width, header.height
         if apply_orientation and header.orientation in TURNS:
@@ -165,31 +167,30 @@ def _decode_jpeg(data: bytes, header: Header) -> tuple[Image.Image, tuple[str, .
     if header.bits != 8 or header.components not in (1, 3, 4):
         raise ImageError(
             f"is a JPEG of {header.components} components of {header.bits} bits; 1, 3 or 4 of 8 "
-            "bits can be read"
+            "bits are supported"
         )
+    # Before anything is decoded: what the header claims bounds the memory and the time it takes.
     pixels = header.width * header.height
     if pixels == 0:
-        raise ImageError(f"says it is {header.width} x {header.height} pixels: it has none")
+        raise ImageError(f"has no pixels: its size is {header.width} x {header.height}")
     if pixels > MAX_PIXELS:
         raise ImageError(
-            f"says it is {header.width} x {header.height} pixels; {MAX_PIXELS:,} is the most"
+            f"has {header.width} x {header.height} pixels; at most {MAX_PIXELS:,} are supported"
         )
     # Counting takes a tenth of the time of decoding; most JPEGs are one scan by their first.
     scans = 1 if _is_one_scan(data, header) else _count_scans(data)
     if scans > MAX_SCANS:
-        raise ImageError(f"is a JPEG of {scans:,} scans; {MAX_SCANS} is the most")
-    fixes = [
-        name
-        for name, applies in (
-            ("cmyk", header.components == 4),
-            ("gray", header.components == 1),
-            ("exif", header.orientation != 1),
-            ("progressive", header.progressive),
-        )
-        if applies
-    ]
+        raise ImageError(f"is a JPEG of {scans:,} scans; at most {MAX_SCANS} are supported")
+    fixes = _applied(
+        {
+            "cmyk": header.components == 4,
+            "gray": header.components == 1,
+            "exif": header.orientation != 1,
+            "progressive": header.progressive,
+        }
+    )
     try:
-        return _turbo(data, header), tuple(fixes)
+        return _turbo(data, header), fixes
     except ValueError as error:
         return _second_opinion(data, header, error), (*fixes, "damaged")
 
@@ -307,8 +308,8 @@ def _decode_other(data: bytes) -> tuple[Image.Image, tuple[str, ...]]:
     except Image.UnidentifiedImageError:
         name = unread_format(data)
         if name:
-            raise ImageError(f"is {name}, which is not read; convert it to PNG") from None
-        raise ImageError(f"is no image: it begins with {data[:16]!r}") from None
+            raise ImageError(f"is {name}, which is not supported; convert it to PNG") from None
+        raise ImageError(f"is not an image: it begins with {data[:16]!r}") from None
     except Exception as error:  # noqa: BLE001 - odd tags of a TIFF raise TypeError, ImportError, ...
         raise ImageError(f"is a damaged {kind} ({error or type(error).__name__})") from None
 
@@ -317,7 +318,7 @@ def _refuse_size(size: tuple[int, int], kind: str) -> None:
     width, height = size
     if width * height > MAX_WHOLE:
         raise ImageError(
-            f"says it is {width} x {height} pixels; {MAX_WHOLE:,} is the most for {kind}"
+            f"has {width} x {height} pixels; at most {MAX_WHOLE:,} are supported for {kind}"
         )
 
 
@@ -325,23 +326,11 @@ def _decode_compressed_tiff(data: bytes, image: Image.Image) -> tuple[Image.Imag
     """As `_as_rgb`, which sees only what the TIFF's own mode says of it."""
     mode = image.mode
     if mode in ("I", "F", "LAB"):
-        raise ImageError(f"is a tiff of mode {mode}, which is not read; convert it to PNG")
+        raise ImageError(f"is a tiff of mode {mode}, which is not supported; convert it to PNG")
     decoded = decode_tiff(data, image)
     bits: Any = image.getexif().get(BITS_PER_SAMPLE, 8)
     deep = mode.startswith("I;16") or 16 in (bits if isinstance(bits, tuple) else (bits,))
-    fixes = [
-        name
-        for name, applies in (
-            ("tiff", True),
-            ("gray", mode in ("1", "L", "LA") or mode.startswith("I;16")),
-            ("16bit", deep),
-            ("palette", mode in ("P", "PA")),
-            ("alpha", mode.endswith("A")),
-            ("cmyk", mode == "CMYK"),
-        )
-        if applies
-    ]
-    return decoded.convert("RGB"), tuple(fixes)
+    return decoded.convert("RGB"), _mode_fixes("tiff", mode, deep=deep, alpha=mode.endswith("A"))
 
 
 def _as_rgb(image: Image.Image, kind: str, *, deep: bool) -> tuple[Image.Image, tuple[str, ...]]:
@@ -351,17 +340,23 @@ def _as_rgb(image: Image.Image, kind: str, *, deep: bool) -> tuple[Image.Image, 
         raise ImageError(f"is a {kind} with 32-bit pixels, whose range is unknown")
     if mode.startswith("I;16"):
         image, deep = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)), True
-    transparent = image.info.pop("transparency", None) is not None
-    fixes = [
-        name
-        for name, applies in (
-            (kind, True),
-            ("gray", mode in ("1", "L", "LA") or mode.startswith("I;16")),
-            ("16bit", deep),
-            ("palette", mode in ("P", "PA")),
-            ("alpha", mode.endswith("A") or transparent),
-            ("cmyk", mode == "CMYK"),
-        )
-        if applies
-    ]
-    return image.convert("RGB"), tuple(fixes)
+    alpha = image.info.pop("transparency", None) is not None or mode.endswith("A")
+    return image.convert("RGB"), _mode_fixes(kind, mode, deep=deep, alpha=alpha)
+
+
+def _mode_fixes(kind: str, mode: str, *, deep: bool, alpha: bool) -> tuple[str, ...]:
+    """What becomes of an image in this format and mode of Pillow's."""
+    return _applied(
+        {
+            kind: True,
+            "gray": mode in ("1", "L", "LA") or mode.startswith("I;16"),
+            "16bit": deep,
+            "palette": mode in ("P", "PA"),
+            "alpha": alpha,
+            "cmyk": mode == "CMYK",
+        }
+    )
+
+
+def _applied(fixes: Mapping[str, bool]) -> tuple[str, ...]:
+    return tuple(name for name, applies in fixes.items() if applies)

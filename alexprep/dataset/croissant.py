@@ -42,11 +42,7 @@ CONTEXT: dict[str, Any] = {
         *("subField", "transform"),
     )
 }
-SPLITS = {
-    "train": "cr:TrainingSplit",
-    "validation": "cr:ValidationSplit",
-    "test": "cr:TestSplit",
-}
+SPLITS = {"train": "cr:TrainingSplit", "validation": "cr:ValidationSplit", "test": "cr:TestSplit"}
 MAX_NAMED = 100
 
 
@@ -169,73 +165,52 @@ def _files(manifest: Manifest, split: str) -> list[dict[str, Any]]:
 
 
 def _classes(manifest: Manifest) -> dict[str, Any]:
-    return {
-        "@type": "cr:RecordSet",
-        "@id": "classes",
-        "name": "classes",
-        "dataType": "sc:Enumeration",
-        "key": {"@id": "classes/label"},
-        "field": [
-            _field("classes/label", "sc:Integer"),
-            _field("classes/wnid", "sc:Text"),
-            _field("classes/name", "sc:Text"),
-        ],
-        "data": [
-            {"classes/label": label, "classes/wnid": wnid, "classes/name": names}
-            for label, (wnid, names) in enumerate(manifest.classes)
-        ],
-    }
+    data = [
+        {"classes/label": label, "classes/wnid": wnid, "classes/name": names}
+        for label, (wnid, names) in enumerate(manifest.classes)
+    ]
+    fields = [("label", "sc:Integer"), ("wnid", "sc:Text"), ("name", "sc:Text")]
+    fields = [_field(f"classes/{name}", kind) for name, kind in fields]
+    return _records_of("classes", "label", fields, dataType="sc:Enumeration") | {"data": data}
 
 
 def _splits(manifest: Manifest) -> dict[str, Any]:
-    return {
-        "@type": "cr:RecordSet",
-        "@id": "splits",
-        "name": "splits",
-        "dataType": "cr:Split",
-        "key": {"@id": "splits/name"},
-        "field": [_field("splits/name", "sc:Text"), _field("splits/url", "sc:URL")],
-        "data": [
-            {"splits/name": split, "splits/url": SPLITS.get(split, "cr:Split")}
-            for split in manifest.splits
-        ],
-    }
+    data = [
+        {"splits/name": split, "splits/url": SPLITS.get(split, "cr:Split")}
+        for split in manifest.splits
+    ]
+    fields = [_field("splits/name", "sc:Text"), _field("splits/url", "sc:URL")]
+    return _records_of("splits", "name", fields, dataType="cr:Split") | {"data": data}
 
 
 def _records(split: str) -> list[dict[str, Any]]:
     """The labels of a split, and its images with them."""
     labels = f"{split}_labels"
-    return [
-        {
-            "@type": "cr:RecordSet",
-            "@id": labels,
-            "name": labels,
-            "key": {"@id": f"{labels}/key"},
-            "field": [
-                _field(f"{labels}/key", "sc:Text", _key(f"{split}-cls")),
-                _field(f"{labels}/label", "sc:Integer", _content(f"{split}-cls")),
-            ],
-        },
-        {
-            "@type": "cr:RecordSet",
-            "@id": split,
-            "name": split,
-            "description": "Every image of the split. The label counts from 0, as in classes.",
-            "key": {"@id": f"{split}/key"},
-            "field": [
-                _field(f"{split}/key", "sc:Text", _key(f"{split}-jpg"))
-                | {"references": {"field": {"@id": f"{labels}/key"}}},
-                _field(f"{split}/split", "sc:Text")
-                | {"value": split, "references": {"field": {"@id": "splits/name"}}},
-                _field(f"{split}/image", "sc:ImageObject", _content(f"{split}-jpg")),
-                _field(
-                    f"{split}/label",
-                    ["sc:Integer", "cr:Label"],
-                    {"field": {"@id": f"{labels}/label"}},
-                ),
-            ],
-        },
+    label_fields = [
+        _field(f"{labels}/key", "sc:Text", _key(f"{split}-cls")),
+        _field(f"{labels}/label", "sc:Integer", _content(f"{split}-cls")),
     ]
+    label = {"field": {"@id": f"{labels}/label"}}
+    fields = [
+        _field(f"{split}/key", "sc:Text", _key(f"{split}-jpg"))
+        | {"references": {"field": {"@id": f"{labels}/key"}}},
+        _field(f"{split}/split", "sc:Text")
+        | {"value": split, "references": {"field": {"@id": "splits/name"}}},
+        _field(f"{split}/image", "sc:ImageObject", _content(f"{split}-jpg")),
+        _field(f"{split}/label", ["sc:Integer", "cr:Label"], label),
+    ]
+    description = "Every image of the split. The label counts from 0, as in classes."
+    return [
+        _records_of(labels, "key", label_fields),
+        _records_of(split, "key", fields, description=description),
+    ]
+
+
+def _records_of(
+    ident: str, key: str, fields: list[dict[str, Any]], **properties: str
+) -> dict[str, Any]:
+    head = {"@type": "cr:RecordSet", "@id": ident, "name": ident}
+    return head | properties | {"key": {"@id": f"{ident}/{key}"}, "field": fields}
 
 
 def _field(

@@ -62,15 +62,19 @@ def store_planes(
             f"{root} keeps the aspect ratio of its images, and planes hold squares of one size. "
             "Train from its JPEGs, or make a data set without --keep-aspect."
         )
-    with LocalStore(root).locked():
-        return _store_planes(root, manifest, splits, workers or cores())
-
-
-def _store_planes(
-    root: Path, manifest: Manifest, splits: Sequence[str], workers: int
-) -> PlanesSummary:
     names = tuple(splits) or tuple(manifest.splits)
-    shards = [(name, shard) for name in names for shard in manifest.split(name, root).shards]
+    shards = [shard for name in names for shard in manifest.split(name, root).shards]
+    with LocalStore(root).locked():
+        written = _write_missing(root, manifest, names, workers or cores())
+    return PlanesSummary(
+        files=len(shards),
+        written=written,
+        images=sum(shard.samples for shard in shards),
+        bytes=sum(planes_file_bytes(manifest.size, shard.samples) for shard in shards),
+    )
+
+
+def _write_missing(root: Path, manifest: Manifest, names: Sequence[str], workers: int) -> int:
     (root / FOLDER).mkdir(exist_ok=True)
     for partial in (root / FOLDER).glob("*.partial"):  # of a call that was killed
         partial.unlink()
@@ -88,12 +92,7 @@ def _store_planes(
     ):
         for index, size in results:
             progress.advance(pending[index].samples, bytes=size)
-    return PlanesSummary(
-        files=len(shards),
-        written=len(tasks),
-        images=sum(shard.samples for _, shard in shards),
-        bytes=sum(planes_file_bytes(manifest.size, shard.samples) for _, shard in shards),
-    )
+    return len(tasks)
 
 
 def _is_stored(root: Path, shard: Shard, size: int) -> bool:

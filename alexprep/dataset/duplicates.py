@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from alexprep.errors import PrepareError
+from alexprep.errors import PrepareError, counted, listed
 from alexprep.sources.content import Stray
 from alexprep.sources.items import Items, Unreadable
 from alexprep.sources.listing import TRAIN, Source
@@ -84,8 +84,7 @@ def describe_duplicates(counts: Mapping[str, int]) -> list[str]:
         "within_class": "more than once in a class of a split",
     }
     return [
-        f"{counts[kind]:,} image{'s' * (counts[kind] != 1)} {'is' if counts[kind] == 1 else 'are'} "
-        f"{place}."
+        f"{counted(counts[kind], 'image')} {'is' if counts[kind] == 1 else 'are'} {place}."
         for kind, place in places.items()
         if counts.get(kind)
     ]
@@ -139,15 +138,12 @@ def refuse_duplicates(source: Source, workers: int) -> None:
     if not groups:
         return
     paths = _Paths(source)
-    lines = [
-        f"  {' = '.join(paths[index] for index in group.tolist())}" for group in groups[:MOST_NAMED]
-    ]
-    if len(groups) > MOST_NAMED:
-        lines.append(f"  and {len(groups) - MOST_NAMED:,} more")
     summary = " ".join(describe_duplicates(count_duplicates(images, groups)))
     raise PrepareError(
         f"{source.name} holds images more than once. {summary}",
-        *lines,
+        *listed(
+            [" = ".join(map(paths.__getitem__, group.tolist())) for group in groups], MOST_NAMED
+        ),
         "Remove them, keep them with --on-duplicate keep, or leave them out of training with "
         "--on-duplicate drop-train.",
     )
@@ -166,15 +162,16 @@ def drop_duplicates(source: Source, workers: int) -> Source:
     if not pairs:
         return source
     samples = source.splits[TRAIN]
+    # A class that would lose all its images is refused: it would be gone from training unseen.
     is_kept = np.ones(len(samples.key), bool)
     is_kept[[dropped - paths.starts[train] for dropped, _ in pairs]] = False
     emptied = np.setdiff1d(samples.label, samples.label[is_kept])
     if len(emptied):
         wnid = source.classes[int(emptied[0])][0]
         raise PrepareError(
-            f"Without its duplicates {source.name} has no training image of {len(emptied):,} "
-            f"classes, the first is {wnid!r}. Use --on-duplicate keep, or leave these classes out "
-            "with --classes."
+            f"Dropping duplicates leaves {len(emptied):,} classes of {source.name} without "
+            f"training images, the first is {wnid!r}. Use --on-duplicate keep, or leave these "
+            "classes out with --classes."
         )
     strays = [
         Stray(
@@ -184,8 +181,8 @@ def drop_duplicates(source: Source, workers: int) -> Source:
         )
         for dropped, stays in pairs
     ]
-    kept = dict(source.splits) | {TRAIN: samples.select(np.flatnonzero(is_kept))}
-    return replace(source, splits=kept, left_out=(*source.left_out, *strays))
+    remaining = dict(source.splits) | {TRAIN: samples.select(np.flatnonzero(is_kept))}
+    return replace(source, splits=remaining, left_out=(*source.left_out, *strays))
 
 
 class _Paths:

@@ -51,7 +51,7 @@ def dali_index(tar: Path) -> str:
     PrepareError for a tar without samples, or with a name that the index cannot hold.
     """
     if not tar.is_file():
-        raise PrepareError(f"{tar} is not a file. Give the tars to index.")
+        raise PrepareError(f"{tar} is not a file. Name the tars to index.")
     with tar.open("rb") as file:
         entries = scan_tar(tar, file.fileno())
     lines = [" ".join(_words(tar, members)) for members in _samples(entries)]
@@ -64,11 +64,12 @@ def export(kind: Literal["energon", "openclip"], root: Path, out: Path) -> list[
     """Link the tars of a data set into `out` with what Energon or OpenCLIP wants beside them."""
     manifest = Manifest.load(root)
     if out.exists() and any(out.iterdir()):
-        raise PrepareError(f"{out} is not empty. Give a new folder.")
+        raise PrepareError(f"{out} is not empty. Name a new folder.")
     written: list[Path] = []
     shards = [shard for split in manifest.splits.values() for shard in split.shards]
     with ProgressBar("export", len(shards), "shards", delay=DELAY) as progress:
         for shard in shards:
+            # A link takes no room, and a hard one outlives the data set.
             _link(root / shard.name, out / shard.name)
             if kind == "energon":
                 written.append(out / f"{shard.name}.idx")
@@ -145,7 +146,7 @@ def _index_folder(tar: Path) -> Path:
 def _link(source: Path, target: Path) -> None:
     """A hard link, or a symbolic one from another file system."""
     if not source.is_file():
-        raise PrepareError(f"{source} is missing. See what else is with `alexprep verify`.")
+        raise PrepareError(f"{source} is missing. Check the data set with `alexprep verify`.")
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         target.hardlink_to(source)

@@ -65,7 +65,7 @@ class Forecast:
             f"{self.images_per_second:,.0f} images/s each (from {self.probed:,} images)",
         ]
         if self.faults:
-            lines.append(f"  {self.faults:,} of the {self.probed:,} images looked at are no images")
+            lines.append(f"  {self.faults:,} of the {self.probed:,} sampled images cannot be read")
         if self.bytes_free is not None:
             short = "" if self.bytes_free > self.bytes else ": NOT ENOUGH"
             lines.append(f"  {_gigabytes(self.bytes_free)} are free there{short}")

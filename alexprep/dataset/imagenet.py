@@ -7,6 +7,7 @@ input_meta of akrizhevsky/cuda-convnet2.
 """
 
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -18,8 +19,9 @@ from alexprep.dataset.stats_report import RELEASE_2014_AXES, RELEASE_2014_STDEVS
 from alexprep.sources.ilsvrc import MD5, hash_archives
 from alexprep.sources.synsets import ilsvrc2012, wnid_by_id
 from pipelines.errors import DataError
-from pipelines.format import Manifest, parse_index
+from pipelines.format import Manifest
 from pipelines.imagestats import ImageStats
+from pipelines.shards import SplitReader
 
 MAX_NAMED = 5
 CMYK = frozenset(
@@ -175,7 +177,7 @@ def _label_fact(root: Path, manifest: Manifest, facts: Facts) -> Comparison:
     name = f"labels of {len(facts.validation)} validation images"
     if "validation" not in manifest.splits:
         return Comparison("unknown", f"{name}: the data set has no validation split")
-    wnids = _stored_wnids(root, manifest, frozenset(facts.validation))
+    wnids = _stored_wnids(root, manifest, facts.validation)
     wrong = [
         f"{key} is {wnids.get(key, 'missing')}, published {wnid}"
         for key, wnid in facts.validation.items()
@@ -186,23 +188,15 @@ def _label_fact(root: Path, manifest: Manifest, facts: Facts) -> Comparison:
     return Comparison("ok", name)
 
 
-def _stored_wnids(root: Path, manifest: Manifest, keys: frozenset[str]) -> dict[str, str]:
+def _stored_wnids(root: Path, manifest: Manifest, keys: Mapping[str, str]) -> dict[str, str]:
     """The classes of these validation images, by their labels in the tars."""
-    wnids: dict[str, str] = {}
-    for shard in manifest.splits["validation"].shards:
-        index, tar = root / shard.index, root / shard.name
-        try:
-            samples = [s for s in parse_index(index.read_bytes(), index) if s.key in keys]
-            with tar.open("rb") as file:
-                for sample in samples:
-                    file.seek(sample.cls.offset)
-                    label = int(file.read(sample.cls.size))
-                    wnids[sample.key] = manifest.classes[label][0]
-        except (OSError, ValueError, IndexError) as error:
-            raise DataError(
-                f"Cannot read a label in {tar}: {error}. Run `alexprep verify {root}`."
-            ) from error
-    return wnids
+    reader = SplitReader(root, manifest, "validation", check="size")
+    with closing(reader):
+        return {
+            key: manifest.classes[reader.read(index).label][0]
+            for index, key in enumerate(reader.keys())
+            if key in keys
+        }
 
 
 def _colour_facts(root: Path, manifest: Manifest, facts: Facts) -> Iterator[Comparison]:

@@ -3,7 +3,6 @@
 import base64
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,21 +13,20 @@ from numpy.typing import NDArray
 
 from alexprep import __version__
 from alexprep.dataset.card import README, Card, make_card
-from alexprep.dataset.checksums import SUMS, checksums, shard_digests
+from alexprep.dataset.checksums import SUMS, checksums, hash_file, shard_digests
 from alexprep.dataset.codec import codec_of
 from alexprep.dataset.croissant import CROISSANT
 from alexprep.dataset.duplicates import DIGEST_BYTES, count_duplicates, equal_groups, join
 from alexprep.dataset.shard_plan import ShardPlan
 from alexprep.dataset.shard_writer import Fault, ShardRecord
 from alexprep.dataset.store import STATE, Store, write_bytes
-from alexprep.errors import PrepareError
+from alexprep.errors import PrepareError, counted, listed
 from alexprep.schema import parse
 from alexprep.sources.content import LITTER, Stray
-from pipelines.format import MANIFEST, Left, Manifest, Shard, Split, cls_width
+from pipelines.format import MANIFEST, Left, Manifest, Split, cls_width
 
 PLAN = f"{STATE}/plan.json"
 MAX_NAMED = 1000
-MAX_FAULTS_SHOWN = 50
 # What mounts and file managers put into the root of a volume, next to content.LITTER.
 MOUNTED = frozenset(
     {
@@ -44,6 +42,7 @@ def begin(store: Store, plan: ShardPlan) -> Manifest | None:
     PrepareError where the store holds another data set (the difference is named) or other files.
     """
     identity = _jsonable(plan.identity())
+    # The manifest first: a finished data set has no plan any more.
     raw = store.read(MANIFEST)
     if raw is not None:
         finished = Manifest.from_json(_json_object(store, MANIFEST, raw), f"{store.url}/{MANIFEST}")
@@ -56,8 +55,8 @@ def begin(store: Store, plan: ShardPlan) -> Manifest | None:
         return None
     if strangers:
         raise PrepareError(
-            f"{store.url} is not empty ({strangers[0]} is there) and is no data set of alexprep. "
-            "Give a new folder."
+            f"{store.url} is not empty ({strangers[0]} is there) and is not a data set of "
+            "alexprep. Name a new folder."
         )
     write_bytes(store, PLAN, (json.dumps(identity, indent=1) + "\n").encode())
     store.settle()
@@ -116,7 +115,7 @@ def _refuse_difference(
     differences = list(_differences("", {**stored, "codec": codec}, expected))
     if differences:
         raise PrepareError(
-            f"{store.url} {state} with {'; '.join(differences)}. Give a new folder, or remove this "
+            f"{store.url} {state} with {'; '.join(differences)}. Name a new folder, or remove this "
             "one to build it again."
         )
 
@@ -221,6 +220,7 @@ def _manifest(plan: ShardPlan, records: Mapping[str, ShardRecord]) -> Manifest:
         size=plan.config.size,
         largest_jpg=max((record.largest_jpg for record in records.values()), default=0),
         fixes={fix: len(keys) for fix, keys in sorted(mended.items())},
+        # Sorted, so that the order in which workers finish leaves no trace.
         left_out=tuple(
             Left(path=path.removeprefix(f"{plan.source.root}/"), sha256=sha256, reason=reason)
             for path, sha256, reason in sorted(
@@ -264,8 +264,7 @@ def _hash_file(stray: Stray) -> tuple[str, str, str]:
     path, sha256 = Path(stray.path), stray.sha256
     try:
         if not sha256 and path.is_file():
-            with path.open("rb") as file:
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            sha256 = hash_file(path)
     except OSError:
         sha256 = ""  # it cannot be read, which is why it was left out
     return stray.path, sha256, stray.reason
@@ -273,18 +272,14 @@ def _hash_file(stray: Stray) -> tuple[str, str, str]:
 
 def _split(plan: ShardPlan, split: str, records: Mapping[str, ShardRecord]) -> Split:
     """Shards in order and samples per class; a shard without any image is left out."""
-    counts = Counter[int]()
-    labels = plan.source.splits[split].label
-    for label, count in enumerate(np.bincount(labels, minlength=len(plan.source.classes))):
-        counts[label] = int(count)
-    shards: list[Shard] = []
-    for name in plan.names(split):
-        record = records[name]
-        counts.subtract(fault.label for fault in record.faults)
-        if record.shard is not None:
-            shards.append(record.shard)
-    ordered = tuple(counts[label] for label in range(len(plan.source.classes)))
-    return Split(shards=tuple(shards), counts=ordered)
+    classes, labels = len(plan.source.classes), plan.source.splits[split].label
+    faults = [fault.label for name in plan.names(split) for fault in records[name].faults]
+    counts = np.bincount(labels, minlength=classes)
+    counts -= np.bincount(np.array(faults, np.intp), minlength=classes)
+    shards = [records[name].shard for name in plan.names(split)]
+    return Split(
+        shards=tuple(shard for shard in shards if shard is not None), counts=tuple(counts.tolist())
+    )
 
 
 def refuse_empty(plan: ShardPlan, manifest: Manifest, store: Store) -> None:
@@ -306,12 +301,8 @@ def refuse_empty(plan: ShardPlan, manifest: Manifest, store: Store) -> None:
 
 def faults_error(faults: list[Fault], source: str) -> PrepareError:
     """The list that ends a run which may not skip unreadable images."""
-    lines = [f"  {fault.path} {fault.reason}" for fault in sorted(faults)[:MAX_FAULTS_SHOWN]]
-    if len(faults) > MAX_FAULTS_SHOWN:
-        lines.append(f"  and {len(faults) - MAX_FAULTS_SHOWN:,} more")
     return PrepareError(
-        f"{source} holds {len(faults):,} file{'s' * (len(faults) != 1)} that cannot become a "
-        "sample:",
-        *lines,
+        f"{source} holds {counted(len(faults), 'file')} that cannot become a sample:",
+        *listed([f"{fault.path} {fault.reason}" for fault in sorted(faults)]),
         "Fix or remove them, or skip them with --on-error skip. Finished shards are kept.",
     )

@@ -9,6 +9,7 @@ float64 (2**53 = 9.0e15).
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Self
@@ -16,7 +17,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from pipelines.imagestats import ImageStats
+
 Ints = tuple[tuple[int, ...], ...]
 
 # Below this a component of a unit axis counts as zero where the sign of the axis is chosen.
@@ -58,29 +60,12 @@ class Moments:
         return red, green, blue
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Colour:
-    """What `ImageStats` says of colour, in 0..255 units; see there."""
+def image_stats(split: str, moments: Moments, shards: Mapping[str, str]) -> ImageStats:
+    """Mean image, mean, covariance and principal axes, from exact integers.
 
-    mean: Floats
-    sd: Floats
-    covariance: Floats
-    eigenvalues: Floats
-    stdevs: Floats
-    eigenvectors: Floats
-
-
-def mean_image(moments: Moments) -> Floats:
-    """Mean of each pixel, (height, width, 3): a quotient of whole numbers, rounded once."""
-    return moments.sum_HWC / np.float64(moments.images)
-
-
-def colour(moments: Moments) -> Colour:
-    """Mean, covariance and principal axes, from exact integers.
-
-    Mean and covariance are exact fractions rounded once to float64; sd and axes follow from them
-    by additions, multiplications, divisions and square roots, which IEEE 754 rounds alike on every
-    machine (LAPACK's last bits depend on the processor).
+    All means and the covariance are exact fractions rounded once to float64; sd and axes follow
+    from them by additions, multiplications, divisions and square roots, which IEEE 754 rounds alike
+    on every machine (LAPACK's last bits depend on the processor).
     """
     count, sums = moments.pixels, moments.channel_sums
     mean = [float(Fraction(value, count)) for value in sums]
@@ -92,13 +77,20 @@ def colour(moments: Moments) -> Colour:
         for i in range(3)
     ]
     values, vectors = principal_axes(covariance)
-    return Colour(
+    height, width = moments.sum_HWC.shape[:2]
+    return ImageStats(
+        split=split,
+        images=moments.images,
+        height=height,
+        width=width,
+        mean_image_HWC=moments.sum_HWC / np.float64(moments.images),
         mean=np.array(mean),
         sd=np.array([math.sqrt(covariance[i][i]) for i in range(3)]),
         covariance=np.array(covariance),
         eigenvalues=np.array(values),
         stdevs=np.array([math.sqrt(value) for value in values]),
         eigenvectors=np.array(vectors),
+        shards=shards,
     )
 
 

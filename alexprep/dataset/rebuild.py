@@ -46,6 +46,7 @@ def rebuild_shards(
 ) -> tuple[tuple[str, ...], list[str]]:
     """Write random shards again in a temporary folder: their names, and the differences."""
     shards = {shard.name: shard for split in manifest.splits.values() for shard in split.shards}
+    # Random ones, so that every call looks at others.
     names = sorted(random.sample(sorted(shards), min(count, len(shards))))
     rebuilt: dict[str, Shard | None] = {}
     with _temporary_folder() as folder:

@@ -66,8 +66,8 @@ def spool_folder(store: Store) -> Path:
     if isinstance(store, LocalStore):
         return store.root / STATE / "spool"
     raise PrepareError(
-        f"A sequential run keeps its spool beside the shards, and {store.url} is no local folder. "
-        "Write to a folder and copy that."
+        f"--sequential and Parquet files need a local folder for their spool, unlike {store.url}. "
+        "Write to a folder, and copy it."
     )
 
 
@@ -80,7 +80,7 @@ def recommend_sequential(source: Source) -> None:
     )
     if seconds > SLOW_READ:
         sys.stderr.write(
-            f"A read somewhere in {source.root} takes {1000 * seconds:.0f} ms, as on a spinning "
+            f"A random read from {source.root} takes {1000 * seconds:.0f} ms, as on a spinning "
             "disk or a network drive; --sequential is likely to be faster.\n"
         )
 

@@ -143,11 +143,11 @@ def _refuse_change(finished: Manifest | None, records: dict[str, ShardRecord]) -
     """A shard written again must be the one that the manifest names."""
     if finished is None:
         return
-    for name, there in _shards(finished).items():
-        if records[name].shard != there:
+    for name, shard in _shards(finished).items():
+        if records[name].shard != shard:
             raise PrepareError(
-                f"{name} was damaged and, written again, is not what the manifest says. "
-                "The source has changed since: make the data set again in a new folder."
+                f"{name} was damaged and, written again, differs from the manifest. The source has "
+                "changed since: make the data set again in a new folder."
             )
 
 

@@ -133,6 +133,7 @@ def publish_shard(store: Store, task: ShardTask, results: Iterable[Outcome]) -> 
             index.write_text(format_index(samples))
             if record.shard is None:
                 return record
+            # In this order: a visible tar has its index, and a record has both.
             store.publish(index, record.shard.index)
             store.publish(staged, task.name)
             write_bytes(store, record_name(task.name), record.to_bytes())
@@ -157,6 +158,8 @@ def _write(
         for number, result in enumerate(results):
             label = int(task.samples.label[number])
             source_bytes += result.source_bytes
+            # One for every item, at fault or not: they are told apart by their position in the
+            # plan.
             digests += bytes.fromhex(result.sha256) if result.encoded else UNKNOWN
             if result.encoded is None:
                 path = task.samples.items.path(number)

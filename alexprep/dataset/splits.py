@@ -80,9 +80,11 @@ def held_out(source: Source, validation: str | int, seed: int) -> Source:
             f"{limit:,} at most can be held out for validation, not {number:,}."
         )
     quota = stratified(counts, number)
+    # A hash of the key, not a random number: images that are added or removed change no other.
     digests = [hashlib.sha256(b"%d/validation/%b" % (seed, key)) for key in samples.key.tolist()]
     rank = np.array([int.from_bytes(digest.digest()[:8], "big") for digest in digests], np.uint64)
     order = np.lexsort((rank, samples.label))
+    # Of each sample among those of its class, by its hash.
     position = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
     is_held_out = np.zeros(len(order), bool)
     is_held_out[order] = position < np.repeat(quota, counts)

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Self
 
 import msgspec
 import numpy as np
@@ -20,7 +19,7 @@ import simplejpeg  # pyright: ignore[reportMissingTypeStubs]
 from numpy.typing import NDArray
 
 from alexprep.dataset.card import has_card, renew_card
-from alexprep.dataset.moments import Ints, Moments, colour, mean_image
+from alexprep.dataset.moments import Ints, Moments, image_stats
 from alexprep.dataset.store import LocalStore
 from alexprep.machine import cores
 from alexprep.progress import ProgressBar
@@ -71,6 +70,7 @@ def compute_stats(
         raise DataError(f"Split {split!r} of {root} has no images. Shard a source that has some.")
     _check_files(root, shards)
     folder = root if out is None else out.absolute()
+    # Found out now, not after an hour of decoding.
     if folder == root and not os.access(root, os.W_OK):
         raise DataError(
             f"{root} cannot be written to. Write the statistics to another folder with --out, and "
@@ -85,14 +85,14 @@ def compute_stats(
             for shard in shards
         ]
         _add_shards(partial, tasks, workers or cores(), scheduler)
-        stats = _image_stats(split, partial.moments, shards)
+        stats = image_stats(split, partial.moments, {shard.name: shard.sha256 for shard in shards})
         stats.save(folder)
         partial.path.unlink(missing_ok=True)
-        kept = renew_card(root) if folder == root and has_card(root) else ()
-    for name in kept:
+        edited = renew_card(root) if folder == root and has_card(root) else ()
+    for name in edited:
         sys.stderr.write(
             f"Warning: {root / name} was edited by hand and is kept without the statistics; "
-            "`alexprep card --force` writes it anew.\n"
+            "`alexprep card --force` overwrites it.\n"
         )
     return stats
 
@@ -215,37 +215,20 @@ def decode(
 
 
 class SavedSums(msgspec.Struct):
-    """What is on disk while statistics are computed: MessagePack, and its CRC-32 before it.
-
-    Sums are integers, so a flipped bit gives sums as likely as the true ones.
-    """
+    """Sums of some shards, (name, sha256), as they lie on disk."""
 
     shards: dict[str, str]
     images: int
     products: Ints
-    sums: bytes
-
-    def to_bytes(self) -> bytes:
-        body = msgspec.msgpack.encode(self)
-        return zlib.crc32(body).to_bytes(4, "little") + body
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> Self:
-        """ValueError unless `data` is what `to_bytes` gave."""
-        if data[:4] != zlib.crc32(data[4:]).to_bytes(4, "little"):
-            raise ValueError("the sums are damaged")
-        return msgspec.msgpack.decode(data[4:], type=cls)
-
-    def moments(self, shape: tuple[int, ...]) -> Moments | None:
-        """None if they are of images of another shape (height, width, 3)."""
-        sums = np.frombuffer(self.sums, np.uint64)
-        if sums.size != np.prod(shape):
-            return None
-        return Moments(self.images, sums.reshape(shape), self.products)
+    sums: bytes  # uint64, (height, width, 3)
 
 
 class PartialSums:
-    """The sums of the shards finished so far, on disk after each of them."""
+    """The sums of the shards finished so far, on disk after each of them.
+
+    The file is MessagePack with its CRC-32 before it: a flipped bit of a sum gives one that is as
+    likely as the true one.
+    """
 
     def __init__(self, path: Path, nothing: Moments) -> None:
         self.path = path
@@ -257,14 +240,13 @@ class PartialSums:
 
         Writes the file again, which shows at once whether the folder can be written to.
         """
-        try:
-            saved = SavedSums.from_bytes(self.path.read_bytes())
-        except (OSError, ValueError):
-            saved = None
+        saved = self.saved()
         if saved is not None and saved.shards.items() <= present.items():
-            moments = saved.moments(self.moments.sum_HWC.shape)
-            if moments is not None:
-                self.shards, self.moments = dict(saved.shards), moments
+            shape = self.moments.sum_HWC.shape
+            sums = np.frombuffer(saved.sums, np.uint64)
+            if sums.size == np.prod(shape):
+                self.moments = Moments(saved.images, sums.reshape(shape), saved.products)
+                self.shards = saved.shards
         self._write()
 
     def add(self, shard: Shard, moments: Moments) -> None:
@@ -272,14 +254,21 @@ class PartialSums:
         self.shards[shard.name] = shard.sha256
         self._write()
 
+    def saved(self) -> SavedSums | None:
+        """What is in the file; None if there is none, or it is damaged."""
+        try:
+            data = self.path.read_bytes()
+            if data[:4] == zlib.crc32(data[4:]).to_bytes(4, "little"):
+                return msgspec.msgpack.decode(data[4:], type=SavedSums)
+        except (OSError, ValueError):
+            pass
+        return None
+
     def _write(self) -> None:
-        saved = SavedSums(
-            shards=self.shards,
-            images=self.moments.images,
-            products=self.moments.products,
-            sums=self.moments.sum_HWC.tobytes(),
-        )
-        write_whole(self.path, saved.to_bytes())
+        moments = self.moments
+        saved = SavedSums(self.shards, moments.images, moments.products, moments.sum_HWC.tobytes())
+        body = msgspec.msgpack.encode(saved)
+        write_whole(self.path, zlib.crc32(body).to_bytes(4, "little") + body)
 
 
 def _check_files(root: Path, shards: tuple[Shard, ...]) -> None:
@@ -299,23 +288,4 @@ def _remedy(root: Path) -> str:
     return (
         f"Look for more damage with `alexprep verify {root}`; write the shard again with "
         "`alexprep shard`."
-    )
-
-
-def _image_stats(split: str, moments: Moments, shards: tuple[Shard, ...]) -> ImageStats:
-    height, width = moments.sum_HWC.shape[:2]
-    colours = colour(moments)
-    return ImageStats(
-        split=split,
-        images=moments.images,
-        height=height,
-        width=width,
-        mean_image_HWC=mean_image(moments),
-        mean=colours.mean,
-        sd=colours.sd,
-        covariance=colours.covariance,
-        eigenvalues=colours.eigenvalues,
-        stdevs=colours.stdevs,
-        eigenvectors=colours.eigenvectors,
-        shards={shard.name: shard.sha256 for shard in shards},
     )

@@ -187,7 +187,7 @@ class LocalStore:
             ) from None
         except OSError as error:
             raise PrepareError(
-                f"Cannot make the folder {folder}: {error.strerror}. Give another output folder."
+                f"Cannot make the folder {folder}: {error.strerror}. Name another output folder."
             ) from None
 
 

@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Annotated
 
@@ -29,7 +30,7 @@ from alexprep.dataset.duplicates import (
 )
 from alexprep.dataset.manifest import MAX_NAMED, sidecars
 from alexprep.dataset.rebuild import plan_again, rebuild_shards
-from alexprep.errors import PrepareError
+from alexprep.errors import PrepareError, counted
 from alexprep.machine import cores
 from alexprep.progress import ProgressBar
 from alexprep.sources.content import is_litter
@@ -116,7 +117,9 @@ def verify(
     """
     manifest = Manifest.load(root)
     if rebuild and source is None:
-        raise PrepareError(f"To rebuild shards of {root} their source is needed: give --source.")
+        raise PrepareError(
+            f"Rebuilding shards of {root} needs their source: name it with --source."
+        )
     plan = plan_again(manifest, source, root) if rebuild and source is not None else None
     findings = _check_shards(root, manifest, workers or cores())
     faults = [*_file_faults(root, manifest), *_statistics_faults(root, manifest)]
@@ -150,24 +153,25 @@ def format_verified(result: Verified, root: Path) -> str:
     total = f"{root}: {result.shards:,} shards{rebuilt}, {result.images:,} images"
     verdict = ", all as the manifest says."
     if result.faults:
-        verdict = f", {len(result.faults):,} fault{'s' * (len(result.faults) != 1)}."
+        verdict = f", {counted(len(result.faults), 'fault')}."
     warnings = [f"Warning: {warning}" for warning in result.warnings]
     return "\n".join([*result.faults, *warnings, total + verdict])
 
 
 def _check_shards(root: Path, manifest: Manifest, workers: int) -> dict[str, list[Findings]]:
     """The findings of each split's shards, in order."""
+    # Planes are optional for a whole split: where one shard has them, the others need them too.
     has_planes = {
         split: any(planes_path(root, shard).is_file() for shard in contents.shards)
         for split, contents in manifest.splits.items()
     }
-    splits = [split for split, contents in manifest.splits.items() for _ in contents.shards]
+    wnids = tuple(wnid for wnid, _ in manifest.classes)
     tasks = [
         CheckTask(
             root=root.absolute(),
             shard=shard,
             size=manifest.size,
-            wnids=tuple(wnid for wnid, _ in manifest.classes),
+            wnids=wnids,
             cls_width=manifest.cls_width,
             planes=has_planes[split],
             keep_aspect=manifest.keep_aspect,
@@ -184,10 +188,11 @@ def _check_shards(root: Path, manifest: Manifest, workers: int) -> dict[str, lis
             shard = tasks[index].shard
             findings[index] = result
             progress.advance(shard.samples, bytes=shard.bytes, errors=len(result.faults))
-    by_split: dict[str, list[Findings]] = {split: [] for split in manifest.splits}
-    for index, split in enumerate(splits):
-        by_split[split].append(findings[index])
-    return by_split
+    ordered = iter(sorted(findings.items()))
+    return {
+        split: [shard for _, shard in islice(ordered, len(contents.shards))]
+        for split, contents in manifest.splits.items()
+    }
 
 
 def _file_faults(root: Path, manifest: Manifest) -> Iterator[str]:
@@ -203,7 +208,7 @@ def _file_faults(root: Path, manifest: Manifest) -> Iterator[str]:
         if not path.is_file():
             yield f"{path} is missing"
         elif path.read_text(errors="replace") != text:
-            yield f"{path} does not say what the manifest says"
+            yield f"{path} does not agree with the manifest"
 
 
 def _statistics_faults(root: Path, manifest: Manifest) -> Iterator[str]:
@@ -249,7 +254,7 @@ def _split_faults(name: str, manifest: Manifest, findings: Sequence[Findings]) -
 def _data_set_faults(manifest: Manifest, findings: Sequence[Findings]) -> Iterator[str]:
     """What only all shards together show: keys, fixes, the largest JPEG, what was left out."""
     keys = Counter(key for shard in findings for key in shard.keys)
-    yield from (f"key {key!r} is there {count} times" for key, count in keys.items() if count > 1)
+    yield from (f"key {key!r} occurs {count} times" for key, count in keys.items() if count > 1)
     yield from _fix_faults(manifest, findings)
     largest = max((shard.largest_jpg for shard in findings), default=0)
     if largest != manifest.largest_jpg:
@@ -268,18 +273,18 @@ def _fix_faults(manifest: Manifest, findings: Sequence[Findings]) -> Iterator[st
     for fix in sorted(fixed.keys() | manifest.mended.keys()):
         expected = sorted(fixed[fix]) if len(fixed[fix]) <= MAX_NAMED else []
         if expected != list(manifest.mended.get(fix, ())):
-            yield f"the manifest does not list the images fixed as {fix!r}, or others, in mended"
+            yield f"mended in the manifest does not list the images that are fixed as {fix!r}"
 
 
 def _left_out_faults(manifest: Manifest) -> Iterator[str]:
     """The files are gone; what can be checked is that the list may have been written by `shard`."""
-    rows = [(left.path, left.sha256, left.reason) for left in manifest.left_out]
+    rows = [(entry.path, entry.sha256, entry.reason) for entry in manifest.left_out]
     if rows != sorted(set(rows)):
         yield "left_out in the manifest is not sorted, or has a file twice"
-    for left in manifest.left_out:
-        is_hash = len(left.sha256) == 64 and set(left.sha256) <= set("0123456789abcdef")
-        if not left.path or not left.reason or (left.sha256 and not is_hash):
-            yield f"left_out in the manifest has {left.path!r} with sha256 {left.sha256[:80]!r}"
+    for entry in manifest.left_out:
+        is_hash = len(entry.sha256) == 64 and set(entry.sha256) <= set("0123456789abcdef")
+        if not entry.path or not entry.reason or (entry.sha256 and not is_hash):
+            yield f"left_out in the manifest has {entry.path!r} with sha256 {entry.sha256[:80]!r}"
 
 
 def _duplicates(
@@ -322,11 +327,11 @@ def check_shard(task: CheckTask) -> Findings:
     faults: list[str] = []
     with TarStream(path, md5=True) as tar:
         try:
-            for number, members in enumerate(_triples(tar)):
-                key = members[0].name.partition(".")[0]
+            # A sample is the members that stand together under one name before the first dot.
+            for number, (key, members) in enumerate(groupby(tar, _key)):
                 faults += [
                     f"{path}, sample {number} ({key}): {fault}"
-                    for fault in check.sample(key, members)
+                    for fault in check.sample(key, list(members))
                 ]
         except DataError as error:
             faults.append(str(error))
@@ -335,9 +340,9 @@ def check_shard(task: CheckTask) -> Findings:
             faults += _index_faults(task, check.samples)
     if task.planes:
         faults += _planes_faults(task)
-    more = len(faults) - MOST_NAMED
-    if more > 0:
-        faults = [*faults[:MOST_NAMED], f"{path}: and {more:,} more"]
+    if len(faults) > MOST_NAMED:
+        suffix = f"{path}: and {len(faults) - MOST_NAMED:,} more"
+        faults = [*faults[:MOST_NAMED], suffix]
     return check.findings(faults)
 
 
@@ -383,7 +388,7 @@ class _ShardCheck:
             if unknown := set(metadata.fixes.split()) - set(FIXES):
                 raise ValueError(f"unknown fixes {sorted(unknown)}")
         except (ValueError, RecursionError) as error:
-            yield f"has json that is not {', '.join(Metadata.__struct_fields__)} ({error})"
+            yield f"has no JSON of {', '.join(Metadata.__struct_fields__)} ({error})"
             return
         self._digests[-1] = bytes.fromhex(metadata.sha256)
         for fix in metadata.fixes.split():
@@ -403,16 +408,8 @@ class _ShardCheck:
         )
 
 
-def _triples(tar: TarStream) -> Iterator[list[TarMember]]:
-    """Members in groups of a sample: a new one begins where the name before the dot changes."""
-    group: list[TarMember] = []
-    for member in tar:
-        if group and member.name.partition(".")[0] != group[0].name.partition(".")[0]:
-            yield group
-            group = []
-        group.append(member)
-    if group:
-        yield group
+def _key(member: TarMember) -> str:
+    return member.name.partition(".")[0]
 
 
 def _hash_faults(shard: Shard, path: Path, tar: TarStream, samples: int) -> Iterator[str]:

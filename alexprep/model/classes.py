@@ -58,6 +58,7 @@ def match_classes(network: Classes, dataset: Classes, checkpoint: str, root: Pat
     RunError where there are none, and where two of them would be one class of the network.
     """
     wnids = [wnid for wnid, _ in network]
+    # The usual case, in which labels stay as they are.
     if wnids == [wnid for wnid, _ in dataset]:
         return ClassMatch(classes=dataset, label=torch.arange(len(dataset)))
     label_of = {wnid: label for label, wnid in enumerate(wnids)}

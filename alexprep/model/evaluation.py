@@ -34,6 +34,7 @@ from alexnet.training.evaluate import (
     rank_of_label,
 )
 from alexprep import schema
+from alexprep.errors import counted
 from alexprep.model.classes import Classes, ClassMatch, match_classes
 from alexprep.model.placement import choose_device
 from alexprep.model.predictions import SUFFIX, Predictions, check_output
@@ -157,7 +158,7 @@ class Evaluation:
 
     def table(self) -> str:
         """Errors of the members and of their average; twice if the data set lacks classes."""
-        views = f"{self.views} view{'s' * (self.views > 1)}"
+        views = counted(self.views, "view")
         lines = [f"{self.dataset}, {self.split}: {self.images:,} images, {views}"]
         members = [errors for _, errors in self.members]
         if len(self.match.present) < len(self.classes):
@@ -278,12 +279,12 @@ def _match_members(
     dataset: Path,
 ) -> ClassMatch:
     """Where the data set's classes are among those of the members, which must be the same."""
-    first, *others = members
-    for path, other in zip(paths[1:], others, strict=True):
-        if [wnid for wnid, _ in other.classes] != [wnid for wnid, _ in first.classes]:
+    first = members[0]
+    for path, member in zip(paths[1:], members[1:], strict=True):
+        if [wnid for wnid, _ in member.classes] != [wnid for wnid, _ in first.classes]:
             raise RunError(
                 f"{paths[0]} knows {len(first.classes):,} classes, {path} knows others "
-                f"({len(other.classes):,}) or in another order. An average needs networks of the "
+                f"({len(member.classes):,}) or in another order. An average needs networks of the "
                 "same classes."
             )
     return match_classes(first.classes, manifest.classes, str(paths[0]), dataset)
@@ -357,6 +358,7 @@ def predict_split(
 ) -> Predictions:
     """Run a network over the images of a split whose classes it knows."""
     config = LoaderConfig(
+        # In crops, of which an image has one for each view.
         batch=max(options.batch // options.views, 1),
         device=options.device,
         backend=options.backend,
@@ -422,6 +424,7 @@ def _count_errors(
         ranks = rank_of_label(mean.probabilities, labels)
         errors = [error_rates(member.probabilities, member.labels) for member in members]
     else:
+        # Images without a right label, as ReaL has some, are not counted.
         labels = labels[torch.tensor([bool(entry) for entry in allowed])]
         ranks = best_rank(mean.probabilities, allowed)
         errors = [_errors(best_rank(member.probabilities, allowed)) for member in members]

@@ -63,6 +63,7 @@ def run_in_processes(
     """
     processes = launch.processes(columns)
     _check_gpus(process_device(devices, columns), processes)
+    # Of workers that fail the launcher passes on no more than an exit code.
     reports = get_context("spawn").SimpleQueue()
     config = LaunchConfig(
         min_nodes=launch.nodes,
@@ -71,6 +72,7 @@ def run_in_processes(
         run_id="alexprep",
         rdzv_backend="c10d",
         rdzv_endpoint=launch.coordinator or "localhost:0",
+        # A run resumes from its checkpoint when the command is run again.
         max_restarts=0,
         start_method="spawn",
     )
@@ -81,7 +83,9 @@ def run_in_processes(
         except (ChildFailedError, SignalException) as error:
             failure = error
         except RendezvousError as error:
-            raise RunError(f"The machines did not meet at {launch.coordinator}: {error}.") from None
+            raise RunError(
+                f"The machines could not connect at {launch.coordinator}: {error}."
+            ) from None
     return _conclude(_received(reports), failure, exit_code)
 
 

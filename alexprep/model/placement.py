@@ -20,6 +20,7 @@ import alexnet
 from alexnet.distributed.mesh import SINGLE_PROCESS, Replicas, join
 from alexnet.errors import RunError
 from alexnet.model.spec import ModelConfig
+from alexprep.errors import counted
 from pipelines.errors import DataError
 
 AUTO = ("auto",)
@@ -121,7 +122,7 @@ def choose_devices(
     if tuple(devices) != AUTO:
         return tuple(devices), ""
     count = torch.cuda.device_count()
-    gpus = f"{count} GPU{'s' * (count != 1)}"
+    gpus = counted(count, "GPU")
     if count == 0:
         return ("cpu",), "torch sees no GPU"
     if processes > 1:
@@ -181,8 +182,9 @@ def process_device(devices: Sequence[str], columns: int) -> str:
     column_devices = [kind] * columns, [f"{kind}:{n}" for n in range(columns)]
     if list(devices) not in ([kind], [f"{kind}:0"], *column_devices):
         raise ValueError(
-            f"--devices {','.join(devices)} cannot be shared out: each process has a device of its "
-            f"own, from {kind}:0 on. Use --devices {kind}, and CUDA_VISIBLE_DEVICES to choose GPUs."
+            f"--devices {','.join(devices)} does not fit several processes: each uses a device of "
+            f"its own, numbered from {kind}:0. Use --devices {kind}, and CUDA_VISIBLE_DEVICES to "
+            "choose GPUs."
         )
     return kind
 

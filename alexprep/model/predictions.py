@@ -62,7 +62,7 @@ class Predictions:
     def load(cls, path: Path) -> Self:
         """Predictions that `save` wrote; RunError if they are none or damaged."""
         if not path.is_file():
-            raise RunError(f"{path} is not a file. Name predictions that --save-predictions wrote.")
+            raise RunError(f"{path} is not a file. Name a file that --save-predictions wrote.")
         try:
             opened: Any = safe_open(path, framework="pt")
             with opened as file:

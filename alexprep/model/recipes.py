@@ -54,7 +54,8 @@ class Recipe:
         if self.model.crop != self.augment.crop:
             raise ValueError(
                 f"Recipe {self.name}: the network takes crops of {self.model.crop}, the "
-                f"augmentation makes {self.augment.crop}. Set model.crop and augment.crop alike."
+                f"augmentation makes {self.augment.crop}. Set model.crop and augment.crop to the "
+                "same size."
             )
         names = [layer.name for layer in self.model.layers]
         for name in self.train.layer_lr:
@@ -212,6 +213,7 @@ def _recipe(
     return Recipe(
         name=name,
         model=model,
+        # The authors trained the last quarter without colour noise, whatever the number of epochs.
         augment=AugmentSpec(
             source=inputs.source, crop=model.crop, lighting_epochs=round(NET_145_NOISE * epochs)
         ),

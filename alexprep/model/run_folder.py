@@ -63,6 +63,7 @@ def open_run(run: Path, identity: Mapping[str, Any], call: Mapping[str, Any]) ->
     _check_config(run, identity)
     run.mkdir(parents=True, exist_ok=True)
     with hold_lock(run / LOCK, run, RunError):
+        # Once more, now that the folder is held: another process may have begun a run meanwhile.
         create_or_check_config(run, identity, call)
         yield
 

@@ -66,6 +66,7 @@ def apply_settings(recipe: Recipe, settings: Iterable[str]) -> Recipe:
 def _set(values: dict[str, Any], kind: Any, names: list[str], text: str, where: str) -> None:
     """Set the entry of `values`, the fields of a `kind`, that `names` lead to."""
     name, *deeper = names
+    # Layers go by name, as in model.conv3.sd: their place in the list says nothing.
     layers: dict[str, dict[str, Any]] = {}
     if kind is ModelConfig:
         layers = {layer["name"]: layer for layer in values["layers"]}

@@ -298,7 +298,7 @@ def _copy_weights(model: nn.Module, source: Path) -> list[str]:
     path = checkpoint.resolve(source)
     copied, fresh = copy_fitting(model, first_weights(path))
     if not copied:
-        raise RunError(f"Nothing of {path} fits this network by name and shape.")
+        raise RunError(f"No tensor in {path} fits this network by name and shape.")
     return [
         f"copied from {path}: {', '.join(copied)}",
         f"newly initialized: {', '.join(fresh) or 'nothing'}",

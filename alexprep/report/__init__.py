@@ -7,6 +7,8 @@
 draw them, `page` and `templates` put them into HTML.
 """
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -52,7 +54,10 @@ def write_report(
         raise ValueError(f"report needs at least 1 image, got {images}.")
     kind = folder_kind(path)
     out = out or path / NAME
-    _check_writable(out)
+    if out.is_dir():
+        raise PrepareError(f"{out} is a folder. Name a file with --out, such as {out / NAME}.")
+    with _writing(out):
+        check_writable(out)
     # Torch is imported only here, so that wrong usage is reported at once.
     from alexprep.report import page  # noqa: PLC0415
 
@@ -60,7 +65,9 @@ def write_report(
         html = page.dataset_page(path)
     else:
         html = page.run_page(path, data=data, images=images, device=device)
-    _write(out, html)
+    with _writing(out):
+        # File and class names may hold surrogates, which UTF-8 cannot encode.
+        write_whole(out, html.encode("utf-8", "replace"))
     return out
 
 
@@ -85,25 +92,12 @@ def _kind(path: Path) -> Kind | None:
     return None
 
 
-def _check_writable(out: Path) -> None:
-    if out.is_dir():
-        raise PrepareError(f"{out} is a folder. Name a file with --out, such as {out / NAME}.")
+@contextmanager
+def _writing(out: Path) -> Generator[None]:
+    """Say what to do where a report cannot be written."""
     try:
-        check_writable(out)
+        yield
     except OSError as error:
-        raise _write_error(out, error) from error
-
-
-def _write(out: Path, html: str) -> None:
-    """Replace `out` in one step: a failed report leaves the previous one as it was."""
-    try:
-        # File and class names may hold surrogates, which UTF-8 cannot encode.
-        write_whole(out, html.encode("utf-8", "replace"))
-    except OSError as error:
-        raise _write_error(out, error) from error
-
-
-def _write_error(out: Path, error: OSError) -> PrepareError:
-    return PrepareError(
-        f"{out} cannot be written ({error.strerror or error}). Name another file with --out."
-    )
+        raise PrepareError(
+            f"{out} cannot be written ({error.strerror or error}). Name another file with --out."
+        ) from error

@@ -4,10 +4,10 @@ Every shard mixes the classes, so the first samples of some shards are a fair sa
 """
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from io import BufferedReader
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from alexprep.errors import PrepareError
 from pipelines.augment import AugmentSpec
 from pipelines.config import LoaderConfig
-from pipelines.format import Manifest, Sample, Shard, Split, parse_index
+from pipelines.format import Manifest, Sample, Split, parse_index
 from pipelines.imagestats import ImageStats
 from pipelines.loader import Loader, open_loader
 from pipelines.order import global_order
@@ -51,31 +51,23 @@ def survey(root: Path, manifest: Manifest, split: str) -> Survey:
     count = -(-SURVEYED // max(len(shards), 1))
     result = Survey()
     for shard in shards:
-        _survey_shard(root, shard, count, result)
+        index = root / shard.index
+        with (root / shard.name).open("rb") as file:
+            for sample in parse_index(index.read_bytes(), index)[:count]:
+                result.sizes[_source_size(file, sample)] += 1
+                result.jpg_bytes.append(sample.jpg.size)
     return result
 
 
-def _survey_shard(root: Path, shard: Shard, count: int, result: Survey) -> None:
-    index = root / shard.index
-    samples = parse_index(index.read_bytes(), index)[:count]
-    descriptor = os.open(root / shard.name, os.O_RDONLY)
+def _source_size(file: BufferedReader, sample: Sample) -> tuple[int, int]:
+    file.seek(sample.json.offset)
     try:
-        for sample in samples:
-            result.sizes[_source_size(descriptor, sample, root / shard.name)] += 1
-            result.jpg_bytes.append(sample.jpg.size)
-    finally:
-        os.close(descriptor)
-
-
-def _source_size(descriptor: int, sample: Sample, path: Path) -> tuple[int, int]:
-    data = os.pread(descriptor, sample.json.size, sample.json.offset)
-    try:
-        raw = json.loads(data)
+        raw = json.loads(file.read(sample.json.size))
         return int(raw["width"]), int(raw["height"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise PrepareError(
-            f"{path}, key {sample.key}, offset {sample.json.offset}: the JSON has no source size "
-            f"({error!r}). Run `alexprep verify` to list all damage."
+            f"{file.name}, key {sample.key}, offset {sample.json.offset}: the JSON has no source "
+            f"size ({error!r}). Run `alexprep verify` to list all damage."
         ) from error
 
 

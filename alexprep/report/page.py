@@ -20,6 +20,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from alexprep import __version__
 from alexprep.dataset.duplicates import describe_duplicates
+from alexprep.errors import counted
 from alexprep.model.placement import check_devices
 from alexprep.model.trained import Trained
 from alexprep.report import dataset_summary, figures
@@ -378,10 +379,6 @@ def _plain(value: object) -> str:
     return "none" if value is None or value == [] else json.dumps(value)
 
 
-def _plural(count: int, singular: str, plural: str = "") -> str:
-    return f"{count:,} {singular if count == 1 else plural or f'{singular}s'}"
-
-
 def _size(count: float) -> str:
     """Bytes in decimal units, with three significant digits."""
     for unit in ("bytes", "kB", "MB", "GB"):
@@ -407,8 +404,9 @@ def _environment() -> Environment:
     )
     # `tojson` escapes < > & ', so that no name can end the script element it stands in.
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
-    filters = (_count, _duration, _percent, _plain, _plural, _size, _with_error)
+    filters = (_count, _duration, _percent, _plain, _size, _with_error)
     environment.filters |= cast(Any, {filter.__name__[1:]: filter for filter in filters})
+    environment.filters["plural"] = counted
     return environment
 
 

@@ -1,9 +1,10 @@
 """Numbers of a run's report: configuration, log, schedule, first layer and errors."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -13,34 +14,14 @@ from alexnet.errors import RunError
 from alexnet.model.grouped import Grouped
 from alexnet.training import checkpoint
 from alexnet.training.evaluate import error_rates
+from alexnet.training.schedule import Stages
 from alexprep import schema
 from alexprep.errors import PrepareError
 from alexprep.model.predictions import SUFFIX, Predictions
+from alexprep.model.recipes import Recipe
 from alexprep.model.run_folder import CONFIG, flatten
 from alexprep.model.run_log import Count, EpochRecord, StepRecord, read_log
 from alexprep.model.trained import Trained, load_trained
-
-T = TypeVar("T")
-
-
-class _Schedule(msgspec.Struct):
-    layers: dict[str, list[tuple[float, float]]] = {}  # layer -> (start, factor)
-
-
-class _Train(msgspec.Struct):
-    epochs: Count
-    schedule: _Schedule
-
-
-class _Augment(msgspec.Struct):
-    lighting: float
-    lighting_epochs: Count | None = None
-
-
-class _Recipe(msgspec.Struct):
-    name: str
-    train: _Train
-    augment: _Augment
 
 
 class _Data(msgspec.Struct):
@@ -57,22 +38,11 @@ class _Call(msgspec.Struct):
 
 
 class RunConfig(msgspec.Struct):
-    """The fields of config.json that the report computes with."""
+    """The fields of config.json that the report shows."""
 
-    recipe: _Recipe
+    recipe: dict[str, Any]
     data: _Data
     calls: Annotated[list[_Call], msgspec.Meta(min_length=1)]
-
-
-class _Settings(msgspec.Struct):
-    model: dict[str, Any]
-    augment: dict[str, Any]
-    train: dict[str, Any]
-    loader: dict[str, Any]
-
-
-class _AllConfig(msgspec.Struct):
-    recipe: _Settings
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -81,6 +51,7 @@ class RunSummary:
 
     folder: Path
     config: RunConfig
+    recipe: Recipe
     settings: dict[str, dict[str, Any]]  # part of the recipe -> dotted name -> value
     steps: list[StepRecord]
     epochs: list[EpochRecord]
@@ -112,14 +83,19 @@ def read_run(folder: Path, device: str) -> RunSummary:
             f"{folder} has no checkpoint yet: a run saves its first one after ten minutes or one "
             "epoch. Wait, or resume the run with the same `alexprep train` command."
         ) from None
-    config = _read_config(folder / CONFIG, RunConfig)
-    recipe = msgspec.structs.asdict(_read_config(folder / CONFIG, _AllConfig).recipe)
+    config, recipe = _read_config(folder / CONFIG)
     records = read_log(folder)
+    # No tensors: `load_trained` reads and checks those.
     progress = checkpoint.load(path, ()).meta.get("progress", {})
     return RunSummary(
         folder=folder,
         config=config,
-        settings={part: flatten(values) for part, values in recipe.items()},
+        recipe=recipe,
+        settings={
+            part: flatten(values)
+            for part, values in config.recipe.items()
+            if isinstance(values, dict)
+        },
         steps=[record for record in records if isinstance(record, StepRecord)],
         epochs=[record for record in records if isinstance(record, EpochRecord)],
         trained=load_trained(path, device),
@@ -127,12 +103,15 @@ def read_run(folder: Path, device: str) -> RunSummary:
     )
 
 
-def _read_config(path: Path, kind: type[T]) -> T:
+def _read_config(path: Path) -> tuple[RunConfig, Recipe]:
     advice = "`alexprep train` writes it: restore it from a copy, or train again."
     try:
-        return schema.read(path, kind, PrepareError, advice=advice)
+        config = schema.read(path, RunConfig, PrepareError, advice=advice)
+        return config, schema.convert(config.recipe, Recipe, "recipe")
     except OSError as error:
         raise PrepareError(f"{path} cannot be read ({error.strerror}). {advice}") from None
+    except ValueError as error:
+        raise PrepareError(f"{path} is damaged ({error}). {advice}") from None
 
 
 def schedule_marks(run: RunSummary) -> list[tuple[float, str]]:
@@ -143,13 +122,14 @@ def schedule_marks(run: RunSummary) -> list[tuple[float, str]]:
         if step.lr != previous.lr
     ]
     current = run.steps[-1].epoch if run.steps else 0
-    recipe = run.config.recipe
-    dark = recipe.augment.lighting_epochs
-    if dark is not None and dark <= current and recipe.augment.lighting:
+    augment, train = run.recipe.augment, run.recipe.train
+    dark = augment.lighting_epochs
+    if dark is not None and dark <= current and augment.lighting:
         marks.append((float(dark), "no colour shift"))
-    for layer, stages in recipe.train.schedule.layers.items():
+    stages_of: Mapping[str, Stages] = getattr(train.schedule, "layers", {})
+    for layer, stages in stages_of.items():
         # The first whole epoch of a stage; 1e-9 absorbs the rounding of start * epochs.
-        ends = [math.ceil(start * recipe.train.epochs - 1e-9) for start, rate in stages if not rate]
+        ends = [math.ceil(start * train.epochs - 1e-9) for start, rate in stages if not rate]
         marks += [(float(end), f"{layer} frozen") for end in ends if end <= current]
     return sorted(marks)
 

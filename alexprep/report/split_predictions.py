@@ -98,6 +98,7 @@ def predict_split(root: Path, trained: Trained, *, images: int, device: str) -> 
                     if not remaining:
                         return
 
+        # The hidden layer is that of the centre crop, so each number of views is a pass of its own.
         features, centre, labels = _last_hidden(trained, batches(1))
         ten, _ = predict_probabilities(trained.model, batches(10))
     return SplitPredictions(

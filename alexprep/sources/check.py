@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from alexprep.errors import PrepareError
+from alexprep.errors import PrepareError, counted, listed
 from alexprep.sources.content import (
     HEAD_BYTES,
     Stray,
@@ -199,7 +199,7 @@ def _too_low(root: Path) -> Iterator[str]:
         return
     if siblings:
         yield (
-            f"{root} is taken for the whole source, without {_shown([f'{n}/' for n in siblings])} "
+            f"{root} is read as the whole source, without {_shown([f'{n}/' for n in siblings])} "
             f"next to it. For all splits give {path.parent}."
         )
 
@@ -212,7 +212,7 @@ def _odd_classes(branch: Branch) -> Iterator[str]:
     count = sum(has_image_ending(name) for name, _ in branch.loose.files)
     if count and branch.classes and not set(branch.classes) <= IMAGE_FOLDERS:
         yield (
-            f"{branch.path} has {count:,} image{'s' * (count != 1)} outside its class folders, "
+            f"{branch.path} has {counted(count, 'image')} outside its class folders, "
             "which are not used."
         )
 
@@ -244,7 +244,7 @@ def check_names(names: Sequence[str], origin: str, *, ordered: bool) -> Iterator
             raise PrepareError(f"{origin} has a class without a name, {name!r}. Give it one.")
         if any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in name):
             raise PrepareError(
-                f"{origin} has a class {display(name)!r}, which cannot stand in synsets.txt. "
+                f"{origin} has a class {display(name)!r}, which cannot be written to synsets.txt. "
                 "Rename it: without tabs, line ends and bytes that are no UTF-8."
             )
     if len(names) == 1:
@@ -325,12 +325,9 @@ def refuse_strays(strays: Sequence[Stray], name: str) -> None:
     """PrepareError that lists the files of a source that are no images, if there are any."""
     if not strays:
         return
-    lines = [f"  {stray.path} {stray.reason}" for stray in sorted(strays)[:MOST_NAMED]]
-    if len(strays) > MOST_NAMED:
-        lines.append(f"  and {len(strays) - MOST_NAMED:,} more")
     raise PrepareError(
-        f"{name} holds {len(strays):,} file{'s' * (len(strays) != 1)} that cannot become a sample:",
-        *lines,
+        f"{name} holds {counted(len(strays), 'file')} that cannot become a sample:",
+        *listed([f"{stray.path} {stray.reason}" for stray in sorted(strays)]),
         "Fix or remove them, or leave them out with --on-error skip.",
     )
 

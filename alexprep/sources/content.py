@@ -64,7 +64,7 @@ def objection(head: bytes, name: bytes = b"") -> str | None:
     container = head[4:8] == b"ftyp" or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
     if head.startswith(MAGIC) or portable_map or container:
         return None
-    return f"is no image: it begins with {head[:16]!r}"
+    return f"is not an image: it begins with {head[:16]!r}"
 
 
 def stem(name: bytes) -> bytes:
