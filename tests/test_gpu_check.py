@@ -1,5 +1,6 @@
 """`make gpu-check` where there is no GPU: what it says, what it draws and what it keeps."""
 
+import math
 import os
 import shutil
 import subprocess
@@ -8,11 +9,15 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
+import torch
 
-from alexnet.model.networks import code2012
+from alexnet.model.networks import code2012, smoke
 from alexprep import machine
+from alexprep.bench import load_bench
 from alexprep.bench.measurement import Result, row
+from alexprep.bench.step_bench import Case
 from alexprep.bench.suite import BenchConfig
+from benchmarks.gpu import layers, loads, steps
 from benchmarks.gpu.steps import step_bytes, step_flops, step_measurements
 from pipelines import LoaderConfig, open_loader
 
@@ -129,7 +134,7 @@ def test_measured_parts_need_nothing_that_a_gpu_host_may_lack():
 
 def test_every_case_of_the_steps_has_a_name_of_its_own_and_compiled_ones_come_last(check):
     names = [name for name, _ in step_measurements("cuda:0", 1)]
-    assert len(set(names)) == len(names) == 2 + 2 + 2 * 10
+    assert len(set(names)) == len(names) == 2 + 2 + 2 + 2 * 10
     # The step at both batch sizes comes first: time may run out.
     assert names[2:4] == ["batch 128: bf16, CUDA graph", "batch 1024: bf16, CUDA graph"]
     compiled = ["compiled" in name for name in names]
@@ -139,7 +144,58 @@ def test_every_case_of_the_steps_has_a_name_of_its_own_and_compiled_ones_come_la
 
 def test_all_parts_end_within_eight_minutes_and_the_step_comes_before_the_loader(check):
     assert sum(check.LIMITS.values()) <= 450
-    assert list(check.LIMITS) == ["tests", "step", "load"]
+    assert list(check.LIMITS) == ["tests", "step", "layers", "load"]
+
+
+def measured_rows(figures):
+    """Rows of every figure, of which none has the name of another's but baselines."""
+    rows = {name: figure() for name, figure in figures}
+    for name, own in rows.items():
+        assert own, name
+        assert all(math.isfinite(row.median) for row in own), name
+    return rows
+
+
+def test_steps_that_need_no_cuda_graph_are_measured_on_a_cpu_too(monkeypatch):
+    small = {"STEPS": 1, "FEWEST": 1, "MANY": 2, "SIDE": 8, "COPIED": 8, "NORMED": (2, 8, 5, 5)}
+    for name, value in {**small, "TARGETS": {2: ""}}.items():
+        monkeypatch.setattr(steps, name, value)
+    figures = step_measurements("cpu", 1, smoke(code2012(), crop=40, classes=6))
+    rows = measured_rows(
+        (name, figure)
+        for name, figure in figures
+        # A CPU has no LRN of torch's in bf16.
+        if not any(word in name for word in ("raph", "compiled", "torchvision", "conv1, bf16"))
+    )
+    assert {"batch 2: bf16", "batch 2: TF32", "batch 2: bounds", "memory, bf16"} <= rows.keys()
+    assert rows["memory, bf16"][1].target == "<= 0"
+
+
+def test_single_layers_are_measured_on_a_cpu_too(monkeypatch):
+    monkeypatch.setattr(layers, "STEPS", 1)
+    monkeypatch.setattr(layers, "TYPE", torch.float32)
+    network = smoke(code2012(), crop=48, classes=6)
+    rows = measured_rows(layers.layer_measurements(network, 2, "cpu", 1))
+    names = {row.name for own in rows.values() for row in own}
+    assert "batch 2: conv1, as blocks of 2 x 2" in names
+    assert {f"batch 2: conv{n}, 2 groups, NCHW" for n in (2, 4, 5)} <= names
+    assert {"batch 2: conv2, 2 convolutions", "batch 2: conv2: one kernel"} <= names
+
+
+def test_the_loader_and_the_step_that_it_feeds_are_measured_on_a_cpu_too(
+    check, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(check, "IMAGES", 100)
+    monkeypatch.setattr(loads, "BATCHES", (4,))
+    monkeypatch.setattr(loads, "STEPS", 1)
+    monkeypatch.setattr(loads, "FEWEST", 1)
+    monkeypatch.setattr(load_bench, "UNTIMED", 1)
+    root = check.drawn(tmp_path / "drawn")
+    case = Case(network=smoke(code2012(), crop=48, classes=10), batch=4)
+    figures = loads.load_measurements(root, BenchConfig(rounds=1, images=8), case)
+    rows = measured_rows((name, figure) for name, figure in figures if ": CPU decode" in name)
+    ((title, own),) = rows.items()
+    assert [row.name for row in own[1:]] == [title, f"{title}, with the step"]
 
 
 def test_every_test_marked_for_a_gpu_is_collected(check):

@@ -50,7 +50,7 @@ def test_every_stage_gives_back_the_type_and_layout_it_got(name, layout, autocas
             x = model.get_submodule(layer)(x)
             assert x.dtype == torch.bfloat16
             for pairs in model.stages.then[number]:
-                y = model.stages._apply_pairs(x, None, pairs, number)
+                y = model.stages.apply_pairs(x, None, pairs, number)
                 assert (y.dtype, y.device) == (x.dtype, x.device), (layer, pairs)
                 # What dropout gives back the next layer flattens.
                 free = y.dim() == 2 or pairs == (("dropout",),)

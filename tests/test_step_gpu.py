@@ -1,6 +1,7 @@
 """Training on a GPU: every way to run a step against the plain one, and memory that stays."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -58,7 +59,7 @@ def case(*, bf16, graphs):
 def trained(steps=5, **how):
     """Weights after some steps of the trainer's."""
     model = network()
-    step = trainer_step(model, batch(), case(**how))
+    step = partial(trainer_step(model, case(**how)), batch())
     for _ in range(steps):
         step()
     return model.state_dict()
@@ -168,7 +169,7 @@ def test_bf16_points_where_float32_points(record_property):
 @pytest.mark.parametrize("way", [{}, {"compile": "graphs"}, {"cuda_graph": True}])
 def test_memory_is_flat_over_many_steps(way):
     how = replace(case(bf16=True, graphs=False), **way)
-    step = trainer_step(network(), batch(), how)
+    step = partial(trainer_step(network(), how), batch())
     for _ in range(20):
         step()
     torch.cuda.synchronize()

@@ -76,10 +76,11 @@ class Stages(nn.Module):
         else:
             x = layer(x)
         for pairs in self.then[number]:
-            x, bias = self._apply_pairs(x, bias, pairs, number), None
+            x, bias = self.apply_pairs(x, bias, pairs, number), None
         return x if bias is None else _biased(x, bias)
 
-    def _apply_pairs(self, x: Tensor, bias: Tensor | None, pairs: Pairs, number: int) -> Tensor:
+    def apply_pairs(self, x: Tensor, bias: Tensor | None, pairs: Pairs, number: int) -> Tensor:
+        """Some stages of layer `number` on x plus a bias: as one kernel where there is one."""
         if len(pairs) > 1 and bias is not None:
             norms = (self.lrn, self.spatial)[: len(pairs) - 1]
             if serves_norm_pool(x, self.groups, norms, self.pool):

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alexnet import build
+from alexnet.distributed.feed import Batch
 from alexnet.model.dropout import Dropout
 from alexnet.model.networks import code2012, smoke
 from alexnet.model.spec import Dense, ModelConfig, sizes
@@ -109,17 +110,27 @@ def _train() -> float:
 
 def training_step(case: Case) -> Callable[[], None]:
     """A function that trains one step, on the same random batch each time."""
+    batch = random_batch(case)
+    if case.plain:
+        model = plain(case.network).to(case.device)
+        return plain_step(model, batch, bf16=case.precision == "bfloat16")
+    return partial(batch_step(case), batch)
+
+
+def random_batch(case: Case) -> Batch:
+    """Images and labels as a loader gives them to this way to train."""
     torch.manual_seed(0)
     shape = (case.batch, 3, case.network.crop, case.network.crop)
     images = torch.randn(shape, device=case.device) * 60
     labels = torch.randint(0, case.network.classes, (case.batch,), device=case.device)
-    if case.plain:
-        model = plain(case.network).to(case.device)
-        return plain_step(model, (images, labels), bf16=case.precision == "bfloat16")
+    return images if case.plain else images.to(memory_format=torch.channels_last), labels
+
+
+def batch_step(case: Case) -> Callable[[Batch], None]:
+    """A function that trains one step of the trainer on a batch."""
     keep_freed_memory()
     model = build(case.network, form=case.form, devices=(case.device,))
-    images = images.to(memory_format=torch.channels_last)
-    return trainer_step(model, (images, labels), case)
+    return trainer_step(model, case)
 
 
 def plain_step(model: nn.Module, batch: tuple[Tensor, Tensor], *, bf16: bool) -> Callable[[], None]:
@@ -137,7 +148,7 @@ def plain_step(model: nn.Module, batch: tuple[Tensor, Tensor], *, bf16: bool) ->
     return step
 
 
-def trainer_step(model: nn.Module, batch: tuple[Tensor, Tensor], case: Case) -> Callable[[], None]:
+def trainer_step(model: nn.Module, case: Case) -> Callable[[Batch], None]:
     """The step of `alexprep train`, which moves dropout on with each batch."""
     config = TrainConfig(
         lr=1e-4, precision=case.precision, compile=case.compile, cuda_graph=case.cuda_graph
@@ -147,7 +158,7 @@ def trainer_step(model: nn.Module, batch: tuple[Tensor, Tensor], case: Case) -> 
     dropouts = [module for module in model.modules() if isinstance(module, Dropout)]
     numbers = itertools.count()
 
-    def step() -> None:
+    def step(batch: Batch) -> None:
         position = next(numbers) * POSITIONS_A_STEP
         for dropout in dropouts:
             dropout.set_position(position)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from benchmarks.gpu.steps import Measurement
 
 # Seconds of each part; together with the start they stay below eight minutes.
-LIMITS = {"tests": 150, "step": 190, "load": 110}
+LIMITS = {"tests": 130, "step": 170, "layers": 45, "load": 105}
 PACKAGES = {
     **{name: name for name in ("torch", "triton", "numpy", "safetensors", "click", "rich")},
     **{name: name for name in ("fsspec", "pytest", "pytest_timeout")},
@@ -45,6 +45,7 @@ PACKAGES = {
 MARKS = ("mark.gpu", "mark.two_gpus")
 IMAGES, CLASSES, SIDE = 2000, 10, 256
 ROUNDS = 5
+LAYER_BATCH = 256
 DEVICE = "cuda:0"
 FAILED, AGAIN = 1, 3  # exit codes of a part: figures failed; its GPU needs a new process
 
@@ -244,6 +245,11 @@ def measurements(part: str, config: "BenchConfig", data: Path) -> "Iterator[Meas
 
     torch.cuda.set_device(DEVICE)
     use_fast_kernels()
+    if part == "layers":
+        from alexnet.model.networks import code2012  # noqa: PLC0415
+        from benchmarks.gpu.layers import layer_measurements  # noqa: PLC0415
+
+        return layer_measurements(code2012(), LAYER_BATCH, DEVICE, config.rounds)
     if part == "load":
         from benchmarks.gpu.loads import load_measurements  # noqa: PLC0415 - slow to import
 

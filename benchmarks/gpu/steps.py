@@ -17,11 +17,14 @@ from torch import Tensor
 from alexnet.model.networks import code2012, torchvision
 from alexnet.model.norms import local_response_norm, lrn_formula
 from alexnet.model.spec import Lrn, ModelConfig, parameter_count, sizes
-from alexprep.bench.measurement import Row, compared, interleaved
+from alexprep.bench.load_bench import wait_for
+from alexprep.bench.measurement import Row, compared, interleaved, row
 from alexprep.bench.step_bench import Case, training_step
 
 STEPS = 20  # of one measurement: long enough that its last wait for the GPU does not show
+MANY = 2000  # steps over which memory must not grow
 FEWEST = 5  # the same for a batch of 1024, whose steps are eight times as long
+NORMED = (128, 96, 55, 55)  # the output of conv1
 SIDE = 8192  # of the matrices whose product gives the arithmetic a GPU can do
 COPIED = 2**29  # values of the copy that gives the traffic a GPU can do
 TARGETS = {128: ">= 40000", 1024: ">= 60000"}
@@ -37,17 +40,22 @@ class GpuCase:
     target: str = ""
 
 
-def step_measurements(device: torch.device, rounds: int) -> Iterator[Measurement]:
+def step_measurements(
+    device: torch.device, rounds: int, network: ModelConfig | None = None
+) -> Iterator[Measurement]:
     """The norms, each way to train at every batch size, the bounds; what compiles for long last."""
+    network = network or code2012()
     for name, dtype in (("float32", torch.float32), ("bf16", torch.bfloat16)):
         yield f"LRN of conv1, {name}", partial(norms, name, dtype, device, rounds)
-    groups = {batch: step_cases(batch, device) for batch in TARGETS}
+    groups = {batch: step_cases(network, batch, device) for batch in TARGETS}
     names = list(groups[min(TARGETS)])
     compiled = [name for name in names if "compiled" in name]
     for name in [name for name in names if name not in compiled]:
         yield from _compare_batches(name, groups, rounds)
     for batch in TARGETS:
         yield f"batch {batch}: bounds", partial(bounds, batch, device, rounds)
+    for name in ("bf16, CUDA graph", "bf16"):
+        yield f"memory, {name}", partial(memory, name, groups[min(TARGETS)][name].case)
     for name in compiled:
         yield from _compare_batches(name, groups, rounds)
 
@@ -58,14 +66,15 @@ def _compare_batches(
     """One way to train at every batch size: time may run out, and one size is worth little."""
     for batch, cases in groups.items():
         case = cases[name]
-        baseline = Case(network=code2012(), batch=batch, plain=True, device=case.case.device)
+        network = cases[next(iter(cases))].case.network
+        baseline = Case(network=network, batch=batch, plain=True, device=case.case.device)
         title = f"batch {batch}: {name}"
         yield title, partial(compare_step, title, case, baseline, rounds)
 
 
-def step_cases(batch: int, device: torch.device) -> dict[str, GpuCase]:
+def step_cases(network: ModelConfig, batch: int, device: torch.device) -> dict[str, GpuCase]:
     """Every way to train that is measured at a batch size."""
-    ours = Case(network=code2012(), batch=batch, device=str(device))
+    ours = Case(network=network, batch=batch, device=str(device))
     half = replace(ours, precision="bfloat16")
     graph = replace(half, cuda_graph=True)
     rival = replace(half, network=torchvision())
@@ -92,18 +101,34 @@ def compare_step(title: str, case: GpuCase, baseline: Case, rounds: int) -> list
     torch.cuda.empty_cache()
     name = f"batch {baseline.batch}: plain eager TF32"
     cases = {
-        name: partial(_run_steps, training_step(baseline), baseline.batch),
-        title: partial(_run_steps, training_step(case.case), baseline.batch),
+        name: partial(_run_steps, training_step(baseline), baseline),
+        title: partial(_run_steps, training_step(case.case), case.case),
     }
     return compared(interleaved(cases, rounds), baseline=name, targets={title: case.target})
 
 
-def _run_steps(step: Callable[[], None], batch: int) -> float:
-    count = max(FEWEST, STEPS * min(TARGETS) // batch)
+def _run_steps(step: Callable[[], None], case: Case) -> float:
+    count = max(FEWEST, STEPS * min(TARGETS) // case.batch)
     for _ in range(count):
         step()
-    torch.cuda.synchronize()
-    return count * batch
+    wait_for(case.device)
+    return count * case.batch
+
+
+def memory(title: str, case: Case) -> list[Row]:
+    """What MANY steps add to the memory that torch holds after the first ones, in MiB."""
+    step = training_step(case)
+    _run_steps(step, case)
+    before = torch.cuda.memory_reserved()
+    for _ in range(MANY):
+        step()
+    wait_for(case.device)
+    held = torch.cuda.memory_reserved()
+    return [
+        row(f"batch {case.batch}: {title}, memory", [held / 2**20], "MiB"),
+        row(f"batch {case.batch}: {title}, growth in {MANY} steps", [(held - before) / 2**20],
+            "MiB", "<= 0"),
+    ]  # fmt: skip
 
 
 def norms(name: str, dtype: torch.dtype, device: torch.device, rounds: int) -> list[Row]:
@@ -111,7 +136,7 @@ def norms(name: str, dtype: torch.dtype, device: torch.device, rounds: int) -> l
 
     The copy moves what the norm must: x in and y out; x and g in and dx out.
     """
-    x = torch.randn(128, 96, 55, 55, device=device).mul_(50).to(dtype)
+    x = torch.randn(NORMED, device=device).mul_(50).to(dtype)
     x = x.to(memory_format=torch.channels_last)
     baseline = f"LRN of conv1, {name}, nn.LocalResponseNorm"
     cases = {
@@ -127,7 +152,7 @@ def _norm(norm: Callable[..., Tensor], x: Tensor) -> float:
     x = x.detach().requires_grad_()
     for _ in range(STEPS):
         torch.autograd.grad(norm(x, Lrn(), groups=2), x, x.detach())
-    torch.cuda.synchronize()
+    wait_for(str(x.device))
     return STEPS * len(x)
 
 
@@ -138,7 +163,7 @@ def _copies(x: Tensor) -> float:
         target.copy_(x)
         target.copy_(x)
         target[: len(x) // 2].copy_(x[: len(x) // 2])
-    torch.cuda.synchronize()
+    wait_for(str(x.device))
     return STEPS * len(x)
 
 
@@ -179,12 +204,12 @@ def step_bytes(network: ModelConfig, batch: int) -> float:
 def _product(matrix: Tensor) -> float:
     for _ in range(STEPS):
         torch.mm(matrix, matrix)
-    torch.cuda.synchronize()
+    wait_for(str(matrix.device))
     return STEPS * 2 * SIDE**3 / step_flops(code2012())
 
 
 def _copy(source: Tensor, target: Tensor, image_bytes: float) -> float:
     for _ in range(STEPS):
         target.copy_(source)
-    torch.cuda.synchronize()
+    wait_for(str(source.device))
     return STEPS * 2 * source.nbytes / image_bytes
