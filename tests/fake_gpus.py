@@ -40,11 +40,15 @@ class Backend(backend_registration._DummyBackendModule):
 
 
 class Log(TorchDispatchMode):
-    """Every operator that takes or gives tensors of two devices, or that waits for one."""
+    """Every operator that takes or gives tensors of two devices, or that waits for one.
+
+    In `order` are copies to another device and concatenations, as they are queued.
+    """
 
     def __init__(self):
         super().__init__()
         self.crossed = []
+        self.order = []
         self.waits = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -56,6 +60,9 @@ class Log(TorchDispatchMode):
         devices = sorted({str(tensor.device) for tensor in tensors})
         if len(devices) > 1:
             self.crossed.append([name, list(tensors[0].shape), devices])
+            self.order.append("copy")
+        elif name == "cat":
+            self.order.append("cat")
         return out
 
 
@@ -113,6 +120,7 @@ def split_step(name):
     return {
         "crossed": trained.crossed,
         "validation crossed": validated.crossed,
+        "validation order": validated.order,
         "waits": trained.waits + validated.waits,
         "results": [str(loss.device), str(errors.device)],
         "velocities elsewhere": strangers,

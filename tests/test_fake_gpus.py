@@ -72,6 +72,18 @@ def test_a_step_on_two_devices_does_not_wait_and_leaves_everything_where_it_belo
     assert step["results"] == ["gpu:0", "gpu:0"]
 
 
+@pytest.mark.parametrize("name", SPLIT)
+def test_both_directions_of_an_exchange_are_queued_before_parts_are_joined(steps, name):
+    config = getattr(networks, name)()
+    order = ["copy"]  # of the images
+    for exchange in exchanges(config):
+        if exchange.what == "gather":
+            order += ["copy", "copy", "cat", "cat"]
+        if exchange.what == "to first":
+            order += ["copy", "cat"]
+    assert steps[name]["validation order"] == order
+
+
 def test_columns_that_mix_devices_are_noticed(steps):
     assert steps["mutant"] == "FakeTensorDeviceMismatchError"
 

@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 
 import pytest
@@ -47,3 +48,20 @@ def test_the_page_has_the_bytes_of_a_step_of_the_network_of_2012():
     page = PAGE.read_text().splitlines()
     found = [page.index(next(row for row in page if row.endswith(line))) for line in lines]
     assert found == list(range(found[0], found[0] + len(lines)))
+
+
+def test_the_page_on_gpus_has_the_price_of_each_exchange():
+    batch, rates = 128, (450e3, 64e3, 32e3)  # bytes a microsecond
+    page = PAGE.with_name("gpu.md").read_text()
+    total = serial = 0.0
+    for exchange in exchanges(networks.code2012()):
+        if exchange.what != "publish":  # in one process the logits stay where they are
+            message = math.prod(exchange.shape) * 2 * batch
+            times = " | ".join(f"{message / rate:.0f}" for rate in rates)
+            assert f"| {exchange.before} | {message / 1e6:.2f} | " in page
+            assert f" | {times} |\n" in page
+            total += 2 * message
+            serial += exchange.values * 2 * batch
+    for sent in (total, serial):
+        times = " | ".join(f"{sent / rate:.0f}" for rate in rates)
+        assert f" | {sent / 1e6:.2f} | | {times} |\n" in page

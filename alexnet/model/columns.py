@@ -10,8 +10,11 @@ tensors of the columns of this process, in their order.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
+from itertools import permutations
 from typing import Protocol
 
 import torch
@@ -51,9 +54,9 @@ class Seam(Protocol):
 class LocalSeam:
     """All columns in this process, each on its device.
 
-    Kernels and copies are queued, not waited for, and two devices compute at once. A copy is queued
-    behind what its source computes, and both devices wait for it: the two directions of an exchange
-    follow one another, and nothing is computed meanwhile.
+    Kernels and copies are queued, not waited for, and two devices compute at once. The copies of an
+    exchange run beside one another and begin when what they copy is computed on both devices, which
+    compute again when all copies are there.
     """
 
     devices: tuple[torch.device, ...]  # one a column
@@ -66,7 +69,8 @@ class LocalSeam:
         if len(set(self.devices)) == 1:
             return [torch.cat(list(parts), dim=1)] * len(parts)
         # All copies before the first concatenation, which would keep the second direction waiting.
-        copies = [[_move(maps, device) for maps in parts] for device in self.devices]
+        with _copying(self.devices) as move:
+            copies = [[move(maps, device) for maps in parts] for device in self.devices]
         return [torch.cat(copied, dim=1) for copied in copies]
 
     def to_first(self, parts: Sequence[Tensor]) -> Tensor:
@@ -86,6 +90,49 @@ def local_seam(columns: int, devices: Sequence[str | torch.device]) -> LocalSeam
 
 def _move(maps: Tensor, device: torch.device) -> Tensor:
     return maps.to(device, non_blocking=True)
+
+
+@contextmanager
+def _copying(
+    devices: Sequence[torch.device],
+) -> Generator[Callable[[Tensor, torch.device], Tensor]]:
+    """A function that moves maps to a device, beside what else it moves in this block.
+
+    torch queues a copy on the current stream of its source, and lets the current streams of both
+    devices wait for each other before and after: the copy back would wait for the copy there. So
+    each direction has a stream on either device. They begin after what is queued before the block,
+    and what is queued after it waits for them; by that order memory is also safe to use again.
+    Backward, autograd copies on the streams of the forward pass.
+    """
+    directions = [
+        pair
+        for pair in permutations(dict.fromkeys(devices), 2)
+        if {d.type for d in pair} == {"cuda"}
+    ]
+    streams = {pair: _copy_streams(*pair) for pair in directions}
+    for pair, own in streams.items():
+        for device, stream in zip(pair, own, strict=True):
+            stream.wait_stream(torch.cuda.current_stream(device))
+
+    def move(maps: Tensor, device: torch.device) -> Tensor:
+        own = streams.get((maps.device, device))
+        if own is None:
+            return _move(maps, device)
+        with torch.cuda.stream(own[0]), torch.cuda.stream(own[1]):
+            return _move(maps, device)
+
+    yield move
+    for pair, own in streams.items():
+        for device, stream in zip(pair, own, strict=True):
+            torch.cuda.current_stream(device).wait_stream(stream)
+
+
+@cache
+def _copy_streams(
+    source: torch.device, target: torch.device
+) -> tuple[torch.cuda.Stream, torch.cuda.Stream]:
+    """Always the same ones: torch keeps freed memory apart by the stream that it was made on."""
+    return torch.cuda.Stream(source), torch.cuda.Stream(target)
 
 
 class Column(nn.Module):
