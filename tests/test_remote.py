@@ -181,7 +181,7 @@ def test_a_server_that_is_not_there_is_named():
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
     message, seconds = fails(url)
     assert f"{url}/manifest.json cannot be read" in message
-    assert seconds < 10
+    assert seconds < 60
 
 
 def test_a_url_without_a_data_set_is_named(http_root):
@@ -225,7 +225,7 @@ def test_a_server_that_falls_silent_is_an_error_after_the_timeout(root):
     class Silent(Quiet):
         def do_GET(self):
             if self.path.endswith(".tar"):
-                silent.wait(20)
+                silent.wait(200)
             super().do_GET()
 
     server, thread, url = serve(functools.partial(Silent, directory=root))
@@ -233,7 +233,7 @@ def test_a_server_that_falls_silent_is_an_error_after_the_timeout(root):
         message, seconds = fails(url, timeout=1.0)
         assert "nothing has arrived for 1 seconds" in message
         assert url in message
-        assert seconds < 8
+        assert seconds < 60
     finally:
         silent.set()
         server.shutdown()
@@ -243,10 +243,10 @@ def test_a_server_that_falls_silent_is_an_error_after_the_timeout(root):
 
 def test_a_command_that_hangs_is_an_error_and_is_ended(root):
     before = processes()
-    command = f"pipe:case {{}} in *.tar) sleep 60;; *) cat {root}/{{}};; esac"
+    command = f"pipe:case {{}} in *.tar) sleep 250;; *) cat {root}/{{}};; esac"
     message, seconds = fails(command, timeout=1.0)
     assert "nothing has arrived for 1 seconds" in message
-    assert seconds < 8
+    assert seconds < 60
     assert processes() == before
 
 

@@ -32,9 +32,13 @@ def die_at_three(number):
     return os.getpid()
 
 
+# Seconds that a busy machine may take to end a process, and far more that nobody waits for.
+PATIENCE, FOREVER = 60, 250
+
+
 def slowly(folder):
     (folder / str(os.getpid())).touch()
-    time.sleep(30)
+    time.sleep(FOREVER)
 
 
 def slowly_but_for_the_first(task):
@@ -46,7 +50,7 @@ def slowly_but_for_the_first(task):
 def die_or_sleep(number):
     if number:
         os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(30)
+    time.sleep(FOREVER)
 
 
 def die_when_sending(_number, frame):
@@ -80,7 +84,7 @@ def alive(pid):
         return False
 
 
-def wait_until(condition, seconds=10):
+def wait_until(condition, seconds=PATIENCE):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
@@ -115,7 +119,7 @@ def test_a_worker_that_dies_is_an_error_within_seconds_and_not_a_wait():
     began, pids = time.monotonic(), set()
     with pytest.raises(PrepareError, match="ended with signal SIGKILL"):
         pids.update(pid for _, pid in run_tasks(die_at_three, range(9), workers=2))
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < PATIENCE
     assert not any(alive(pid) for pid in pids)
 
 
@@ -123,14 +127,14 @@ def test_a_worker_that_dies_is_noticed_while_the_others_are_at_work():
     began = time.monotonic()
     with pytest.raises(PrepareError, match="ended with signal SIGKILL"):
         list(run_tasks(die_or_sleep, range(2), workers=2))
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < PATIENCE
 
 
 def test_a_worker_that_dies_while_it_sends_a_large_result_is_an_error_and_not_a_wait():
     began = time.monotonic()
     with pytest.raises(PrepareError, match="ended with signal SIGKILL"):
         list(run_tasks(send_until_death, range(2), workers=2))
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < PATIENCE
 
 
 def test_a_result_that_cannot_be_sent_is_an_error():
@@ -183,7 +187,7 @@ def test_workers_do_not_outlive_their_parent(tmp_path, blow):
     )
     wait_until(lambda: len(list(tmp_path.iterdir())) == 2)
     parent.send_signal(blow)
-    _, said = parent.communicate(timeout=10)
+    _, said = parent.communicate(timeout=PATIENCE)
     wait_until(lambda: not any(alive(int(path.name)) for path in tmp_path.iterdir()))
     assert said.count("Traceback") == (blow == signal.SIGINT)
 
