@@ -15,6 +15,7 @@ TINY = DemoConfig(
 STAGES = ["draw", "shard", "stats", "train", "eval, 1 view", "eval, 10 views"]
 
 
+@pytest.mark.slow
 def test_the_demo_learns_nine_in_ten_of_the_shapes(tmp_path):
     printed = CliRunner().invoke(cli, ["demo", str(tmp_path / "demo")], catch_exceptions=False)
     lines = {line[:14].strip(): line for line in printed.stdout.splitlines()}

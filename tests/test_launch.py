@@ -51,7 +51,7 @@ def test_two_processes_learn_what_one_learns_and_the_first_one_speaks(alone, dat
     assert code == 0, err
     assert_close(alone, run)
     (line,) = out.splitlines()
-    assert line.startswith("1 epochs, 4 steps; best top-1 acc ")
+    assert line.startswith("1 epochs, 16 steps; best top-1 acc ")
     assert err.count("2 columns x 2 replicas, one in each process, on cpu") == 1
     assert "Traceback" not in err
 
@@ -60,7 +60,7 @@ def test_two_processes_learn_what_one_learns_and_the_first_one_speaks(alone, dat
 def test_python_starts_the_processes_too_and_gets_the_summary(alone, dataset, tmp_path):
     options = replace(SHORT, devices=("cpu",), launch=Launch(replicas=2))
     summary = train(dataset, tmp_path / "run", options)
-    assert (summary.epochs, summary.steps, summary.stopped) == (1, 4, "")
+    assert (summary.epochs, summary.steps, summary.stopped) == (1, 16, "")
     assert_close(alone, tmp_path / "run")
 
 
@@ -70,7 +70,9 @@ def test_python_starts_the_processes_too_and_gets_the_summary(alone, dataset, tm
 def test_a_signal_to_the_command_saves_and_ends_without_a_traceback(dataset, tmp_path, number):
     run = tmp_path / "run"
     slow = command_of(dataset, run, 500, "train.checkpoint_minutes=1e-9")
-    process = start([*slow, "--replicas", "2", "--devices", "cpu"], start_new_session=True)
+    # Of one column, so that there are two processes.
+    one = ["--recipe", "one_gpu", "--replicas", "2", "--devices", "cpu"]
+    process = start([*slow, *one], start_new_session=True)
     while not checkpoint.steps(run) and process.poll() is None:
         time.sleep(0.05)
     # As Ctrl-C does, to the whole group of the terminal.
@@ -201,7 +203,7 @@ def test_two_machines_meet_at_the_coordinator_and_learn_what_one_learns(alone, d
     outputs = [machine.communicate(timeout=200) for machine in machines]
     assert [machine.returncode for machine in machines] == [0, 0], outputs
     assert sum("2 columns x 2 replicas" in err for _, err in outputs) == 1
-    assert sum("1 epochs, 4 steps" in out for out, _ in outputs) == 1
+    assert sum("1 epochs, 16 steps" in out for out, _ in outputs) == 1
     assert_close(alone, tmp_path / "run")
 
 

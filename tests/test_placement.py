@@ -26,6 +26,8 @@ SETTINGS = (
     *("train.schedule=constant", "train.precision=float64", "augment.lighting_epochs=none"),
     *(f"model.conv{n}.out=16" for n in (1, 2, 3, 4, 5)),
     *("model.fc6.out=32", "model.fc7.out=32"),
+    # 16 steps an epoch, so that a signal comes amid one on a busy machine too.
+    "loader.batch=4",
 )
 SHORT = replace(OPTIONS, epochs=1, settings=(*OPTIONS.settings, *SETTINGS, "train.lr=.001"))
 
@@ -100,7 +102,7 @@ run.with_name(f"read-{os.environ['RANK']}").write_text(told)
 """
 
 
-@pytest.mark.parametrize("world", [pytest.param(2, marks=pytest.mark.slow), 4])
+@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_columns_and_replicas_in_processes_learn_what_one_learns_and_first_columns_read(
     alone, dataset, tmp_path, world
 ):
@@ -135,14 +137,14 @@ def test_a_run_goes_from_one_process_to_two_and_back_where_a_signal_stops_it(
     # The other was not asked, and leaves as one that has nothing more to do.
     assert codes == [0, 128 + signal.SIGTERM], said
     stopped = checkpoint.load(checkpoint.steps(run)[-1]).meta
-    assert 4 < stopped["progress"]["steps"] < 8
+    assert 16 < stopped["progress"]["steps"] < 32
     assert stopped["loader"]["epoch"] == 1
     assert stopped["loader"]["step"] == stopped["progress"]["step"]
     train(dataset, run, replace(SHORT, epochs=2))
     assert_close(longer, run)
 
 
-def test_a_damaged_image_of_one_replica_is_named_with_the_last_checkpoint_and_ends_all(
+def test_a_damaged_image_of_one_process_is_named_with_the_last_checkpoint_and_ends_all(
     dataset, tmp_path
 ):
     damaged, run = tmp_path / "damaged", tmp_path / "run"
@@ -154,17 +156,17 @@ def test_a_damaged_image_of_one_replica_is_named_with_the_last_checkpoint_and_en
     data[place : place + 2] = b"\0\0"
     shard.write_bytes(data)
     command = command_of(damaged, run, 2, "loader.check=size")
-    processes = start_ranks(4, command, stderr=subprocess.PIPE)
+    processes = start_ranks(2, command, stderr=subprocess.PIPE)
     while all(process.poll() is None for process in processes):
         time.sleep(0.1)
-    codes, said = ended(processes, timeout=30)
-    assert codes == [1] * 4
+    codes, said = ended(processes, timeout=200)
+    assert codes == [1] * 2
     errors = [line for text in said for line in text.splitlines() if line.startswith("Error: ")]
-    assert len(errors) == 4, said
+    assert len(errors) == 2, said
     (reason,) = [error for error in errors if error.startswith(f"Error: {shard.parent}")]
     assert shard.name in reason
     assert f"Last good checkpoint: {checkpoint.steps(run)[-1]}" in reason
-    assert sum("lost the connection to another process" in error for error in errors) == 3
+    assert sum("lost the connection to another process" in error for error in errors) == 1
 
 
 @pytest.mark.timeout(900)  # the compiler takes minutes where others want the cores too

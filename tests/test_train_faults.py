@@ -82,8 +82,20 @@ def delete(dataset):
     shutil.rmtree(dataset)
 
 
-@pytest.mark.parametrize("backend", ["torch", "dali"])
-@pytest.mark.parametrize("fault", [truncate, rename, delete])
+@pytest.mark.parametrize(
+    ("fault", "backend"),
+    [
+        *((truncate, "torch"), (rename, "dali"), (delete, "torch")),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                (truncate, "dali"),
+                (rename, "torch"),
+                (delete, "dali"),
+            )
+        ),
+    ],
+)
 def test_a_data_set_that_goes_away_ends_the_run_with_one_line(dataset, tmp_path, backend, fault):
     if backend == "dali":
         pytest.importorskip("nvidia.dali")
@@ -132,7 +144,17 @@ def test_a_second_start_of_a_run_is_refused_while_the_first_trains(dataset, tmp_
     assert steps == list(range(1, 61))
 
 
-@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
+# tests/test_train.py has every signal, in the process of the test.
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGTERM,
+        *(
+            pytest.param(getattr(signal, f"SIG{name}"), marks=pytest.mark.slow)
+            for name in ("HUP", "USR1", "USR2")
+        ),
+    ],
+)
 def test_a_signal_saves_and_the_same_command_resumes(dataset, tmp_path, number):
     run = tmp_path / "run"
     process = start(dataset, run)
@@ -184,7 +206,13 @@ fit(network(), CONFIG, data, RunContext(folder=Path(sys.argv[1])))
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGINT,
+        *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGTERM, signal.SIGUSR1)),
+    ],
+)
 def test_a_second_signal_leaves_at_once(tmp_path, number):
     words = [sys.executable, "-c", IMPATIENT, str(tmp_path / "run"), str(int(number))]
     assert subprocess.run(words, timeout=120).returncode == -number

@@ -1,7 +1,6 @@
 """The whole way from shards to errors and predictions, through DALI, as the commands call it."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -362,14 +361,3 @@ def test_a_vanished_data_set_names_the_last_good_checkpoint(dataset, tmp_path):
     with pytest.raises((RunError, DataError)) as caught:
         train(copy, tmp_path / "run", OPTIONS)
     assert "\n" not in str(caught.value)
-
-
-def test_sigterm_saves_and_leaves_with_its_number(dataset, tmp_path):
-    command = [sys.executable, "-c", COMMAND, str(dataset), str(tmp_path / "run")]
-    process = subprocess.Popen(command, env={**os.environ})
-    deadline = time.monotonic() + 60
-    while not checkpoint.steps(tmp_path / "run") and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) in (128 + signal.SIGTERM, 0)
-    assert checkpoint.load(checkpoint.steps(tmp_path / "run")[-1])
