@@ -125,14 +125,21 @@ def run(options: argparse.Namespace) -> None:
         print(f"{options.out}: {loader.samples:,} latents of {shape} in the order of keys.txt")
 
 
+def positive(text: str) -> int:
+    """An option that is a number of something."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return int(text)
+
+
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("dataset", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--split", default="train")
-    parser.add_argument("--crop", type=int, help="pixels a side  [default: the stored size]")
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--crop", type=positive, help="pixels a side  [default: the stored size]")
+    parser.add_argument("--batch", type=positive, default=64)
     parser.add_argument("--mirror", action="store_true", help="the mirrored pictures as well")
     parser.add_argument("--device", default="cuda:0" if torch.cuda.is_available() else "cpu")
     return parser.parse_args(arguments)

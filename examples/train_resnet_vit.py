@@ -332,18 +332,27 @@ def epochs(
             print(f"epoch {epoch}: loss {loss:.3f}, top-1 acc {share:.2%} of {count:,} images")
 
 
+def positive(text: str) -> int:
+    """An option that is a number of something."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return int(text)
+
+
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("dataset", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--model", choices=("resnet50", "vit_s16"), default="resnet50")
-    parser.add_argument("--epochs", type=int, default=90)
-    parser.add_argument("--batch", type=int, default=256, help="of all processes together")
-    parser.add_argument("--crop", type=int, default=224)
-    parser.add_argument("--resize", type=int, help="shorter side in evaluation, before the crop")
+    parser.add_argument("--epochs", type=positive, default=90)
+    parser.add_argument("--batch", type=positive, default=256, help="of all processes together")
+    parser.add_argument("--crop", type=positive, default=224)
+    parser.add_argument(
+        "--resize", type=positive, help="shorter side in evaluation, before the crop"
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--save-steps", type=int, default=500)
+    parser.add_argument("--save-steps", type=positive, default=500)
     parser.add_argument("--device", default="cuda:0" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--toy", action="store_true", help="a tiny network, to try the script")
     options = parser.parse_args(arguments)

@@ -148,19 +148,26 @@ def train(options: argparse.Namespace) -> None:
     )
 
 
+def positive(text: str) -> int:
+    """An option that is a number of something."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return int(text)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Read the command line and train; what is wrong with it or the data set is one line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("dataset", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--loader", choices=("tars", "alexprep"), default="tars")
-    parser.add_argument("--epochs", type=int, default=90)
+    parser.add_argument("--epochs", type=positive, default=90)
     parser.add_argument("--steps", type=int, default=-1, help="stop after so many")
-    parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--crop", type=int, default=224)
+    parser.add_argument("--batch", type=positive, default=256)
+    parser.add_argument("--crop", type=positive, default=224)
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--save-steps", type=int, default=500)
+    parser.add_argument("--save-steps", type=positive, default=500)
     parser.add_argument("--accelerator", default="auto")
     try:
         train(parser.parse_args(arguments))

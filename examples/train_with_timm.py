@@ -119,23 +119,32 @@ def train(options: argparse.Namespace) -> None:
             sys.exit(f"timm has read {count:,} validation images of {samples:,}.")
 
 
+def positive(text: str) -> int:
+    """An option that is a number of something."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return int(text)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Read the command line and train; what is wrong with it or the data set is one line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("dataset", type=Path)
     parser.add_argument("--model", default="resnet50")
-    parser.add_argument("--epochs", type=int, default=90)
-    parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--crop", type=int, help="pixels a side  [default: the model's]")
+    parser.add_argument("--epochs", type=positive, default=90)
+    parser.add_argument("--batch", type=positive, default=256)
+    parser.add_argument("--crop", type=positive, help="pixels a side  [default: the model's]")
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args(arguments)
     if options.model not in timm.list_models():
         parser.error(f"timm has no model {options.model!r}")
+    if options.device.startswith("cuda") and not torch.cuda.is_available():
+        parser.error(f"torch {torch.__version__} sees no GPU: use --device cpu")
     try:
         train(options)
-    except DataError as error:
+    except (DataError, ValueError, OSError) as error:
         sys.exit(str(error))
 
 

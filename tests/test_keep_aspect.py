@@ -251,6 +251,16 @@ def test_a_stopped_epoch_continues(root):
         assert torch.equal(next(iter(loader))[0], expected)
 
 
+@pytest.mark.parametrize("backend", ["torch", "webdataset"])
+def test_streams_and_windows_give_the_same_pictures(root, backend):
+    spec = AugmentSpec(crop=36, resize=40, **RAW)
+    order = "shards" if backend == "webdataset" else "window"
+    config = LoaderConfig(batch=4, backend=backend, dtype="uint8", order=order)
+    with open_loader(root, "validation", config, spec) as loader:
+        images = torch.cat([images.clone() for images, _ in loader])
+    assert torch.equal(images, opened(root, "validation", spec, "dali")[0])
+
+
 def test_planes_hold_squares_alone(root, source, tmp_path):
     with pytest.raises(PrepareError, match="keeps the aspect ratio"):
         store_planes(root, workers=1)

@@ -166,21 +166,30 @@ def test_two_processes_count_every_validation_image_once(root, tmp_path):
     assert [EPOCH.fullmatch(line)[1] for line in done.stdout.splitlines()] == ["0", "1"]
 
 
-RUN = """
+REFUSED = """
+def refused(main, says, *arguments):
+    try:
+        main(["nothing", *arguments])
+    except SystemExit as end:
+        assert says in str(end) and "\\n" not in str(end), end
+    else:
+        raise AssertionError(f"{arguments} is not refused")
+"""
+TIMM = """
 import sys
 import tests.vision_ops
 from tests.test_training_examples import example
-name, *arguments = sys.argv[1:]
-example(name).main(arguments)
+
+module = example("train_with_timm")
+options = ("--model", "test_resnet", "--crop", "64", "--batch", "4", "--epochs", "2")
+module.main([sys.argv[1], *options, "--workers", "1", "--device", "cpu"])
+refused(module.main, "nothing is not a folder", "--device", "cpu")
 """
 
 
 @pytest.mark.slow
 def test_timm_trains_on_the_tars(root):
-    options = ("--model", "test_resnet", "--crop", 64, "--batch", 4, "--epochs", 2)
-    lines = python(
-        RUN, "train_with_timm", root, *options, "--workers", 1, "--device", "cpu"
-    ).splitlines()
+    lines = python(REFUSED + TIMM, root).splitlines()
     assert [EPOCH.fullmatch(line)[1] for line in lines] == ["0", "1"]
 
 
@@ -206,12 +215,13 @@ resumed, whole = train("alexprep", "stopped"), train("alexprep", "whole")
 assert resumed["global_step"] == whole["global_step"] == 10
 for name, weight in whole["state_dict"].items():
     assert torch.equal(resumed["state_dict"][name], weight), name
+refused(module.main, "nothing is not a folder", f"{out}/nothing")
 """
 
 
 @pytest.mark.slow
 def test_lightning_trains_and_resumes_in_the_middle_of_an_epoch(root, tmp_path):
-    epochs = [match[1] for match in EPOCH.finditer(python(LIGHTNING, root, tmp_path))]
+    epochs = [match[1] for match in EPOCH.finditer(python(REFUSED + LIGHTNING, root, tmp_path))]
     assert epochs == ["0", "1"] * 3
 
 
@@ -290,6 +300,15 @@ def latents(root, tmp_path_factory):
     out = tmp_path_factory.mktemp("latents")
     encode(root, out)
     return out
+
+
+@pytest.mark.parametrize("name", ["train_resnet_vit", "encode_latents"])
+@pytest.mark.parametrize("number", ["0", "-3", "many"])
+def test_a_number_that_is_none_is_named(name, number, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        example(name).main([str(tmp_path), str(tmp_path / "out"), f"--batch={number}"])
+    *_, last = capsys.readouterr().err.splitlines()
+    assert f"argument --batch: '{number}' is not a whole number from 1 on" in last
 
 
 @pytest.mark.parametrize("name", ["train_resnet_vit", "encode_latents"])
