@@ -160,6 +160,12 @@ def join_listings(listings: Sequence[Listing]) -> Listing:
     return Listing(items, tuple(names), np.concatenate(name_of).astype(np.int32), listings[0].path)
 
 
+def list_by_name(items: Items, labels: Sequence[str], path: Path) -> Listing:
+    """A split whose labels are the names of its classes."""
+    names, name_of = np.unique(np.array(labels, object), return_inverse=True)
+    return Listing(items, tuple(map(str, names)), name_of.astype(np.int32), path)
+
+
 def label_space(listings: Mapping[str, Listing], keep: Sequence[str] | None) -> list[str]:
     """The classes in label order: `keep`, else those of the training images by name, else all.
 

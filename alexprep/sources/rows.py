@@ -22,6 +22,7 @@ from alexprep.sources.listing import (
     SourceOptions,
     integer_classes,
     label_space,
+    list_by_name,
     make_source,
     split_of,
     with_findings,
@@ -235,8 +236,7 @@ def _check_columns(path: Path, schema: Any, image: str, label: str) -> set[str]:
 def _by_text(listed: _Tables, folder: Path) -> Listing:
     if not isinstance(listed.labels, list):
         raise PrepareError(f"{folder} has splits with text and with numbers as labels.")
-    names, index = np.unique(np.array(listed.labels, dtype=object), return_inverse=True)
-    return Listing(listed.rows, tuple(names.tolist()), index.astype(np.int32), folder)
+    return list_by_name(listed.rows, listed.labels, folder)
 
 
 def _schema_names(table: Path, column: str) -> list[str]:

@@ -26,6 +26,7 @@ from alexprep.sources.listing import (
     SourceOptions,
     integer_classes,
     label_space,
+    list_by_name,
     make_source,
     split_of,
     splits_in,
@@ -108,7 +109,7 @@ def shard_source(
         raise PrepareError(f"{folder} has splits with names and with numbers as labels.")
     paths = {split: by_split[split][0].parent for split in listed}
     if kinds == {str}:
-        listings = {split: _by_name(*table, paths[split]) for split, table in listed.items()}
+        listings = {split: list_by_name(*table, paths[split]) for split, table in listed.items()}
         classes = named(label_space(listings, options.classes), folder)
         warnings += _captions(folder, listings)
     else:
@@ -284,11 +285,6 @@ def _of_one_kind(path: Path, labels: list[int | str]) -> list[int] | list[str]:
     if 0 < len(numbers) < len(labels):
         raise PrepareError(f"{path} has names and numbers as labels.")
     return numbers if numbers else [str(label) for label in labels]
-
-
-def _by_name(items: Tars, labels: list[Any], folder: Path) -> Listing:
-    names, name_of = np.unique(np.array(labels, object), return_inverse=True)
-    return Listing(items, tuple(map(str, names)), name_of.astype(np.int32), folder)
 
 
 def _captions(folder: Path, listings: Mapping[str, Listing]) -> Iterator[str]:
