@@ -78,8 +78,8 @@ def parse_weights(text: str) -> tuple[float, ...]:
     type=click.Choice(["auto", "dali", "torch", "planes", "resident"]),
     default="auto",
     show_default=True,
-    help="What makes batches: DALI or Pillow from JPEGs; or images decoded once, read from disk or "
-    "held in GPU memory (docs/guide/decode-once.md).",
+    help="Source of the batches: JPEGs decoded by DALI or Pillow, or images decoded once, read "
+    "from disk or held in GPU memory (docs/guide/decode-once.md).",
 )
 @click.option(
     "--epochs", type=click.IntRange(min=1), help="Number of epochs.  [default: from the recipe]"

@@ -75,8 +75,8 @@ def watch(run: Path, interval: float, once: bool) -> None:
 
     Shows loss, accuracy, images/s, the share of time without data, the time left and memory. On a
     terminal the table is redrawn; in a pipe or a file each record is a line. It only reads the
-    files of the run, and so works from another machine, and costs training nothing. Ctrl-C ends it,
-    not the training.
+    files of the run: it also works from another machine, and does not slow training down. Ctrl-C
+    ends it, not the training.
 
     \b
     Example:
