@@ -1,6 +1,8 @@
 """What goes wrong while preparing data and is not a defect of this program."""
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 
 
 class PrepareError(Exception):
@@ -11,6 +13,19 @@ class PrepareError(Exception):
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.args))
+
+
+class OptionError(ValueError):
+    """A value of an option that cannot be followed: wrong usage, and no fault of a file."""
+
+
+@contextmanager
+def checking_options() -> Generator[None]:
+    """Mark what a block finds wrong as wrong options; later a ValueError is a defect of ours."""
+    try:
+        yield
+    except ValueError as error:
+        raise OptionError(str(error)) from error
 
 
 def listed(entries: Sequence[str], most: int = 50) -> list[str]:
@@ -37,3 +52,8 @@ def printable(text: str, keep: str = "") -> str:
         else character.encode("unicode_escape").decode()
         for character in text
     )
+
+
+def warn(text: str) -> None:
+    """Say on stderr what a user should know of, though the work goes on."""
+    sys.stderr.write(f"Warning: {printable(text)}\n")

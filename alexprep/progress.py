@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-from alexprep.errors import counted
+from alexprep.errors import counted, printable
 
 SECONDS_BETWEEN_LINES = 5.0
 DELAY = 2.0  # of work that is usually short
@@ -29,7 +29,7 @@ class ProgressBar:
     """
 
     def __init__(self, label: str, total: int, unit: str = "images", *, delay: float = 0.0) -> None:
-        self.label, self.total, self.unit = label, total, unit
+        self.label, self.total, self.unit = printable(label), total, unit
         self.delay = delay
         self.done = self.bytes = self.errors = 0
         self._started = self._ended = 0.0

@@ -3,6 +3,7 @@
 Letters: N images, V views, K classes.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -80,10 +81,10 @@ def average(members: Sequence[Tensor], weights: Sequence[float] = ()) -> Tensor:
 def normalized(members: int, weights: Sequence[float] = ()) -> list[float]:
     """Weights of that many networks, scaled to add up to 1; equal ones by default.
 
-    ValueError unless there is one weight a member, none is below 0 and one is above.
+    ValueError unless there is one finite weight a member, none below 0 and one above.
     """
     weights = weights or [1.0] * members
-    if len(weights) != members or min(weights) < 0 or sum(weights) <= 0:
+    if len(weights) != members or min(weights) < 0 or not 0 < sum(weights) < math.inf:
         raise ValueError(
             f"Expected {members} weights, one a prediction and none below 0, got {list(weights)}."
         )

@@ -17,6 +17,7 @@ from alexprep.commands.options import (
     usage,
     workers_option,
 )
+from alexprep.errors import OptionError
 
 
 @click.command()
@@ -194,7 +195,7 @@ def card(dataset: Path, force: bool, **changes: str | None) -> None:
     from pipelines.format import Manifest
 
     Manifest.load(dataset)  # first, for a lock makes the folder that it is in
-    with usage(), LocalStore(dataset).locked():
+    with usage(OptionError), LocalStore(dataset).locked():
         renew_card(dataset, {k: v for k, v in changes.items() if v is not None}, force=force)
     print_text(f"{dataset}: README.md, croissant.json and SHA256SUMS are up to date.")
 

@@ -17,6 +17,7 @@ from alexprep.commands.options import (
     seed_option,
     usage,
 )
+from alexprep.errors import OptionError
 
 
 def complete_recipe(_ctx: click.Context, _param: click.Parameter, prefix: str) -> list[str]:
@@ -138,6 +139,7 @@ def train(
             validation=not no_validation,
             **options,
         )
+    with usage(OptionError):
         summary = work(dataset, run, train_options)
     # The terminal may be gone, which is one of the ways to stop a run.
     with suppress(OSError):
@@ -200,6 +202,7 @@ def evaluate(
             weights=parse_weights(weights) if weights else (),
             **options,
         )
+    with usage(OptionError):
         result = work(checkpoints, data, eval_options, save=save)
     print_device(device)
     if as_json:
@@ -243,6 +246,7 @@ def predict(
         options = PredictOptions(
             views=1 if views == "1" else 10, top=top, device=device_name(device)
         )
+    with usage(OptionError):
         predictions = list(work(checkpoint, images, options))
     print_device(device)
     if as_json:

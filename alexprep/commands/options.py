@@ -40,11 +40,14 @@ def take_fields(kind: type[T], options: Mapping[str, Any]) -> T:
 
 
 @contextmanager
-def usage() -> Generator[None]:
-    """Report a value that a configuration rejects as a usage error: exit code 2."""
+def usage(kind: type[ValueError] = ValueError) -> Generator[None]:
+    """Report a value that a configuration rejects as a usage error: exit code 2.
+
+    Around the work itself `kind` is OptionError, for any other ValueError is a defect.
+    """
     try:
         yield
-    except ValueError as error:
+    except kind as error:
         raise click.UsageError(printable(str(error))) from error
 
 
@@ -64,7 +67,7 @@ def print_text(text: object) -> None:
 
 def print_json(value: object) -> None:
     """Print a result as JSON."""
-    click.echo(json.dumps(value, indent=1))
+    click.echo(json.dumps(value, indent=1, allow_nan=False))
 
 
 def device_name(device: str) -> str:

@@ -17,6 +17,7 @@ from alexprep.commands.options import (
     usage,
     workers_option,
 )
+from alexprep.errors import OptionError
 
 
 @click.command()
@@ -54,7 +55,7 @@ def report(path: Path, out: Path | None, data: Path | None, images: int, device:
     """
     from alexprep.report import write_report
 
-    with usage():
+    with usage(OptionError):
         page = write_report(path, out, data=data, images=images, device=device_name(device))
     print_device(device)
     print_text(page)

@@ -6,7 +6,6 @@
 The bytes depend on the source, ShardConfig and the codec; RunOptions says how they are made.
 """
 
-import sys
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from alexprep.dataset.shard_plan import ShardConfig, ShardPlan
 from alexprep.dataset.shard_writer import Fault, ShardRecord, write_shard
 from alexprep.dataset.splits import plan_source
 from alexprep.dataset.store import STATE, Store, open_store
-from alexprep.errors import PrepareError, printable
+from alexprep.errors import PrepareError, warn
 from alexprep.machine import cores
 from alexprep.progress import ProgressBar
 from alexprep.sources.check import check_beginnings, check_target, refuse_strays
@@ -78,7 +77,7 @@ def shard(
     with store.locked():
         finished = begin(store, plan)
         for warning in plan.source.warnings if finished is None else ():
-            sys.stderr.write(f"Warning: {printable(warning)}\n")
+            warn(warning)
         if finished is None and not skip:
             _refuse_beginnings(plan)
         records = _write_all(plan, store, options, finished)
@@ -86,7 +85,7 @@ def shard(
         _refuse_change(finished, records)
         store.remove(STATE)
     for sentence in describe_duplicates(manifest.duplicates) if finished is None else ():
-        sys.stderr.write(f"Warning: {sentence} `alexprep verify` names them.\n")
+        warn(f"{sentence} `alexprep verify` names them.")
     refuse_empty(plan, manifest, store)
     return manifest
 

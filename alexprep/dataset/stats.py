@@ -6,7 +6,6 @@ among processes or machines, and however often the run was interrupted.
 """
 
 import os
-import sys
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from alexprep.dataset.card import has_card, renew_card
 from alexprep.dataset.moments import Ints, Moments, image_stats
 from alexprep.dataset.store import LocalStore
+from alexprep.errors import warn
 from alexprep.machine import cores
 from alexprep.progress import ProgressBar
 from alexprep.tar import TarMember, TarStream
@@ -90,9 +90,9 @@ def compute_stats(
         partial.path.unlink(missing_ok=True)
         edited = renew_card(root) if folder == root and has_card(root) else ()
     for name in edited:
-        sys.stderr.write(
-            f"Warning: {root / name} was edited by hand and is kept without the statistics; "
-            "`alexprep card --force` overwrites it.\n"
+        warn(
+            f"{root / name} was edited by hand and is kept without the statistics; `alexprep card "
+            "--force` overwrites it."
         )
     return stats
 

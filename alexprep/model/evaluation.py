@@ -34,11 +34,11 @@ from alexnet.training.evaluate import (
     rank_of_label,
 )
 from alexprep import schema
-from alexprep.errors import counted
+from alexprep.errors import checking_options, counted
 from alexprep.model.classes import Classes, ClassMatch, match_classes
-from alexprep.model.placement import choose_device
+from alexprep.model.placement import check_devices, choose_device
 from alexprep.model.predictions import SUFFIX, Predictions, check_output
-from alexprep.model.trained import Trained, load_trained
+from alexprep.model.trained import Trained, check_finite, load_trained
 from alexprep.progress import DELAY, ProgressBar, preload
 from pipelines.config import BackendName, LoaderConfig
 from pipelines.format import Manifest
@@ -225,13 +225,15 @@ def evaluate(
         ValueError: weights that are not one a checkpoint.
     """
     started = time.perf_counter()
-    options = replace(options, device=choose_device(options.device)[0])
+    # What can be wrong is found here, before the networks run for hours.
+    with checking_options():
+        options = replace(options, device=choose_device(options.device)[0])
+        check_devices((options.device,))
+        weights = normalized(len(checkpoints), options.weights)
+        if save is not None:
+            check_output(save)
     manifest = Manifest.load(dataset)
     manifest.split(options.split, dataset)
-    # What can be wrong is found here, before the networks run for hours.
-    weights = normalized(len(checkpoints), options.weights)
-    if save is not None:
-        check_output(save)
     opened = [_open_member(path, options.device) for path in checkpoints]
     match = _match_members(checkpoints, opened, manifest, dataset)
     if match.same:
@@ -376,6 +378,7 @@ def predict_split(
         counted = _counted(loader, options)
         batches = counted if match.same else _known_batches(counted, match, known)
         probabilities, labels = predict_probabilities(trained.model, batches)
+        check_finite(probabilities, trained.path)
         keys = loader.keys if match.same else list(compress(loader.keys, torch.cat(known)))
         return Predictions(
             probabilities=probabilities,
@@ -483,7 +486,10 @@ def read_labels(path: Path, keys: Sequence[str], classes: Classes) -> list[list[
         )
     numbers: dict[Label, int] = {wnid: number for number, (wnid, _) in enumerate(classes)}
     numbers |= {number: number for number in range(len(classes))}
-    return [_numbers(table[key], numbers, f"{path}, {key}") for key in keys]
+    labels = [_numbers(table[key], numbers, f"{path}, {key}") for key in keys]
+    if keys and not any(labels):
+        raise RunError(f"{path} has no label for any of {len(keys):,} images.")
+    return labels
 
 
 def _numbers(entry: Label | list[Label], numbers: dict[Label, int], where: str) -> list[int]:

@@ -20,7 +20,7 @@ import alexnet
 from alexnet.distributed.mesh import SINGLE_PROCESS, Replicas, join
 from alexnet.errors import RunError
 from alexnet.model.spec import ModelConfig
-from alexprep.errors import counted
+from alexprep.errors import checking_options, counted
 from pipelines.errors import DataError
 
 AUTO = ("auto",)
@@ -160,7 +160,7 @@ def init_devices(columns: int, devices: Sequence[str]) -> Generator[Placement]:
     RunError for a device that is not available, ValueError for a word that names none.
     """
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    with said_once():
+    with said_once(), checking_options():
         names, reason = choose_devices(devices, columns, processes)
         check_devices(names)
         kind = process_device(names, columns) if in_process_group() else ""

@@ -11,8 +11,9 @@ import torch
 
 from alexnet.training.evaluate import view_probabilities
 from alexprep.dataset.codec import ImageError, encode
-from alexprep.model.placement import choose_device
-from alexprep.model.trained import Trained, load_trained
+from alexprep.errors import checking_options
+from alexprep.model.placement import check_devices, choose_device
+from alexprep.model.trained import Trained, check_finite, load_trained
 from alexprep.progress import DELAY, ProgressBar
 from pipelines.augment import centre, colours
 from pipelines.jpeg import decode
@@ -74,7 +75,9 @@ def predict(
     A file that is not an image gets a Prediction with `problem`; the others are still classified.
     RunError for a checkpoint that cannot be used.
     """
-    options = replace(options, device=choose_device(options.device)[0])
+    with checking_options():
+        options = replace(options, device=choose_device(options.device)[0])
+        check_devices((options.device,))
     trained = load_trained(checkpoint, options.device)
     with ProgressBar("predict", len(images), delay=DELAY) as progress:
         for image in images:
@@ -92,6 +95,7 @@ def _predict_image(trained: Trained, path: str, options: PredictOptions) -> Pred
         return Prediction(path=path, problem=f"{error}")
     with torch.inference_mode():
         probabilities = view_probabilities(trained.model, pixels)[0].cpu()
+    check_finite(probabilities, trained.path)
     best = [
         int(label) for label in probabilities.argsort(descending=True, stable=True)[: options.top]
     ]

@@ -127,6 +127,8 @@ def _check(meta: PredictionsMeta, tensors: Mapping[str, Tensor]) -> None:
         raise ValueError(f"labels are {labels.dtype} {tuple(labels.shape)}, not int64 {(images,)}")
     if images == 0 or int(labels.min()) < 0 or int(labels.max()) >= classes:
         raise ValueError(f"labels are not in 0..{classes - 1}")
+    if not probabilities.isfinite().all():
+        raise ValueError("probabilities are not finite")
     if meta.views < 1:
         raise ValueError(f"views are {meta.views}")
     fields = msgspec.structs.asdict(meta)

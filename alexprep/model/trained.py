@@ -100,6 +100,12 @@ def load_trained(path: Path, device: str = "cpu") -> Trained:
     )
 
 
+def check_finite(probabilities: Tensor, path: Path) -> None:
+    """RunError if the network of `path` gives anything but numbers."""
+    if not probabilities.isfinite().all():
+        raise RunError(f"{path} answers NaN: its weights have diverged. Use an earlier checkpoint.")
+
+
 def _check_agreement(meta: CheckpointMeta, config: ModelConfig, augment: AugmentSpec) -> None:
     """ValueError where parts of a checkpoint do not belong together."""
     if len(meta.classes) != config.classes:

@@ -20,6 +20,7 @@ from alexnet.training.run import Data, RunContext, Summary
 from alexnet.training.schedule import PlateauSchedule
 from alexnet.training.step import keep_freed_memory
 from alexnet.training.trainer import fit, last_good
+from alexprep.errors import checking_options
 from alexprep.machine import computes_bfloat16, machine
 from alexprep.model.display import RunDisplay
 from alexprep.model.placement import (
@@ -91,7 +92,7 @@ def train(dataset: Path, run: Path, options: TrainOptions) -> Summary:
         ValueError: options that no recipe can follow.
     """
     check_tasks(os.environ, options.launch.nodes)
-    with said_once():
+    with said_once(), checking_options():
         manifest = Manifest.load(dataset)
         _check_dataset(dataset, manifest, options)
         recipe = resolve_recipe(manifest, options)
@@ -113,7 +114,8 @@ def train(dataset: Path, run: Path, options: TrainOptions) -> Summary:
         ExitStack() as held,
     ):
         keep_freed_memory()
-        model = placement.build(recipe.model, recipe.train.seed)
+        with checking_options():
+            model = placement.build(recipe.model, recipe.train.seed)
         resumed = bool(checkpoint.steps(run))
         messages = [*_describe_setup(recipe, data, placement, precision)]
         if options.init_from is not None and not resumed:
@@ -146,8 +148,9 @@ def train(dataset: Path, run: Path, options: TrainOptions) -> Summary:
 def _train_in_processes(dataset: Path, run: Path, options: TrainOptions, columns: int) -> Summary:
     from alexprep.model.launch import run_in_processes  # noqa: PLC0415 - takes .3 s to import
 
-    processes = options.launch.processes(columns)
-    devices, _ = choose_devices(options.devices, columns, processes)
+    with checking_options():
+        processes = options.launch.processes(columns)
+        devices, _ = choose_devices(options.devices, columns, processes)
     work = partial(train, dataset, run, options)
     summary, first = run_in_processes(work, options.launch, columns, devices, _exit_code)
     # Of several machines the one with the first process reports, whoever heard of a signal.
@@ -218,7 +221,9 @@ def _open_loaders(
         world=placement.replicas.world,
     )
     evaluation = replace(config, batch=EVALUATION_BATCH)
-    with open_loader(dataset, "train", config, recipe.augment, stats=stats) as train:
+    with checking_options():
+        loader = open_loader(dataset, "train", config, recipe.augment, stats=stats)
+    with loader as train:
         preload(train, "train")
         if not validation:
             yield Data(train=train, validation=None, has_validation=False)

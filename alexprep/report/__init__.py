@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from alexprep.errors import PrepareError
+from alexprep.errors import OptionError, PrepareError
 from pipelines.atomic import check_writable, write_whole
 
 NAME = "report.html"
@@ -48,10 +48,10 @@ def write_report(
         PrepareError: `path` is neither, has no checkpoint yet, or `out` cannot be written.
         DataError: the data set is unfinished, damaged or of another version.
         RunError: the checkpoint is damaged or was trained on another data set than `data`.
-        ValueError: `images` is less than 1.
+        OptionError: `images` is less than 1, or `device` no word for one.
     """
     if images < 1:
-        raise ValueError(f"report needs at least 1 image, got {images}.")
+        raise OptionError(f"report needs at least 1 image, got {images}.")
     kind = folder_kind(path)
     out = out or path / NAME
     if out.is_dir():
