@@ -9,12 +9,14 @@ import errno
 import fcntl
 import json
 import os
+import secrets
+import shutil
 import socket
-import sys
+import tempfile
 import threading
 import time
 from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
@@ -22,7 +24,7 @@ from typing import IO
 import msgspec
 
 from alexprep import schema
-from alexprep.errors import printable
+from alexprep.errors import warn
 from alexprep.machine import started_at
 
 ENOTSUPP = 524  # the kernel's own, which has no name in user space; NFS answers with it
@@ -84,6 +86,27 @@ def hold_lock(
                 path.unlink()
 
 
+@contextmanager
+def temporary_folder(prefix: str) -> Generator[Path]:
+    """A folder of that name and some digits; removes those of processes that were killed."""
+    parent = Path(tempfile.gettempdir())
+    for leftover in parent.glob(f"{prefix}*"):
+        if leftover.is_dir():
+            with suppress(OSError, BlockingIOError), _hold_folder(leftover):
+                shutil.rmtree(leftover)
+    folder = parent / f"{prefix}{secrets.token_hex(8)}"
+    with _hold_folder(folder):  # before it exists, so that no other call takes it for a leftover
+        folder.mkdir(mode=0o700)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _hold_folder(folder: Path) -> AbstractContextManager[None]:
+    return hold_lock(folder.with_name(f"{folder.name}.lock"), folder, BlockingIOError, remove=True)
+
+
 def lease_path(lock: Path) -> Path:
     """Where the lease is that stands in for a lock."""
     return lock.with_name(f"{lock.name.removesuffix('lock')}lease")
@@ -92,17 +115,17 @@ def lease_path(lock: Path) -> Path:
 @contextmanager
 def hold_lease(path: Path, folder: Path, error: type[Exception]) -> Generator[None]:
     """Hold the lease at `path`: a file that is there while its owner renews its time."""
+    text = _owner()
     with suppress(FileNotFoundError):
         if _is_abandoned(path):
-            path.unlink()
+            _remove_abandoned(path)
     try:
         # Exclusive creation is atomic where locks are not to be had, on NFS too (from version 3).
         with path.open("x") as file:
-            file.write(_owner())
+            file.write(text)
     except (FileExistsError, FileNotFoundError):
         raise _in_use(folder, path, error) from None
-    text = f"{folder} cannot be locked; {path.name} keeps other runs out."
-    sys.stderr.write(f"Warning: {printable(text)}\n")
+    warn(f"{folder} cannot be locked; {path.name} keeps other runs out.")
     ended = threading.Event()
 
     def renew() -> None:
@@ -119,7 +142,29 @@ def hold_lease(path: Path, folder: Path, error: type[Exception]) -> Generator[No
     finally:
         ended.set()
         thread.join()
-        path.unlink(missing_ok=True)
+        # After a pause of this process it may be the lease of another one.
+        with suppress(OSError):
+            if path.read_text() == text:
+                path.unlink()
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove a lease, in one process at a time: another one may just have replaced it by its own.
+
+    Whoever comes second finds the new lease, or is told that the folder is in use.
+    """
+    guard = path.with_name(f"{path.name}.removal")
+    try:
+        guard.open("x").close()
+    except FileExistsError:
+        if time.time() - guard.stat().st_mtime > ABANDONED_SECONDS:  # of a killed process
+            guard.unlink(missing_ok=True)
+        return
+    try:
+        if _is_abandoned(path):
+            path.unlink()
+    finally:
+        guard.unlink(missing_ok=True)
 
 
 def lock_owner(path: Path) -> Owner | None:

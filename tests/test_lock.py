@@ -137,6 +137,27 @@ def lease(folder, pid, host):
     return hold_lease(folder / "lease", folder, PrepareError)
 
 
+def test_one_process_at_a_time_removes_an_abandoned_lease(tmp_path):
+    abandoned = {"host": socket.gethostname(), "pid": 2**22 + 1, "since": "2026-11-01T00:00:00"}
+    (tmp_path / "lease").write_text(json.dumps(abandoned))
+    (tmp_path / "lease.removal").touch()  # another process is about to replace it by its own
+    expected = rf"in use by process {2**22 + 1}"
+    with pytest.raises(PrepareError, match=expected), hold_lease(*named(tmp_path)):
+        pass
+    os.utime(tmp_path / "lease.removal", (1, 1))  # that process was killed
+    with pytest.raises(PrepareError, match=expected), hold_lease(*named(tmp_path)):
+        pass
+    with hold_lease(*named(tmp_path)):
+        assert [path.name for path in tmp_path.iterdir()] == ["lease"]
+        # The lease of another process, to which this one has lost its own.
+        (tmp_path / "lease").write_text(json.dumps(abandoned))
+    assert (tmp_path / "lease").is_file()
+
+
+def named(folder):
+    return folder / "lease", folder, PrepareError
+
+
 def test_a_lease_is_held_by_one_and_removed_at_the_end(tmp_path):
     with hold_lease(tmp_path / "lease", tmp_path, PrepareError):
         expected = f"in use by process {os.getpid()} on {socket.gethostname()}, since"

@@ -1,12 +1,12 @@
 """What `alexprep bench` measures, and the input that it draws where no data set is named."""
 
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from importlib import import_module
 from pathlib import Path
 
 from alexprep.bench.measurement import Result, Row, result, save
+from alexprep.lock import temporary_folder
 from alexprep.machine import cores
 from alexprep.synthetic import SHAPES, DrawConfig, draw_source
 
@@ -54,8 +54,8 @@ def run_bench(what: str, config: BenchConfig, out: Path | None = None) -> Iterat
         # Imported when it is measured: step needs torch, load needs DALI.
         module = import_module(f"alexprep.bench.{part}_bench")
         run: Callable[[BenchConfig, Path], list[Row]] = module.run
-        with tempfile.TemporaryDirectory(prefix=f"alexprep-bench-{part}-") as folder:
-            rows = run(config, Path(folder))
+        with temporary_folder(f"alexprep-bench-{part}-") as folder:
+            rows = run(config, folder)
         settings = {**asdict(config), "data": config.data and config.data.name}
         measured = result(part, f"alexprep bench {part}{_options(config)}", rows, settings)
         if out is not None:

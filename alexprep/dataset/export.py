@@ -11,12 +11,15 @@ from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from alexprep.dataset.checksums import hash_file
+from alexprep.dataset.store import STATE, LocalStore, write_bytes
 from alexprep.errors import PrepareError
 from alexprep.progress import DELAY, ProgressBar
 from alexprep.tar import Entry, scan_tar
 from pipelines.atomic import write_whole
 from pipelines.format import BLOCK, MANIFEST, Manifest, Shard, padded, parse_index
 
+HALF = f"{STATE}/export"  # there until an export is whole; says of what
 # Energon's names for the parts of a data set; others keep theirs.
 ENERGON_SPLITS = {"validation": "val"}
 ENERGON_DATASET = """\
@@ -61,10 +64,28 @@ def dali_index(tar: Path) -> str:
 
 
 def export(kind: Literal["energon", "openclip"], root: Path, out: Path) -> list[Path]:
-    """Link the tars of a data set into `out` with what Energon or OpenCLIP wants beside them."""
+    """Link the tars of a data set into `out`, with the metadata that Energon or OpenCLIP reads.
+
+    The same call finishes an export that was killed. PrepareError if `out` holds anything else, or
+    another process writes there.
+    """
     manifest = Manifest.load(root)
-    if out.exists() and any(out.iterdir()):
+    identity = f"{kind} {hash_file(root / MANIFEST)}\n".encode()
+    store = LocalStore(out)
+    if set(store.listing()) - {STATE} and store.read(HALF) != identity:
         raise PrepareError(f"{out} is not empty. Name a new folder.")
+    with store.locked():
+        write_bytes(store, HALF, identity)
+        store.settle()
+        written = _write_export(kind, root, manifest, out)
+        store.settle()
+        store.remove(HALF)
+    return written
+
+
+def _write_export(
+    kind: Literal["energon", "openclip"], root: Path, manifest: Manifest, out: Path
+) -> list[Path]:
     written: list[Path] = []
     shards = [shard for split in manifest.splits.values() for shard in split.shards]
     with ProgressBar("export", len(shards), "shards", delay=DELAY) as progress:
@@ -107,7 +128,7 @@ def _energon_files(manifest: Manifest, out: Path) -> list[Path]:
         "dataset.yaml": ENERGON_DATASET,
     }
     folder = out / ".nv-meta"
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     for name, text in files.items():
         write_whole(folder / name, text.encode())
     return [folder / name for name in files]
@@ -148,6 +169,7 @@ def _link(source: Path, target: Path) -> None:
     if not source.is_file():
         raise PrepareError(f"{source} is missing. Check the data set with `alexprep verify`.")
     target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)  # of an export that was killed
     try:
         target.hardlink_to(source)
     except OSError:

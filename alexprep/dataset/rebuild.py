@@ -1,11 +1,7 @@
 """Write shards of a finished data set again from its source, to compare them byte for byte."""
 
 import random
-import secrets
-import shutil
-import tempfile
-from collections.abc import Generator
-from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from contextlib import closing
 from pathlib import Path
 
 from alexprep.dataset.codec import CODEC, matches_codec
@@ -14,7 +10,7 @@ from alexprep.dataset.shard_plan import ShardConfig, ShardPlan
 from alexprep.dataset.shard_writer import write_shard
 from alexprep.dataset.splits import plan_source
 from alexprep.errors import PrepareError
-from alexprep.lock import hold_lock
+from alexprep.lock import temporary_folder
 from alexprep.progress import ProgressBar
 from alexprep.workers import run_tasks
 from pipelines.format import Manifest, Shard
@@ -49,7 +45,7 @@ def rebuild_shards(
     # Random ones, so that every call looks at others.
     names = sorted(random.sample(sorted(shards), min(count, len(shards))))
     rebuilt: dict[str, Shard | None] = {}
-    with _temporary_folder() as folder:
+    with temporary_folder(PREFIX) as folder:
         tasks = [task for task in plan.tasks(str(folder), {}, skip=True) if task.name in names]
         with (
             ProgressBar("rebuild", len(tasks), unit="shards") as progress,
@@ -69,24 +65,3 @@ def rebuild_shards(
 
 def _sha256(shard: Shard | None) -> str:
     return shard.sha256 if shard else "none (no sample)"
-
-
-@contextmanager
-def _temporary_folder() -> Generator[Path]:
-    """A folder for rebuilt shards; removes those of calls that were killed."""
-    parent = Path(tempfile.gettempdir())
-    for leftover in parent.glob(f"{PREFIX}*"):
-        if leftover.is_dir():
-            with suppress(OSError, PrepareError), _hold(leftover):
-                shutil.rmtree(leftover)
-    folder = parent / f"{PREFIX}{secrets.token_hex(8)}"
-    with _hold(folder):  # before it exists, so that no other call takes it for a leftover
-        folder.mkdir(mode=0o700)
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _hold(folder: Path) -> AbstractContextManager[None]:
-    return hold_lock(folder.with_name(f"{folder.name}.lock"), folder, PrepareError, remove=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from alexprep.errors import PrepareError
-from alexprep.lock import hold_lock
+from alexprep.lock import hold_lock, temporary_folder
 from pipelines.atomic import sync_folder
 
 STATE = ".alexprep"
@@ -222,8 +222,8 @@ class RemoteStore:
 
     @contextmanager
     def staging(self) -> Generator[Path]:
-        with tempfile.TemporaryDirectory(prefix="alexprep-") as folder:
-            yield Path(folder)
+        with temporary_folder("alexprep-upload-") as folder:
+            yield folder
 
     def publish(self, staged: Path, name: str) -> None:
         path = self._path(name)
