@@ -95,15 +95,17 @@ class ImageStats:
             raise DataError(f"{path} was taken from other shards than those in {root}. {remedy}")
         try:
             head = msgspec.convert(raw, _Head)
-            arrays = _read_arrays(paths.npz, head, remedy)
-            return cls(
+            stats = cls(
                 split=split,
                 images=head.images,
                 height=head.height,
                 width=head.width,
                 shards=head.shards,
-                **arrays,
+                **_read_arrays(paths.npz, head, remedy),
             )
+            if any(raw.get(name) != value for name, value in stats.to_dict().items()):
+                raise ValueError(f"it has other numbers than {paths.npz.name}")
+            return stats
         except (KeyError, TypeError, ValueError, BadZipFile, EOFError) as error:
             raise DataError(f"{path} is damaged ({error}). {remedy}") from error
 

@@ -41,6 +41,7 @@ def ninety_epochs(run: Path, copy: Path) -> Path:
     """A copy of the run with the log of a long one: 200 lines an epoch, three learning rates."""
     shutil.copytree(run, copy)
     config = json.loads((copy / "config.json").read_text())
+    del config["crc32"]
     config["recipe"]["train"]["epochs"] = 90
     config["recipe"]["augment"]["lighting_epochs"] = 66
     (copy / "config.json").write_text(json.dumps(config))

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -41,6 +43,26 @@ def test_a_damaged_line_is_an_error_to_a_reader_but_does_not_keep_a_run_from_res
         next(records)
     assert Metrics(tmp_path, keep_lines=2).lines == 2
     assert (tmp_path / "metrics.jsonl").read_bytes().splitlines() == lines[:2]
+
+
+def test_a_changed_log_is_said_by_the_run_that_resumes(tmp_path):
+    config = replace(CONFIG, epochs=1)
+    fit(network(), config, data(), RunContext(folder=tmp_path))
+    notes = []
+
+    def resume():
+        notes.clear()
+        fit(network(), config, data(), RunContext(folder=tmp_path, emit=notes.append))
+        return [note["text"] for note in notes if "has changed since" in note["text"]]
+
+    assert resume() == []
+    path = tmp_path / "metrics.jsonl"
+    whole = path.read_bytes()
+    for changed in (whole.replace(b"1", b"2", 1), whole[:-5], b""):
+        path.write_bytes(changed)
+        (text,) = resume()
+        assert text.startswith(f"{path} has changed since it was written")
+        path.write_bytes(whole)
 
 
 @pytest.mark.parametrize("kind", ["step", "epoch"])

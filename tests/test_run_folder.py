@@ -13,6 +13,7 @@ from alexprep.model.run_folder import (
     LOCK,
     create_or_check_config,
     open_run,
+    read_config,
     run_identity,
 )
 
@@ -54,6 +55,23 @@ def test_a_second_start_is_told_who_holds_the_run_and_changes_nothing(tmp_path):
     process.communicate()
     with open_run(run, IDENTITY, {"call": 2}):
         assert calls(run) == [{"call": 1}, {"call": 2}]
+
+
+def test_a_config_in_which_a_bit_has_changed_is_refused(tmp_path):
+    create_or_check_config(tmp_path, IDENTITY, {"when": "2026-11-28", "seconds": 1.5})
+    path = tmp_path / "config.json"
+    whole = path.read_bytes()
+    config = read_config(tmp_path)
+    for bit in range(8 * len(whole)):
+        changed = bytearray(whole)
+        changed[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(changed)
+        try:
+            assert read_config(tmp_path) == config  # another space between two words
+        except RunError as error:
+            assert str(path) in str(error)  # noqa: PT017 - either is right
+    path.write_text(json.dumps({**IDENTITY, "calls": []}))  # of the first release
+    assert read_config(tmp_path).calls == []
 
 
 def test_a_killed_process_does_not_keep_the_run(tmp_path):

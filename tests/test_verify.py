@@ -55,7 +55,8 @@ def test_statistics_are_no_fault_until_a_byte_of_them_changes(root):
         compute_stats(root, split, workers=1)
     assert faults(root) == ()
     edit(root / "stats.json", lambda raw: raw["mean_0_255"].__setitem__(0, 1.0))
-    assert faults(root) == (f"{root}/stats.json has other numbers than stats.npz",)
+    (fault,) = faults(root)
+    assert fault.startswith(f"{root}/stats.json is damaged (it has other numbers than stats.npz)")
     compute_stats(root, workers=1)
     png = root / "mean-validation.png"
     Image.new("RGB", (48, 48)).save(png)

@@ -63,10 +63,7 @@ class _Checks(msgspec.Struct):
 
 
 def save(path: Path, meta: Mapping[str, Any], parts: Mapping[str, Tensors]) -> None:
-    """Write a checkpoint under another name, flush it to the disk, and rename it.
-
-    OSError, with nothing left behind, if the disk is full or the folder is not writable.
-    """
+    """Write a checkpoint as `replace_file` does."""
     tensors = {
         f"{group}/{name}": tensor.detach().cpu().contiguous()
         for group, named in parts.items()
@@ -77,11 +74,19 @@ def save(path: Path, meta: Mapping[str, Any], parts: Mapping[str, Tensors]) -> N
     text = json.dumps({**meta, **checks}, allow_nan=False)
     # The header holds a CRC of itself, which is known only when the header is.
     header, data = _split(to_bytes(tensors, {"alexprep": text}))
+    replace_file(path, _with_own_crc(header), data)
+
+
+def replace_file(path: Path, *pieces: bytes | memoryview) -> None:
+    """Write a file under another name, bring it to the disk, and rename it.
+
+    Readers and a power cut find the old file or the new. OSError, with nothing left behind.
+    """
     partial = path.with_name(f"{path.name}.partial")
     try:
         with partial.open("wb") as file:
-            file.write(_with_own_crc(header))
-            file.write(data)
+            for piece in pieces:
+                file.write(piece)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
@@ -89,7 +94,7 @@ def save(path: Path, meta: Mapping[str, Any], parts: Mapping[str, Tensors]) -> N
         with suppress(OSError):
             partial.unlink()
         raise
-    _flush_folder(path.parent)
+    sync(path.parent)
 
 
 def _split(data: bytes) -> tuple[bytes, memoryview]:
@@ -213,9 +218,9 @@ def _crc(tensors: Tensors, group: str) -> int:
     return crc
 
 
-def _flush_folder(folder: Path) -> None:
-    """A rename survives a power cut only once its folder is on the disk too."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Bring a file to the disk, or the names in a folder, without which a rename may be lost."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -271,7 +276,9 @@ def mark_best(run: Path, path: Path) -> None:
         partial.hardlink_to(path)
     except OSError:
         shutil.copyfile(path, partial)
+        sync(partial)
     partial.replace(run / FOLDER / BEST)
+    sync(run / FOLDER)
 
 
 def prune(run: Path, keep: int) -> None:

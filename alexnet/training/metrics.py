@@ -16,6 +16,7 @@ A resumed run cuts off the lines that came after its checkpoint and writes those
 import json
 import math
 import time
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor
 
 from alexnet.distributed.feed import Batch
+from alexnet.training.checkpoint import replace_file, sync
 
 NAME = "metrics.jsonl"
 Record = dict[str, Any]
@@ -38,16 +40,35 @@ class Metrics:
     def __init__(self, run: Path, *, keep_lines: int) -> None:
         self.path = run / NAME
         # Bytes, since a damaged line must not keep the run from being resumed.
-        lines = self.path.read_bytes().splitlines()[:keep_lines] if self.path.exists() else []
-        partial = self.path.with_name(f"{NAME}.partial")
-        partial.write_bytes(b"".join(line + b"\n" for line in lines))
-        partial.replace(self.path)
-        self.lines = len(lines)
+        data = _first_lines(self.path.read_bytes() if self.path.exists() else b"", keep_lines)
+        replace_file(self.path, data)
+        self.lines, self._crc = data.count(b"\n"), zlib.crc32(data)
+
+    @property
+    def crc(self) -> str:
+        """CRC-32 of the file, which checkpoints keep."""
+        return f"{self._crc:08x}"
 
     def write(self, record: Mapping[str, Any]) -> None:
-        with self.path.open("a") as file:
-            file.write(json.dumps(record, allow_nan=False) + "\n")
-        self.lines += 1
+        line = json.dumps(record, allow_nan=False).encode() + b"\n"
+        with self.path.open("ab") as file:
+            file.write(line)
+        self.lines, self._crc = self.lines + 1, zlib.crc32(line, self._crc)
+
+    def sync(self) -> None:
+        """Bring the lines to the disk: a checkpoint that counts them follows."""
+        sync(self.path)
+
+
+def has_changed(run: Path, lines: int, crc: str) -> bool:
+    """Whether the first lines of a run's log are others than those with this CRC-32."""
+    path = run / NAME
+    data = _first_lines(path.read_bytes() if path.exists() else b"", lines)
+    return f"{zlib.crc32(data):08x}" != crc
+
+
+def _first_lines(data: bytes, count: int) -> bytes:
+    return b"".join(line + b"\n" for line in data.splitlines()[:count])
 
 
 def read(run: Path) -> Iterator[Record]:

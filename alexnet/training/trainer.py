@@ -139,6 +139,12 @@ class Trainer:
             self._restore(saved)
         if self.run.replicas.writes:
             self.metrics = Metrics(folder, keep_lines=self.state.lines)
+            crc = self.metrics.crc
+            if saved is not None and saved.meta.get("log_crc32", crc) != crc:
+                self._log(
+                    f"{self.metrics.path} has changed since it was written: the log of the first "
+                    f"{self.state.steps:,} steps is not to be trusted"
+                )
 
     def _load_newest(self) -> Checkpoint | None:
         """The newest checkpoint that no process finds damaged, None where there are none.
@@ -365,6 +371,7 @@ class Trainer:
         self.saved_at = time.monotonic()
         if self.metrics is None:
             return
+        self.metrics.sync()
         self.state.lines = self.metrics.lines
         chance = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
@@ -375,6 +382,7 @@ class Trainer:
                 **self.run.meta,
                 "progress": self.state.to_dict(),
                 "loader": self.train.state_dict(),
+                "log_crc32": self.metrics.crc,
             },
             {**self.run.tensors, "model": weights, "velocity": momenta, "chance": chance},
         )

@@ -23,7 +23,7 @@ import yaml
 
 from alexprep.dataset.checksums import SUMS, checksums, digests
 from alexprep.dataset.croissant import CROISSANT, croissant
-from alexprep.errors import PrepareError
+from alexprep.errors import PrepareError, checking_options
 from pipelines.atomic import write_whole
 from pipelines.errors import DataError
 from pipelines.format import Manifest, Split
@@ -118,7 +118,11 @@ class Card:
         names: list[str] = []
         if self.readme is not None:
             body = COMMENT.sub("", self.readme)
-            if record is None or _sha256(body) != record.readme:
+            # Cards of the first release have the hash of the text alone.
+            if record is None or record.readme not in (
+                _readme_hash(body, record.publication),
+                _sha256(body),
+            ):
                 names.append(README)
         if self.croissant is not None and (
             record is None or _sha256(self.croissant) != record.croissant
@@ -157,7 +161,8 @@ def make_card(
         citation=IMAGENET_CITATION if is_imagenet(manifest) else None,
     )
     body = f"---\n{front_matter(manifest, publication)}---\n\n{_body(manifest, publication, stats)}"
-    record = _Record(_sha256(body), _sha256(machine), publication.to_dict())
+    fields = publication.to_dict()
+    record = _Record(_readme_hash(body, fields), _sha256(machine), fields)
     # No > in the JSON: nothing that the publisher writes ends the comment early.
     comment = msgspec.json.encode(record).decode().replace(">", "\\u003e")
     return Card(readme=f"{body}<!-- alexprep card {comment} -->\n", croissant=machine)
@@ -369,7 +374,8 @@ def renew_card(
     # An edited file is kept, and so is the other: together they say one thing.
     if not edited:
         fields = card.publication.to_dict() | dict(changes or {})
-        publication = Publication(**{name: value for name, value in fields.items() if value})
+        with checking_options():
+            publication = Publication(**{name: value for name, value in fields.items() if value})
         card = make_card(manifest, publication, _load_stats(root, manifest))
         for name, text in ((CROISSANT, card.croissant), (README, card.readme)):
             write_whole(root / name, (text or "").encode())
@@ -391,6 +397,11 @@ def _load_stats(root: Path, manifest: Manifest) -> list[ImageStats]:
         except DataError:
             continue  # none yet, or of other shards: the card does without
     return stats
+
+
+def _readme_hash(body: str, publication: Mapping[str, str]) -> str:
+    """Of all that README.md says, in its text and in the comment."""
+    return _sha256(body + json.dumps(publication, sort_keys=True))
 
 
 def _sha256(text: str) -> str:

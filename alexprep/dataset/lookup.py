@@ -10,6 +10,7 @@ import hashlib
 import io
 import os
 from bisect import bisect_left
+from contextlib import suppress
 from pathlib import Path
 from tokenize import TokenError
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from alexprep.dataset.checksums import hash_file
 from alexprep.sources.content import stem
 from alexprep.sources.listing import stem_key
 from alexprep.tar import TarStream
@@ -44,19 +46,40 @@ def read_sample(root: Path, name: str) -> SampleFiles:
     """
     manifest = Manifest.load(root)
     shards = [shard.name for split in manifest.splits.values() for shard in split.shards]
-    entries = _load_entries(root, shards)
-    for key in _possible_keys(name):
+    keys = _possible_keys(name)
+    path = root / "index" / f"by-hash-{hash_file(root / MANIFEST)[:16]}.npy"
+    stored = _load_entries(path)
+    # What is found is right: the tar has the key. What is not may be due to a changed bit, for to
+    # check a sum over the list would take as long as to read it.
+    with suppress(DataError):
+        sample = None if stored is None else _read_first(root, shards, stored, keys)
+        if sample is not None:
+            return sample
+    entries = _list_keys(root, shards)
+    if stored is None or not np.array_equal(stored, entries):
+        _store(path, entries)
+    sample = _read_first(root, shards, entries, keys)
+    if sample is not None:
+        return sample
+    raise DataError(
+        f"{root} has no sample {name!r}. A key is the name of the source file without its "
+        "extension, such as n01440764_10026."
+    )
+
+
+def _read_first(
+    root: Path, shards: list[str], entries: NDArray[Any], keys: list[str]
+) -> SampleFiles | None:
+    """The first of `keys` that is listed; DataError if its shard does not have it there."""
+    for key in keys:
         row = bisect_left(entries["key"], _hash(key))
         if row == len(entries) or int(entries["key"][row]) != _hash(key):
             continue
         _, shard, offset = (int(number) for number in entries[row])
         if shard >= len(shards) or not BLOCK <= offset < 1 << 63:
-            raise DataError(f"{root / 'index'}/by-hash-*.npy is damaged. Remove it.")
+            raise DataError(f"{root / 'index'}/by-hash-*.npy is damaged.")
         return _read(root / shards[shard], key, offset)
-    raise DataError(
-        f"{root} has no sample {name!r}. A key is the name of the source file without its "
-        "extension, such as n01440764_10026."
-    )
+    return None
 
 
 def _possible_keys(name: str) -> list[str]:
@@ -89,25 +112,21 @@ def _hash(key: str) -> int:
     )
 
 
-def _load_entries(root: Path, names: list[str]) -> NDArray[Any]:
-    """ENTRY of every sample, sorted by the hash of its key."""
-    stamp = hashlib.sha256((root / MANIFEST).read_bytes()).hexdigest()[:16]
-    path = root / "index" / f"by-hash-{stamp}.npy"
-    if not path.is_file():
-        entries, data = _list_keys(root, names), io.BytesIO()
-        np.save(data, entries)
-        try:
-            write_whole(path, data.getvalue())
-        except OSError:
-            return entries
+def _load_entries(path: Path) -> NDArray[Any] | None:
+    """ENTRY of every sample, sorted by the hash of its key; None if the file is none of these."""
     try:
         entries = np.load(path, mmap_mode="r")
-        if (entries.dtype, entries.ndim) != (ENTRY, 1):
-            raise ValueError("it holds no table of keys")
     # NumPy parses the header of a file as an expression of Python's, without running it.
-    except (ValueError, EOFError, SyntaxError, TokenError, TypeError, OverflowError) as error:
-        raise DataError(f"{path} is damaged ({error}). Remove it.") from error
-    return entries
+    except (OSError, ValueError, EOFError, SyntaxError, TokenError, TypeError, OverflowError):
+        return None
+    return entries if (entries.dtype, entries.ndim) == (ENTRY, 1) else None
+
+
+def _store(path: Path, entries: NDArray[Any]) -> None:
+    data = io.BytesIO()
+    np.save(data, entries)
+    with suppress(OSError):  # no right to write, or no room: then it is made anew each time
+        write_whole(path, data.getvalue())
 
 
 def _list_keys(root: Path, names: list[str]) -> NDArray[Any]:

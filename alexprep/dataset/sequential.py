@@ -12,7 +12,6 @@ import json
 import os
 import statistics
 import struct
-import sys
 import time
 import zlib
 from collections.abc import Generator, Iterator
@@ -37,7 +36,7 @@ from alexprep.dataset.shard_writer import (
     publish_shard,
 )
 from alexprep.dataset.store import STATE, LocalStore, Store, open_store
-from alexprep.errors import PrepareError
+from alexprep.errors import PrepareError, warn
 from alexprep.progress import ProgressBar
 from alexprep.sources.items import Items
 from alexprep.sources.listing import Source
@@ -79,9 +78,9 @@ def recommend_sequential(source: Source) -> None:
         if samples.items.sequential == "probe"
     )
     if seconds > SLOW_READ:
-        sys.stderr.write(
+        warn(
             f"A random read from {source.root} takes {1000 * seconds:.0f} ms, as on a spinning "
-            "disk or a network drive; --sequential is likely to be faster.\n"
+            "disk or a network drive; --sequential is likely to be faster."
         )
 
 
@@ -230,7 +229,8 @@ def _pack(slot: int, result: Outcome) -> bytes:
     jpg = result.encoded.jpg if result.encoded else b""
     metadata = result.encoded[1:] if result.encoded else None
     notes = json.dumps([metadata, *result[1:]]).encode()
-    return HEAD.pack(MARK, slot, len(jpg), len(notes), zlib.crc32(jpg + notes)) + jpg + notes
+    crc = zlib.crc32(jpg + notes, slot)  # so that nothing can come into another slot
+    return HEAD.pack(MARK, slot, len(jpg), len(notes), crc) + jpg + notes
 
 
 def _unpack(data: bytes) -> dict[int, Outcome]:
@@ -241,7 +241,7 @@ def _unpack(data: bytes) -> dict[int, Outcome]:
         _, slot, jpg_bytes, notes_bytes, crc = HEAD.unpack_from(data, cursor)
         begin = cursor + HEAD.size
         body = data[begin : begin + jpg_bytes + notes_bytes]
-        if len(body) != jpg_bytes + notes_bytes or zlib.crc32(body) != crc:
+        if len(body) != jpg_bytes + notes_bytes or zlib.crc32(body, slot) != crc:
             cursor += 1
             continue
         metadata, sha256, source_bytes, reason = json.loads(body[jpg_bytes:])

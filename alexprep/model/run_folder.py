@@ -9,6 +9,7 @@ All values here are plain JSON; the file is written before training begins.
 """
 
 import json
+import zlib
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,12 +41,22 @@ ADDED: dict[str, Any] = {
 GROWING = ("train.epochs", "augment.lighting_epochs")
 
 
-class RunConfig(msgspec.Struct):
-    """What config.json holds."""
+class RunConfig(msgspec.Struct, forbid_unknown_fields=True):
+    """What config.json holds; the first release wrote no CRC."""
 
     recipe: dict[str, Any]
     data: dict[str, Any]
     calls: list[dict[str, Any]]
+    crc32: int | None = None
+
+    def to_bytes(self) -> bytes:
+        fields = msgspec.structs.asdict(self) | {"crc32": self.crc()}
+        return f"{json.dumps(fields, indent=1)}\n".encode()
+
+    def crc(self) -> int:
+        """CRC-32 of the other fields, however they are laid out."""
+        fields = [self.recipe, self.data, self.calls]
+        return zlib.crc32(json.dumps(fields, sort_keys=True).encode())
 
 
 def run_identity(recipe: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
@@ -74,8 +85,8 @@ def create_or_check_config(run: Path, identity: Mapping[str, Any], call: Mapping
     The number of epochs may grow.
     """
     calls = _check_config(run, identity)
-    text = json.dumps({**identity, "calls": [*calls, call]}, indent=1)
-    write_whole(run / CONFIG, f"{text}\n".encode())
+    config = RunConfig(**run_identity(**identity), calls=[*calls, dict(call)])
+    write_whole(run / CONFIG, config.to_bytes())
 
 
 def _check_config(run: Path, identity: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -94,7 +105,13 @@ def _check_config(run: Path, identity: Mapping[str, Any]) -> list[dict[str, Any]
 def read_config(run: Path) -> RunConfig:
     """RUN/config.json; RunError if it is damaged."""
     path = run / CONFIG
-    return schema.read(path, RunConfig, RunError, advice="Name another folder with --run.")
+    config = schema.read(path, RunConfig, RunError, advice="Name another folder with --run.")
+    if config.crc32 not in (None, config.crc()):
+        raise RunError(
+            f"{path} has changed since `alexprep train` wrote it. Restore it from a copy; if it "
+            'was changed on purpose, remove its line "crc32".'
+        )
+    return config
 
 
 def _check_identity(run: Path, config: RunConfig, identity: Mapping[str, Any]) -> None:

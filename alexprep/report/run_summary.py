@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -12,14 +13,14 @@ from numpy.typing import NDArray
 
 from alexnet.errors import RunError
 from alexnet.model.grouped import Grouped
-from alexnet.training import checkpoint
+from alexnet.training import checkpoint, metrics
 from alexnet.training.evaluate import error_rates
 from alexnet.training.schedule import Stages
 from alexprep import schema
-from alexprep.errors import PrepareError
+from alexprep.errors import PrepareError, warn
 from alexprep.model.predictions import SUFFIX, Predictions
 from alexprep.model.recipes import Recipe
-from alexprep.model.run_folder import CONFIG, flatten
+from alexprep.model.run_folder import CONFIG, flatten, read_config
 from alexprep.model.run_log import Count, EpochRecord, StepRecord, read_log
 from alexprep.model.trained import Trained, load_trained
 
@@ -75,7 +76,7 @@ class RunSummary:
 
 
 def read_run(folder: Path, device: str) -> RunSummary:
-    """PrepareError without a checkpoint, or for a damaged config.json or log."""
+    """PrepareError without a checkpoint, or for a damaged log; RunError for a changed config."""
     try:
         path = checkpoint.resolve(folder)
     except RunError:
@@ -84,7 +85,9 @@ def read_run(folder: Path, device: str) -> RunSummary:
             "epoch. Wait, or resume the run with the same `alexprep train` command."
         ) from None
     config, recipe = _read_config(folder / CONFIG)
+    read_config(folder)  # whether it is as it was written
     records = read_log(folder)
+    warn_of_changes(folder)
     # No tensors: `load_trained` reads and checks those.
     progress = checkpoint.load(path, ()).meta.get("progress", {})
     return RunSummary(
@@ -101,6 +104,16 @@ def read_run(folder: Path, device: str) -> RunSummary:
         trained=load_trained(path, device),
         epochs_done=int(progress.get("epoch", 0)),
     )
+
+
+def warn_of_changes(folder: Path) -> None:
+    """Say so if the log is not the one that the newest checkpoint was saved with."""
+    for path in reversed(checkpoint.steps(folder)):
+        with suppress(RunError, LookupError, TypeError):
+            meta = checkpoint.load(path, ()).meta
+            if metrics.has_changed(folder, meta["progress"]["lines"], meta["log_crc32"]):
+                warn(f"{folder / metrics.NAME} has changed since it was written, before {path}.")
+            return
 
 
 def _read_config(path: Path) -> tuple[RunConfig, Recipe]:
