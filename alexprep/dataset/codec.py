@@ -57,7 +57,8 @@ MAX_WHOLE = 2**25
 MAX_PIXELS = 2**27
 MAX_SIDE = 65_500  # of a JPEG, for libjpeg
 # A scan of 31 bytes may be repeated, and libjpeg goes over all coefficients for each: 1 MB of them
-# would take hours. Encoders write about ten.
+# would take hours. Encoders write about ten. Of larger images fewer are read: the time of any file
+# stays below that of MAX_SCANS over MAX_WHOLE pixels (benchmarks/decoders.py).
 MAX_SCANS = 100
 SCAN_HEADER = re.compile(rb"\xff\xda..[\1-\4]", re.DOTALL)  # marker, length, components
 CMYK_ROWS = 64
@@ -179,8 +180,9 @@ def _decode_jpeg(data: bytes, header: Header) -> tuple[Image.Image, tuple[str, .
         )
     # Counting takes a tenth of the time of decoding; most JPEGs are one scan by their first.
     scans = 1 if _is_one_scan(data, header) else _count_scans(data)
-    if scans > MAX_SCANS:
-        raise ImageError(f"is a JPEG of {scans:,} scans; at most {MAX_SCANS} are supported")
+    most = min(MAX_SCANS, MAX_SCANS * MAX_WHOLE // pixels)
+    if scans > most:
+        raise ImageError(f"is a JPEG of {scans:,} scans; at most {most} are supported")
     fixes = _applied(
         {
             "cmyk": header.components == 4,
