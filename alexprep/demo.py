@@ -11,8 +11,11 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import msgspec
+
+from alexprep import schema
 from alexprep.dataset.shard import ShardConfig, shard
 from alexprep.dataset.stats import compute_stats
 from alexprep.errors import PrepareError
@@ -54,6 +57,13 @@ class Stage:
         return self.images / max(self.seconds, 1e-9)
 
 
+class _Record(msgspec.Struct):
+    """What OUT/demo.json holds."""
+
+    config: dict[str, Any]
+    stages: dict[str, Stage]
+
+
 class Demo:
     """A demo in OUT: its finished stages, kept in OUT/demo.json."""
 
@@ -66,13 +76,13 @@ class Demo:
     def _load(self) -> None:
         path = self.out / RECORD
         if path.exists():
-            record = json.loads(path.read_text())
-            if record["config"] != json.loads(json.dumps(asdict(self.config))):
+            record = schema.read(path, _Record, PrepareError, advice="Name another folder.")
+            if record.config != json.loads(json.dumps(asdict(self.config))):
                 raise PrepareError(
                     f"{self.out} has a demo of another configuration. Name another folder, or "
                     f"remove it: rm -r {self.out}"
                 )
-            self.stages = {name: Stage(**stage) for name, stage in record["stages"].items()}
+            self.stages = record.stages
         elif self.out.exists() and any(self.out.iterdir()):
             raise PrepareError(
                 f"{self.out} is not empty and has no demo. Name another folder: alexprep demo OUT"

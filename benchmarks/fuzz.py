@@ -1,15 +1,20 @@
 """make fuzz: seeded changes of every kind of file, each read in a process with limits.
 
-    python benchmarks/fuzz.py --seconds 60 [--seed 0] [--only NAME] [--out build/fuzz]
+    python benchmarks/fuzz.py --seconds 60 [--inputs 1000000] [--seed 0] [--only NAME]
+        [--out build/fuzz]
 
-Prints a line per kind. A file is a finding if its reader ends otherwise than by returning or by one
-line of ours that names it: with another exception, a signal, after SECONDS_AN_INPUT, or with more
-than MEMORY beyond what the process had before. Findings are kept in --out, as NAME-NUMBER and a
-line that says what happened; --seed, NAME and NUMBER give the same file again. The exit code is 1
-if there are any.
+Prints a line per kind, after SECONDS or, if earlier, INPUTS. A file is a finding if its reader ends
+otherwise than by returning or by one line of ours that names it: with another exception, a signal,
+after SECONDS_AN_INPUT, or with more than MEMORY beyond what the process had before. Findings are
+kept in --out, as NAME-NUMBER and a line that says what happened; --seed, NAME and NUMBER give the
+same file again. The exit code is 1 if there are any.
 """
 
 import argparse
+import contextlib
+import faulthandler
+import io
+import math
 import os
 import random
 import re
@@ -33,9 +38,12 @@ from pipelines.errors import DataError
 OWN = (RunError, PrepareError, DataError, ImageError)
 SECONDS_AN_INPUT = 10.0
 MEMORY = 1 << 30
-INPUTS_A_TURN = 50
+# A process is forked for a turn: for so many inputs, or as many as it reads in so many seconds.
+INPUTS_A_TURN = 200
+SECONDS_A_TURN = 1.0
 MOST_FINDINGS = 20  # that are kept of one kind of file
 BLOCK = 512
+END = b"end"  # of a turn that no input has ended
 ODD_NUMBERS = (
     *(b"0", b"-1", b"1", b"255", b"65536", b"-9223372036854775809", b"4294967296", b"1e999"),
     *(b"99999999999999999999", b"0.5", b"NaN", b"00", b"0x10"),
@@ -146,18 +154,26 @@ def outcome(target: Target) -> str:
 
 def run_turn(target: Target, seed: bytes, label: str, numbers: range, report: int) -> None:
     """In a child: read one changed file after the other, and write each outcome to `report`."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(nothing, descriptor)
+    faulthandler.disable()  # pytest's writes to a copy of the descriptor
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     warnings.simplefilter("ignore")
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    end = time.monotonic() + SECONDS_A_TURN
     for number in numbers:
+        if number > numbers.start and time.monotonic() > end:
+            break
         target.path.write_bytes(mutate(seed, random.Random(f"{label}/{number}")))
         signal.setitimer(signal.ITIMER_REAL, SECONDS_AN_INPUT)
         result = outcome(target)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        os.write(report, f"{result.encode('ascii', 'backslashreplace').decode()}\n".encode())
+        line = " ".join(result.split()).encode("ascii", "backslashreplace")
+        os.write(report, line + b"\n")
+    os.write(report, END + b"\n")
 
 
 def turn(target: Target, seed: bytes, label: str, first: int) -> list[str]:
@@ -176,7 +192,9 @@ def turn(target: Target, seed: bytes, label: str, first: int) -> list[str]:
         outcomes = lines.read().splitlines()
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     target.path.write_bytes(seed)
-    if len(outcomes) < len(numbers):
+    if outcomes[-1:] == [END.decode()]:
+        outcomes.pop()
+    else:
         name = signal.Signals(-status).name if status < 0 else f"exit code {status}"
         outcomes.append("too slow" if name == "SIGALRM" else f"ended by {name}")
     return outcomes
@@ -190,13 +208,13 @@ class Fuzzer:
         self.seeds = {name: target.path.read_bytes() for name, target in targets.items()}
         self.counts = {name: Counter[str]() for name in targets}
 
-    def run(self, seconds: float) -> None:
-        """Take turns until the time is up, one at least of every target."""
+    def run(self, seconds: float, inputs: float = math.inf) -> None:
+        """Take turns until the time or the inputs are up, one at least of every target."""
         end = time.monotonic() + seconds
         while True:
             for name in self.targets:
                 self.run_target(name)
-            if time.monotonic() >= end:
+            if time.monotonic() >= end or self.inputs >= inputs:
                 return
 
     def run_target(self, name: str) -> None:
@@ -217,6 +235,10 @@ class Fuzzer:
         sys.stdout.write(f"{path}: {result}\n")
 
     @property
+    def inputs(self) -> int:
+        return sum(counts.total() for counts in self.counts.values())
+
+    @property
     def findings(self) -> int:
         return sum(counts["finding"] for counts in self.counts.values())
 
@@ -234,16 +256,19 @@ def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--inputs", type=float, default=math.inf)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", action="append", default=[])
     parser.add_argument("--out", type=Path, default=Path("build/fuzz"))
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        targets = make_targets(Path(folder))
+    memory = Path("/dev/shm")  # a disk would write every input
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
+        with contextlib.redirect_stderr(io.StringIO()):  # the progress of making them
+            targets = make_targets(Path(folder))
         if options.only:
             targets = {name: targets[name] for name in options.only}
         fuzzer = Fuzzer(targets, options.seed, options.out)
-        fuzzer.run(options.seconds)
+        fuzzer.run(options.seconds, options.inputs)
     sys.stdout.write(f"{fuzzer.table()}\n")
     return 1 if fuzzer.findings else 0
 

@@ -124,9 +124,9 @@ class Manifest:
     config: Mapping[str, Any]
     source: Mapping[str, Any]
     classes: tuple[tuple[str, str], ...]
-    cls_width: int
-    size: int
-    largest_jpg: int
+    cls_width: Annotated[int, msgspec.Meta(ge=1, le=18)]
+    size: Annotated[int, msgspec.Meta(ge=1, le=65_535)]  # no JPEG is larger
+    largest_jpg: Count
     fixes: Mapping[str, int]
     left_out: tuple[Left, ...]
     splits: Mapping[str, Split]

@@ -1,21 +1,13 @@
-"""The fuzzer finds nothing in some seconds with a fixed seed, and does find readers that fail."""
+"""The fuzzer finds readers that fail; `make fuzz`, of which CI runs a minute, gives it ours."""
 
 import os
 import time
 
 import pytest
 from fuzz import Fuzzer, mutate
-from fuzz_targets import Target, make_targets
+from fuzz_targets import Target
 
 from alexprep.errors import PrepareError
-
-
-@pytest.mark.slow
-def test_every_reader_withstands_changed_files(tmp_path):
-    fuzzer = Fuzzer(make_targets(tmp_path), seed=15, out=tmp_path / "findings")
-    fuzzer.run(20)
-    findings = {path.stem: path.read_text() for path in (tmp_path / "findings").glob("*.txt")}
-    assert findings == {}
 
 
 def fails(path):
@@ -41,9 +33,9 @@ def refuses(path):
 @pytest.mark.parametrize(
     ("read", "finding"),
     [
-        (fails, "ZeroDivisionError: "),
+        (fails, "ZeroDivisionError:"),
         (dies, "ended by SIGABRT"),
-        (grows, "MemoryError: "),
+        (grows, "MemoryError:"),
         (names_nothing, "does not name the file: It is damaged."),
         (refuses, None),
         (len, "TypeError: object of type 'PosixPath' has no len()"),

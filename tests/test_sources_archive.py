@@ -1,5 +1,6 @@
 """Archives: what is found in them, and what is refused."""
 
+import base64
 import gzip
 import hashlib
 import io
@@ -43,6 +44,12 @@ from alexprep.tar import scan_tar
 J = b"\xff\xd8\xff\xe0 the first bytes of a JPEG"
 READ = SourceOptions()
 FOUR = SourceOptions(classes=WNIDS)
+
+MATLAB_CRASH = (
+    "DwAAALYAAAB4nONjYGDoYGJgYAPSHEAMZIIBK5TPCBUD0exAXFyZV5xaUgyUZ2Hgg4pbALGnT3BYkLKRgaFBvKcLQ7gf"
+    "kICD8vyilGI4L680Nz45IzMnpSg1jwFsBkg/zH4+LPbDMAj09EDFX0EFQOodkPSzYNHPiaRfAMrPMzA0MTEwNzNhQJhj"
+    "QcAcVjRzQPyS1LzkDCz6ifUHDJCrP5Ma4WBsamxOQjhwoJkD4qfn56SkZRZnUBoOAEfBHw8="
+)
 
 
 def test_the_table_of_synsets_is_in_label_order_and_knows_the_devkit():
@@ -261,6 +268,22 @@ def test_a_devkit_of_2010_without_the_meaning_of_its_ids_is_refused(tmp_path, rn
         add(devkit, f"devkit-1.0/data/{truth}", b"1\n")
         add(devkit, "devkit-1.0/data/meta.mat", b"MATLAB 5.0 MAT-file" + bytes(200))
     assert "meta.mat without the synsets of ILSVRC2010" in refused(root)
+    # Of a fuzzer: scipy's reader ends its process with SIGSEGV.
+    with tarfile.open(root / "ILSVRC2010_devkit-1.0.tar.gz", "w:gz") as devkit:
+        add(devkit, f"devkit-1.0/data/{truth}", b"1\n")
+        head = b"MATLAB 5.0 MAT-file".ljust(124) + b"\0\1IM"
+        add(devkit, "devkit-1.0/data/meta.mat", head + base64.b64decode(MATLAB_CRASH))
+    assert "meta.mat without the synsets of ILSVRC2010" in refused(root)
+
+
+def test_a_devkit_that_unpacks_to_gigabytes_is_refused_before_it_is_read(tmp_path, rng):
+    root = write_archives(tmp_path / "a", *first_bytes(*draw_ilsvrc(rng)))
+    with tarfile.open(root / DEVKIT_TAR, "w:gz") as devkit:
+        info = tarfile.TarInfo(f"{DEVKIT}/data/{TRUTH}")
+        info.size = 1 << 29
+        devkit.fileobj.write(info.tobuf())
+        devkit.offset = 512
+    assert "more than 268,435,456 bytes when unpacked" in refused(root)
 
 
 @pytest.mark.parametrize(

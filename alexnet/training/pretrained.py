@@ -70,7 +70,9 @@ def read_weights(path: Path) -> State:
             f"{path} holds no weights that can be read without running code. Ask its author for a "
             ".safetensors file."
         ) from error
-    except RuntimeError as error:
+    except Exception as error:  # a changed pickle leads torch to errors of any kind
+        if isinstance(error, OSError) and error.filename is not None:  # may not be read
+            raise
         raise RunError(f"{path} is damaged. Download it again.") from error
     if isinstance(raw, Mapping):
         named = cast("Mapping[Any, Any]", raw)

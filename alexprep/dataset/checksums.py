@@ -75,11 +75,17 @@ def checksum_faults(root: Path, manifest: Manifest) -> list[str]:
         if name.startswith("/") or ".." in name.split("/"):
             faults.append(f"{path} names {name!r}, which is not in the data set")
             continue
-        is_file = (root / name).is_file()
-        actual = shards.get(name) or (hash_file(root / name) if is_file else "missing")
+        actual = shards.get(name) or _hash_or_reason(root / name)
         if actual != digest:
             faults.append(f"{root / name}: sha256 is {actual}, {SUMS} says {digest}")
     return faults
+
+
+def _hash_or_reason(path: Path) -> str:
+    try:
+        return hash_file(path) if path.is_file() else "missing"
+    except OSError as error:  # a name that is too long, or a bad sector
+        return f"not to be had ({error.strerror})"
 
 
 def hash_file(path: Path) -> str:

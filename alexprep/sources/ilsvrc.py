@@ -7,6 +7,7 @@ import re
 import tarfile
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypeVar, cast
@@ -19,6 +20,7 @@ from alexprep.sources.content import stem
 from alexprep.sources.items import text
 from alexprep.sources.synsets import names_by_wnid, wnid_by_id
 from alexprep.sources.tables import decode_text, read_csv, read_lines
+from alexprep.workers import run_tasks
 
 T = TypeVar("T")
 
@@ -31,6 +33,12 @@ TRUTHS = "ILSVRC20??_validation_ground_truth.txt"
 META = "meta.mat"
 ANNOTATIONS = "val_annotations.txt"
 SOLUTION = "LOC_val_solution.csv"
+# That of 2012 has 11 MB. Other errors are tarfile's, of headers with odd numbers.
+MAX_DEVKIT = 1 << 28
+DAMAGE = (
+    *(tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError),
+    *(ValueError, OverflowError, MemoryError, RecursionError),
+)
 MAPPING = "LOC_synset_mapping.txt"
 # The archives of a year as downloaded; test images have no labels.
 ARCHIVES = {
@@ -171,8 +179,8 @@ def find_devkit(folder: Path) -> Devkit | None:
     for path in packed:
         try:
             files = _unpacked(path)
-        except (tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError) as error:
-            problems.append(f"{path} is damaged ({error})")
+        except DAMAGE as error:
+            problems.append(f"{path} is damaged ({' '.join(str(error).split())})")
             continue
         devkit = _devkit(files, str(path))
         if devkit is not None:
@@ -200,6 +208,9 @@ def _unpacked(path: Path) -> dict[str, bytes]:
     with tarfile.open(path, "r:*") as devkit:
         for member in devkit:
             name = PurePosixPath(member.name).name
+            # A few bytes may unpack to any number of them.
+            if member.offset_data + member.size > MAX_DEVKIT:
+                raise tarfile.ReadError(f"more than {MAX_DEVKIT:,} bytes when unpacked")
             if member.isreg() and (name == META or fnmatch(name, TRUTHS)):
                 file = devkit.extractfile(member)
                 files[name] = file.read() if file is not None else b""
@@ -224,24 +235,35 @@ def _devkit(files: Mapping[str, bytes], origin: str) -> Devkit | None:
 
 
 def _read_meta(data: bytes, year: str, origin: str) -> tuple[dict[int, str], dict[str, str]]:
-    """Leaf classes of a devkit's meta.mat: wnid by id, and names by wnid."""
+    """Leaf classes of a devkit's meta.mat: wnid by id, and names by wnid.
+
+    Read in a process of its own: a damaged file ends scipy's reader, and its process, with SIGSEGV.
+    """
     try:
-        # scipy is an extra: only devkits of other years need it
-        from scipy.io import loadmat  # pyright: ignore # noqa: PLC0415
+        with closing(run_tasks(_leaf_synsets, [(data, year)], workers=2)) as results:
+            rows = next(iter(results))[1]
     except ImportError:
         raise PrepareError(
             f"Reading the devkit of {year} needs scipy, which is not installed. Install it with "
             "`pip install 'alexprep[ilsvrc2010]'`."
         ) from None
-    try:
-        synsets = cast(Any, loadmat)(io.BytesIO(data), squeeze_me=True)["synsets"]
-        rows = [
-            (int(row[f"{year}_ID"]), str(row["WNID"]), str(row["words"]))
-            for row in np.atleast_1d(synsets)
-            if int(row["num_children"]) == 0
-        ]
-    except (KeyError, ValueError, TypeError, IndexError, NotImplementedError) as error:
+    except Exception as error:  # noqa: BLE001 - scipy has none of its own for a damaged file
         raise PrepareError(
-            f"{origin} has a {META} without the synsets of {year} ({error}). Download it again."
+            f"{origin} has a {META} without the synsets of {year} "
+            f"({' '.join(str(error).split())}). Download it again."
         ) from None
     return {ident: wnid for ident, wnid, _ in rows}, {wnid: words for _, wnid, words in rows}
+
+
+def _leaf_synsets(task: tuple[bytes, str]) -> list[tuple[int, str, str]]:
+    """Id, wnid and names of each synset without children. Runs in a worker."""
+    # scipy is an extra: only devkits of other years need it
+    from scipy.io import loadmat  # pyright: ignore # noqa: PLC0415
+
+    data, year = task
+    synsets = cast(Any, loadmat)(io.BytesIO(data), squeeze_me=True)["synsets"]
+    return [
+        (int(row[f"{year}_ID"]), str(row["WNID"]), str(row["words"]))
+        for row in np.atleast_1d(synsets)
+        if int(row["num_children"]) == 0
+    ]

@@ -39,6 +39,10 @@ except ImportError as error:
     ) from error
 
 
+# What pyarrow raises for a damaged table; UnicodeDecodeError is a ValueError.
+DAMAGE = (pa.ArrowException, OSError, ValueError, LookupError, OverflowError, MemoryError)
+
+
 @dataclass(frozen=True, eq=False, kw_only=True, slots=True)
 class Rows(Items):
     """Rows of parquet files: a container is a file, `row` counts within its row group `group`."""
@@ -66,7 +70,10 @@ class Rows(Items):
             if (container, group) != current or images is None:
                 images = _read_images(Path(self.containers[container]), group, self.column)
                 current = (container, group)
-            data: bytes = images[int(self.row[index])].as_py() or b""
+            try:
+                data: bytes = images[int(self.row[index])].as_py() or b""
+            except DAMAGE as error:
+                raise _damaged(Path(self.containers[container]), error) from None
             yield data if limit is None else data[:limit]
 
 
@@ -76,9 +83,9 @@ def _read_images(path: Path, group: int, column: str) -> Any:
             nested = pa.types.is_struct(table.schema_arrow.field(column).type)
             name = f"{column}.bytes" if nested else column
             images = table.read_row_group(group, columns=[name]).column(column).combine_chunks()
-        except (pa.ArrowException, OSError) as error:
+            return images.field("bytes") if nested else images
+        except DAMAGE as error:
             raise _damaged(path, error) from None
-    return images.field("bytes") if nested else images
 
 
 def parquet_source(folder: Path, tables: list[Path], options: SourceOptions) -> Source:
@@ -143,11 +150,11 @@ def _list_tables(paths: list[Path], image: str, label: str) -> _Tables:
                 try:
                     columns = [*([f"{image}.path"] if "path" in image_type else []), label]
                     read = table.read_row_group(group, columns=columns)
-                except (pa.ArrowException, OSError) as error:
+                    count = len(read)
+                    names += _names(path, group, count, read.column(image) if columns[1:] else None)
+                    labels.append(_labels(path, read.column(label)))
+                except DAMAGE as error:
                     raise _damaged(path, error) from None
-                count = len(read)
-                names += _names(path, group, count, read.column(image) if columns[1:] else None)
-                labels.append(_labels(path, read.column(label)))
                 containers.append(np.full(count, container, np.int32))
                 groups.append(np.full(count, group, np.int64))
                 rows.append(np.arange(count, dtype=np.int64))
@@ -199,7 +206,7 @@ def _open(path: Path) -> Any:
             if (reason := objection(file.read(HEAD_BYTES))) is not None and "LFS" in reason:
                 raise PrepareError(f"{path} {reason}.")
         return pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
+    except DAMAGE as error:
         raise _damaged(path, error) from None
 
 
@@ -241,16 +248,18 @@ def _by_text(listed: _Tables, folder: Path) -> Listing:
 
 def _schema_names(table: Path, column: str) -> list[str]:
     """The class list that Hugging Face puts into the schema, in label order; [] without one."""
-    with _open(table) as opened:
-        metadata: dict[bytes, bytes] = opened.schema_arrow.metadata or {}
     try:
+        with _open(table) as opened:
+            metadata: dict[bytes, bytes] = opened.schema_arrow.metadata or {}
         features = (
             json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
         )
         names = features.get(column, {}).get("names") or []
         if isinstance(names, dict):
             names = [names[str(number)] for number in range(len(names))]
-    except (ValueError, AttributeError, KeyError) as error:
+        if not all(isinstance(name, str) for name in names):
+            raise TypeError("a name is no text")
+    except (*DAMAGE, AttributeError, TypeError, RecursionError) as error:
         raise PrepareError(
             f"{table} has a class list that cannot be read ({error!r}). Download it again."
         ) from None

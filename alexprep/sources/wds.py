@@ -43,7 +43,8 @@ LABEL_BYTES = 65_536
 # Fields of a .json that name the class, by number or by name.
 NUMBER_FIELDS = ("label", "cls", "class_id", "label_id", "target")
 NAME_FIELDS = ("wnid", "synset", "class_name", "label_name", "class")
-NUMBER = re.compile(r"-?\d+(\.\d+)?")
+NUMBER = re.compile(r"-?\d{1,99}(\.\d+)?", re.ASCII)  # of a class; what is longer is a name
+DIGITS = 99
 CLS_BYTES = 16  # of ours a label has four or eight digits, and zeros follow
 # Fewer tars than this are listed faster than processes start.
 FEW_TARS = 16
@@ -247,7 +248,7 @@ def _label(path: Path, file: int, members: dict[bytes, Entry], image: bytes) -> 
             continue
         entry = members[ending]
         data = os.pread(file, min(entry.size, LABEL_BYTES), entry.offset)
-        if ending != b"json" and data.isdigit():
+        if ending != b"json" and data.isdigit() and len(data) <= DIGITS:
             return int(data)  # as nearly all do
         label = _label_in_json(data) if ending == b"json" else decode_text(data, str(path)).strip()
         if label is None or label == "":
@@ -268,7 +269,7 @@ def _label(path: Path, file: int, members: dict[bytes, Entry], image: bytes) -> 
 def _label_in_json(data: bytes) -> int | float | str | None:
     try:
         fields: Any = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(fields, dict):
         return None
@@ -311,7 +312,8 @@ def _class_names(
         if match is None or wnid_of.setdefault(label, match[1]) != match[1]:
             return ()
     highest = max(wnid_of, default=-1)
-    if len(set(wnid_of.values())) < len(wnid_of):
+    gaps = highest >= max(len(wnid_of), len(ilsvrc2012()))
+    if gaps or len(set(wnid_of.values())) < len(wnid_of):
         return ()
     wnids = [wnid_of[n].decode() if n in wnid_of else None for n in range(highest + 1)]
     table = [synset.wnid for synset in ilsvrc2012()]
