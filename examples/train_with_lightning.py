@@ -1,6 +1,7 @@
 """Train a network with Lightning on the tars that alexprep made, or on alexprep's loader.
 
-    python examples/train_with_lightning.py DATASET OUT [--loader tars|alexprep] [--epochs 90]
+    python examples/train_with_lightning.py DATASET OUT [--loader tars|alexprep]
+        [--model resnet50|vit_small_patch16_224|...] [--epochs 90]
 
 You see Lightning's progress and, after every epoch, the top-1 accuracy on the validation images:
 
@@ -25,11 +26,12 @@ from torch.nn import functional as F
 
 try:
     import lightning
+    import timm
     import webdataset
     from lightning.pytorch.callbacks import ModelCheckpoint
     from torchvision import transforms
 except ModuleNotFoundError as error:
-    sys.exit(f"{error.name} is not installed (pip install lightning torchvision webdataset).")
+    sys.exit(f"{error.name} is not installed (pip install lightning timm torchvision webdataset).")
 
 from pipelines import AugmentSpec, LoaderConfig, open_loader
 from pipelines.errors import DataError
@@ -39,17 +41,11 @@ MEAN, SD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Classifier(lightning.LightningModule):
-    """A small convolutional network; put your own into `model`."""
+    """Any network that ends with a number for each class."""
 
-    def __init__(self, classes: int, epochs: int) -> None:
+    def __init__(self, model: nn.Module, epochs: int) -> None:
         super().__init__()
-        self.epochs = epochs
-        layers: list[nn.Module] = []
-        for inputs, outputs in ((3, 32), (32, 64), (64, 128)):
-            layers += [nn.Conv2d(inputs, outputs, 5, 2, 2, bias=False)]
-            layers += [nn.BatchNorm2d(outputs), nn.ReLU()]
-        head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, classes))
-        self.model = nn.Sequential(*layers, *head)
+        self.model, self.epochs = model, epochs
         self.correct = self.count = 0
 
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
@@ -65,7 +61,8 @@ class Classifier(lightning.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         # With several devices Lightning gives each its part: add them up.
-        totals = self.all_gather(torch.tensor([self.correct, self.count])).view(-1, 2).sum(0)
+        counts = torch.tensor([self.correct, self.count], device=self.device)
+        totals = self.all_gather(counts).view(-1, 2).sum(0)
         correct, count = totals.tolist()
         loss = self.trainer.callback_metrics["loss"]
         if self.trainer.is_global_zero and not self.trainer.sanity_checking:
@@ -124,6 +121,7 @@ def train(options: argparse.Namespace) -> None:
     for split in ("train", "validation"):
         manifest.split(split, options.dataset)
     lightning.seed_everything(options.seed)
+    model = timm.create_model(options.model, num_classes=len(manifest.classes))
     read = from_tars if options.loader == "tars" else from_alexprep
     checkpoints = ModelCheckpoint(
         dirpath=options.out, save_last=True, every_n_train_steps=options.save_steps, save_top_k=0
@@ -141,7 +139,7 @@ def train(options: argparse.Namespace) -> None:
     )
     last = options.out / "last.ckpt"
     trainer.fit(
-        Classifier(len(manifest.classes), options.epochs),
+        Classifier(model, options.epochs),
         read(options, manifest, "train"),
         read(options, manifest, "validation"),
         ckpt_path=last if last.exists() else None,
@@ -160,6 +158,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("dataset", type=Path)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--model", default="resnet50", help="of timm")
     parser.add_argument("--loader", choices=("tars", "alexprep"), default="tars")
     parser.add_argument("--epochs", type=positive, default=90)
     parser.add_argument("--steps", type=int, default=-1, help="stop after so many")
@@ -169,8 +168,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save-steps", type=positive, default=500)
     parser.add_argument("--accelerator", default="auto")
+    options = parser.parse_args(arguments)
+    if options.model not in timm.list_models():
+        parser.error(f"timm has no model {options.model!r}")
     try:
-        train(parser.parse_args(arguments))
+        train(options)
     except (DataError, ValueError, OSError) as error:
         sys.exit(str(error))
 

@@ -205,7 +205,8 @@ module = example("train_with_lightning")
 
 def train(loader, folder, *more):
     options = ("--crop", "56", "--batch", "5", "--epochs", "2", "--workers", "0")
-    options += ("--accelerator", "cpu", "--save-steps", "1", "--loader", loader)
+    options += ("--model", "test_resnet", "--accelerator", "cpu")
+    options += ("--save-steps", "1", "--loader", loader)
     module.main([root, f"{out}/{folder}", *options, *more])
     return torch.load(f"{out}/{folder}/last.ckpt", weights_only=False)
 
