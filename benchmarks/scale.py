@@ -70,6 +70,8 @@ NOTES = (
     "of an archive's headers in a new process. A loader is opened in a process that has opened "
     "another data set before, so that imports do not count; `alexprep cat` is the whole command, "
     "which at its first call lists the keys of all shards beside their indexes.",
+    "`full` is each command once on links to 500 photographs in 1,000 class folders, two workers; "
+    "batches are of 128, in a process that has imported torch and DALI.",
 )
 
 
