@@ -26,7 +26,7 @@ SAMPLE_BYTES = 32_700
 THREAD_VARIABLES = (
     *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"),
 )
-# What Pillow may be compiled without, and what reads or resizes instead.
+# What Pillow may be compiled without.
 OPTIONAL_IN_PILLOW = ("webp", "libtiff")
 
 
@@ -121,7 +121,7 @@ def check_pillow(installed: Mapping[str, str], run: Callable[[], tuple[str, list
             text=f"{' and '.join(names)} installed, but does not run ({_first_line(error)})",
             fix="pip uninstall -y pillow pillow-simd && pip install pillow",
         )
-    name = "pillow-simd" if "post" in version else "pillow"
+    name = "pillow-simd" if ".post" in version else "pillow"
     text = f"{name} {version}"
     if len(names) == 2:
         text += ", which has overwritten " + ("pillow" if name == "pillow-simd" else "pillow-simd")

@@ -68,6 +68,13 @@ def computes_bfloat16() -> bool:
     return allowed and any("BF16" in name for name in instruction_sets().split(", "))
 
 
+def has_pillow_simd() -> bool:
+    """Whether it is pillow-simd that was installed last; Pillow's releases have no such ending."""
+    import PIL  # noqa: PLC0415 - `alexprep doctor` must run where it is missing
+
+    return ".post" in PIL.__version__
+
+
 def cores() -> int:
     """Cores this process may run on, which a container may have made fewer than there are."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

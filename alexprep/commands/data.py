@@ -106,8 +106,12 @@ def shard(
     Example:
         alexprep shard ~/ILSVRC ~/imagenet256
     """
+    from alexprep.machine import has_pillow_simd
+
     if not dry_run and options["scheduler"] is None:
-        start_workers(options["workers"], "alexprep.dataset.shard_writer")
+        modules = ["alexprep.dataset.shard_writer"]
+        modules += [] if has_pillow_simd() else ["alexprep.dataset.resize"]
+        start_workers(options["workers"], *modules)
     from alexprep.dataset.shard import RunOptions, ShardConfig
     from alexprep.dataset.shard import shard as work
     from alexprep.sources.synsets import read_classes

@@ -36,10 +36,10 @@ from alexprep.dataset.other_formats import (
     unread_format,
     webp_size,
 )
+from alexprep.machine import has_pillow_simd
 from pipelines.jpeg import EOI, SCAN, SOI, Header, read_header, segments
 
-# Pillow's own releases have no such ending.
-HAS_SIMD = ".post" in PIL.__version__
+HAS_SIMD = has_pillow_simd()
 WEBP_TIFF = "webp_tiff"
 CODEC = {
     "jpeg": f"simplejpeg {simplejpeg.__version__}",
@@ -154,7 +154,8 @@ def _resize(
         return image.resize(size, Image.Resampling.BILINEAR, box)
     from alexprep.dataset.resize import resize  # noqa: PLC0415 - numba, .3 s, that SIMD needs not
 
-    pixels_HWC = resize(np.asarray(image.convert("RGBX")), size, box or (0, 0, *image.size))
+    four_bytes = image if image.mode == "RGBX" else image.convert("RGBX")
+    pixels_HWC = resize(np.asarray(four_bytes), size, box or (0, 0, *image.size))
     return Image.frombuffer("RGBX", size, pixels_HWC, "raw", "RGBX", 0, 1)
 
 
