@@ -55,7 +55,7 @@ endif
 gpu-check:
 	@$(CHECKER) benchmarks/gpu/check.py --out "$(OUT)" $(if $(DATA),--data "$(DATA)")
 
-# pillow-simd is compiled on installation: it wants the headers of libjpeg, zlib and Python.
+# What making .venv needs; the compiler and headers are for pillow-simd, which is optional.
 headers:
 	@missing=""; \
 	$(PYTHON) -c 'import ensurepip' 2>/dev/null || missing="$$missing python3-venv"; \
@@ -85,19 +85,27 @@ $$sudo apt-get update -qq && $$sudo $(APT) -qq $$missing >/dev/null
 endef
 
 .venv/bin/python:
-	@$(MAKE) --no-print-directory headers
+	@$(MAKE) --no-print-directory headers || true
 	$(PYTHON) -m venv .venv
 
 .venv/.installed: pyproject.toml constraints.txt | .venv/bin/python
-	$(PIP) --editable .
+	$(PIP) --editable '.[cuda13]'
+	$(FASTER_PILLOW)
 	touch $@
 
-# timm asks for torchvision and torchvision for Pillow, which would overwrite pillow-simd:
-# both come without what they ask for, to read our shards in tests/test_readers.py.
+# timm asks for torchvision, which asks for one version of torch: both come without what they ask for,
+# to read our shards in tests/test_readers.py.
 .venv/.dev: .venv/.installed
 	$(PIP) --editable '.[dev]'
 	$(PIP) --no-deps timm torchvision
+	$(FASTER_PILLOW)
 	touch $@
+
+# pillow-simd instead of Pillow where it compiles: it resizes faster, to the same pixels.
+define FASTER_PILLOW
+$(BIN)/python -m pip uninstall --quiet --yes pillow
+$(PIP) --no-deps --force-reinstall pillow-simd || $(PIP) --no-deps pillow
+endef
 
 clean:
 	rm -rf .venv

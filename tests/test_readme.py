@@ -68,5 +68,10 @@ def test_every_script_of_the_pages_is_there_with_its_options(line):
         markers = project["tool"]["pytest"]["ini_options"]["markers"]
         assert words[3] in [marker.split(":")[0] for marker in markers]
         return
+    if words[:2] == ["-m", "build"]:
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+        extras = project["project"]["optional-dependencies"]
+        assert any(requirement.startswith("build>") for requirement in extras["dev"])
+        return
     source = (ROOT / words[0]).read_text()
     assert all(f'"{word}"' in source for word in words if word.startswith("--"))
