@@ -1,6 +1,6 @@
 """README and docs do as they say: their commands and snippets run, at toy size, on real files.
 
-What is not run is listed in NOT_RUN, with the reason; tests/test_readme.py parses the rest.
+What is not run is listed in NOT_RUN, with the reason; tests/test_readme.py parses it.
 """
 
 import ast
@@ -28,13 +28,27 @@ GUIDE += ("other-networks", "decode-once", "troubleshooting")
 RUN = [ROOT / "README.md", *(ROOT / "docs" / "guide" / f"{name}.md" for name in GUIDE)]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md"]
 PAGES += sorted((ROOT / "docs").rglob("*.md"))
-NOT_RUN = {"alexprep demo": "tests/test_demo.py runs it"}
+NOT_RUN = {
+    r"alexprep demo": "tests/test_demo.py runs it",
+    r"alexprep doctor": "tests/test_doctor.py runs it; it fails where something is to be mended",
+    r"alexprep check-imagenet": "needs ImageNet; tests/test_imagenet.py has what is not",
+    r"--replicas 4|--nproc-per-node 8|cuda_graph|gpu-check|pytest -m gpu": "needs GPUs",
+    r"/shared/|srun |dask ": "needs several machines; tests/test_launch.py and"
+    " tests/test_shard_cluster.py start processes instead",
+    r"s3://": "needs an object store; tests/test_shard_remote.py starts one",
+    r"~/flowers": "needs a download; tests/test_fine_tuning.py has weights of its own",
+    r"_COMPLETE=": "needs another shell; tests/test_terminal.py completes in bash",
+    r"python benchmarks/": "takes hours; tests/test_learning_scripts.py has their parts",
+    r"^pip |^make ": "changes the installation; .ci/run is made of them",
+}
 # A network of four kernels and eight units, and few images.
 TOY = (
     "--set loader.batch=4 --set model.conv1.out=4 --set model.conv2.out=4 --set model.conv3.out=4 "
     "--set model.fc6.out=8 --set model.fc7.out=8"
 )
 SMALLER = {
+    '"ILSVRC", "imagenet256"': '"ILSVRC", "imagenet256-again"',
+    "cuda:0,cuda:1": "cpu,cpu",
     "cuda:0": "cpu",
     "range(90)": "range(1)",
     "epochs=90": "epochs=1",
@@ -44,16 +58,30 @@ SMALLER = {
 }
 FAR_AWAY = "://"
 CONSOLE = [(page, command) for page in RUN for command in commands(page.read_text())]
+# Commands in the text of a page, or in the help of a command, and what they begin with.
+PROGRAMS = r"(?:\S*/)?(?:alexprep|torchrun|srun|dask|python|pip|make) "
+LINE = re.compile(
+    rf"^ {{4}}(?: {{2}})?((?:[A-Z_]+=\S+ )*{PROGRAMS}.*?)(?:\s+#\s.*)?$", re.MULTILINE
+)
+# Each once, in the order of the pages.
+LINES = list(
+    dict.fromkeys(
+        line for page in PAGES for line in LINE.findall(page.read_text().replace("\\\n", ""))
+    )
+)
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    """What the pages call ~: photographs of two classes in ILSVRC, and of three in photos."""
-    home = tmp_path_factory.mktemp("home")
+def slow(test):
+    """The first test that has `ran` waits for all commands."""
+    return pytest.mark.slow(pytest.mark.timeout(1800)(test))
+
+
+def make_home(home):
+    """What the pages call ~: photographs of two classes in ILSVRC, and of four in photos."""
     rng = np.random.default_rng(4)
     sources = {
         "ILSVRC": (("n01440764", "n01443537"), 300),
-        "photos": (("n01443537", "n01641577", "n01698640"), 80),
+        "photos": (("n01443537", "n01641577", "n01698640", "n01945685"), 80),
     }
     for source, (classes, side) in sources.items():
         for split in ("train", "val"):
@@ -61,24 +89,42 @@ def home(tmp_path_factory):
                 folder = home / source / split / wnid
                 folder.mkdir(parents=True)
                 for number in range(10026, 10030):
-                    name = f"{split}_{wnid}_{number}.JPEG"
+                    name = (
+                        f"{wnid}_{number}.JPEG" if split == "train" else f"val_{wnid}_{number}.JPEG"
+                    )
                     (folder / name).write_bytes(jpeg(photograph(rng, side, side)))
-    # The two images that the pages name.
+    # Images that the pages name.
     (home / "ILSVRC/train/n01440764/n01440764_tench.JPEG").write_bytes(jpeg(photograph(rng)))
     (home / "photos/val/n01443537/val_1917.JPEG").write_bytes(jpeg(photograph(rng)))
+    (home / "cat.jpg").write_bytes(jpeg(photograph(rng)))
+    photograph(rng).save(home / "dog.png")
+    (home / "shards").symlink_to(home / "imagenet256" / "train")
     return home
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return make_home(tmp_path_factory.mktemp("home"))
 
 
 def toy(command):
     """The command as documented, with options that make it small."""
-    command = re.sub(r"(alexprep train (?:[^|>]|2>)*?)(?=$| 2>| \|)", rf"\1 {TOY}", command)
+    command = command.replace("cuda:0,cuda:1", "cpu,cpu").replace("cuda:0", "cpu")
+    options = TOY if "--epochs" in command else f"{TOY} --epochs 1"
+    command = re.sub(r"(alexprep train (?:[^|>]|2>)*?)(?=$| 2>| \|)", rf"\1 {options}", command)
+    command = re.sub(r"(alexprep bench \w+)", r"\1 --rounds 1 --images 32", command)
     return re.sub(r"(alexprep report \S+)", r"\1 --images 8", command)
+
+
+def reason_not_to_run(command):
+    return next((reason for part, reason in NOT_RUN.items() if re.search(part, command)), "")
 
 
 def documented_output(page, command):
     """What a page shows below a command."""
     blocks = "\n".join(BLOCK.findall(page.read_text()))
-    return blocks.split(f"$ {command}\n")[1].split("\n$ ")[0]
+    output = f"\n{blocks}\n".split(f"\n$ {command}\n", 1)[1]
+    return "" if output.startswith("$ ") else output.split("\n$ ")[0]
 
 
 @pytest.fixture(scope="module")
@@ -86,18 +132,42 @@ def ran(home):
     """Every command of the pages, run in order: (page, command) -> output."""
     outputs = {}
     for page, command in CONSOLE:
-        if not any(command.startswith(name) for name in NOT_RUN):
+        if not reason_not_to_run(command):
             fails = "\nError: " in f"\n{documented_output(page, command)}"
             outputs[page, command] = shell(toy(command), home, check=not fails)
     return outputs
 
 
-@pytest.mark.slow
+@slow
 def test_every_command_of_the_pages_runs(ran):
     assert len(ran) > 20
 
 
-@pytest.mark.slow
+@slow
+def test_every_command_in_the_text_and_in_the_help_runs(tmp_path):
+    home = make_home(tmp_path)
+    for command in commands((ROOT / "README.md").read_text()):
+        if re.match(r"alexprep (shard|stats) ", command):
+            shell(command, home, check=True)
+    run = [line for line in LINES if not reason_not_to_run(line)]
+    assert len(run) > 15
+    outputs = {}
+    for number, line in enumerate(run):
+        # A run has one recipe; the pages call each of them ~/run.
+        own = re.sub(r"~/run(?= --recipe)", f"~/run{number}", line)
+        outputs[line] = shell(toy(own), home, folder=home, check=True)
+    for launcher, replicas in (("torchrun", 1), ("--replicas 2", 2)):
+        (output,) = (text for line, text in outputs.items() if launcher in line)
+        assert output.count(f"2 columns x {replicas} replicas") == 1
+        assert output.count("1 epochs, ") == 1
+
+
+def test_only_what_needs_more_than_this_machine_is_not_run():
+    for part in NOT_RUN:
+        assert any(re.search(part, line) for line in LINES), part
+
+
+@slow
 @pytest.mark.parametrize(("page", "command"), CONSOLE, ids=lambda value: getattr(value, "stem", 0))
 def test_the_shown_output_has_the_form_of_the_real_one(page, command, ran):
     if (page, command) in ran:
@@ -109,7 +179,8 @@ def test_the_shown_output_has_the_form_of_the_real_one(page, command, ran):
 
 def same_form(shown, real):
     """Whether two lines differ in numbers, names and paths alone: their first words agree."""
-    words = [re.findall(r"[A-Za-z]{3,}", line.replace("~", ""))[:2] for line in (shown, real)]
+    lines = (re.sub(r"n\d{8}.*", "class", line.replace("~", "")) for line in (shown, real))
+    words = [re.findall(r"[A-Za-z]{3,}", line)[:2] for line in lines]
     return words[0][:1] == words[1][:1] or not words[0]
 
 
@@ -119,7 +190,7 @@ def blocks():
             yield pytest.param(code, id=f"{page.name} {number}")
 
 
-@pytest.mark.slow
+@slow
 @pytest.mark.parametrize("code", [p for p in blocks() if FAR_AWAY not in p.values[0]])
 def test_the_python_of_the_pages_runs(code, home, ran):
     for large, small in SMALLER.items():
@@ -139,16 +210,7 @@ def test_the_python_that_needs_a_network_calls_what_there_is(code):
         inspect.signature(getattr(pipelines, call.func.id)).bind_partial(*call.args, **names)
 
 
-@pytest.mark.slow
-def test_torchrun_as_documented_trains_a_column_in_each_of_two_processes(home, ran):
-    page = (ROOT / "docs" / "notes" / "machines.md").read_text().replace("\\\n", "")
-    [command] = re.findall(r"^    (OMP_NUM_THREADS=1 torchrun .*)$", page, re.MULTILINE)
-    output = shell(toy(command), home, check=True)
-    assert "2 columns x 1 replicas" in output
-    assert (home / "two" / "checkpoints" / "best.safetensors").exists()
-
-
-@pytest.mark.slow
+@slow
 def test_the_records_of_a_run_are_as_documented(home, ran):
     records = list(metrics.read(home / "run"))
     assert {record["kind"] for record in records} == {"step", "epoch"}

@@ -40,8 +40,8 @@ def fenced(text: str) -> str:
     return f"```console\n{text}```\n"
 
 
-def shell(command: str, home: Path, *, check: bool = False) -> str:
-    """What a command prints, stdout and stderr together, with HOME as ~."""
+def shell(command: str, home: Path, *, folder: Path = ROOT, check: bool = False) -> str:
+    """What a command prints, stdout and stderr together, with HOME as ~, in a folder."""
     environment = os.environ | {
         "HOME": str(home),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -49,7 +49,7 @@ def shell(command: str, home: Path, *, check: bool = False) -> str:
     }
     process = subprocess.run(
         ["bash", "-o", "pipefail", "-c", command],
-        cwd=ROOT,
+        cwd=folder,
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
