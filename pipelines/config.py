@@ -2,9 +2,8 @@
 
 import os
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args, get_origin, get_type_hints
 
-from pipelines.normalize import VIEWS
 from pipelines.order import Order
 from pipelines.shards import Check
 
@@ -102,19 +101,10 @@ class LoaderConfig:
         kind, _, number = self.device.partition(":")
         if kind not in ("cpu", "cuda") or not (number.isdigit() or number == ""):
             raise ValueError(f"LoaderConfig.device must be 'cpu' or 'cuda:N', got {self.device!r}.")
-        choices = {
-            "backend": ("auto", "dali", "torch", "planes", "resident", "webdataset"),
-            "dtype": ("float32", "bfloat16", "float16", "uint8"),
-            "order": ("global", "window", "shards"),
-            "decode": ("auto", "cpu", "mixed"),
-            "check": ("auto", "size", "sha256"),
-            "views": (1, VIEWS),
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"LoaderConfig.{name} must be one of {allowed}, got {getattr(self, name)!r}."
-                )
+        for name, kind in get_type_hints(LoaderConfig).items():
+            choices, value = get_args(kind), getattr(self, name)
+            if get_origin(kind) is Literal and value not in choices:
+                raise ValueError(f"LoaderConfig.{name} must be one of {choices}, got {value!r}.")
 
     @property
     def thread_count(self) -> int:

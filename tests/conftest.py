@@ -12,8 +12,13 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import numpy as np
 import pytest
 from drawing import draw_classes
+from hypothesis import settings
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+# A busy machine is no failure: hypothesis would end an example after 200 ms.
+settings.register_profile("any speed", deadline=None)
+settings.load_profile("any speed")
 
 # A shell starts what it puts into the background deaf to Ctrl-C, and its children stay so: the
 # processes that tests interrupt must hear it.
