@@ -2,6 +2,8 @@
 
 a set of one class is not trained on                              row 43
 odd JPEGs are read, or named                                      row 47
+of several pictures in a file the first is used                   row 13
+an official archive with something else in it is refused          row 32
 names and an environment of any kind change no byte               rows 27, 39
 a data set stays whole under what a file manager adds             row 50
 validation images may lack a class, a split may not be empty      row 30
@@ -265,6 +267,23 @@ def test_odd_jpegs_are_read(rng, kind):
 def test_odd_jpegs_that_are_not_read_are_named(rng, change, reason):
     with pytest.raises(ImageError, match=reason):
         encode(change(jpeg(photograph(rng, 90, 70))), size=32, quality=95)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "TIFF"])
+def test_of_several_pictures_in_a_file_the_first_is_used(rng, kind):
+    first, second = (photograph(rng, 60, 44).quantize(16).convert("RGB") for _ in range(2))
+    both, alone = io.BytesIO(), io.BytesIO()
+    first.save(both, kind, save_all=True, append_images=[second])
+    first.save(alone, kind)
+    encoded = [encode(file.getvalue(), size=32, quality=90) for file in (both, alone)]
+    assert encoded[0].jpg == encoded[1].jpg
+
+
+def test_an_official_archive_with_something_else_in_it_is_refused(tmp_path):
+    files = {"n01440764.tar": tar_bytes({"n01440764_1.JPEG": b"\xff\xd8"}), "README": b"Read me"}
+    (tmp_path / "ILSVRC2012_img_train.tar").write_bytes(tar_bytes(files))
+    with pytest.raises(PrepareError, match=r"holds 'README'; expected a tar a class"):
+        find_source(tmp_path)
 
 
 def test_names_and_an_environment_of_any_kind_change_no_byte(tmp_path, rng):
