@@ -110,7 +110,7 @@ def test_what_dali_does_not_know_is_refused_at_once():
 def test_a_gpu_gets_all_cores_and_a_cpu_leaves_some_to_the_network(monkeypatch):
     monkeypatch.setattr("pipelines.config._cores", lambda: 16)
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    assert (LoaderConfig().thread_count, LoaderConfig().reader_count) == (2, 2)
+    assert (LoaderConfig().thread_count, LoaderConfig().reader_count) == (4, 4)
     on_gpu = LoaderConfig(device="cuda:1")
     assert (on_gpu.thread_count, on_gpu.reader_count) == (16, 8)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
