@@ -5,7 +5,9 @@
 DATA is filled on the first call: every peer's own writer makes its form of the same 256-pixel
 JPEGs. Everybody then gives float32 batches of 128 random 227-pixel crops, half of them mirrored,
 less a mean, in random order, with two threads or processes. Each loader is a process that stays
-open and idle between its turns; a round is an epoch, clocked from the 7th to the 42nd batch.
+open and idle between its turns; a round is an epoch, clocked from the 6th to the 21st batch. Next
+to images/s stands the time of processors an image takes, which other work on the machine changes
+less.
 """
 
 import json
@@ -20,15 +22,17 @@ from typing import Any
 
 from rounds import Case, Rounds, finish, peer_options, ratios
 
-from alexprep.bench.measurement import Row, compared
+from alexprep.bench.measurement import Row, compared, row
+from alexprep.dataset.decode import store_planes
 from alexprep.dataset.shard import RunOptions, ShardConfig, shard
 from alexprep.dataset.stats import compute_stats
 from pipelines.format import Manifest
 
 HERE = Path(__file__).parent / "peers"
-IMAGES, AHEAD, COUNT = 6000, 6, 36
+IMAGES, AHEAD, COUNT = 3000, 5, 16
 SHAPE, DTYPES = [128, 3, 227, 227], ("float32", "float")
 OURS, BARE = "alexprep", "bare DALI, own reader"
+PLANES, TURBO, TBL = "alexprep, planes", "TurboLoader, tar", "TurboLoader, decoded file"
 PLAIN = "alexprep, mean colour, no lighting"
 FFCV, TORCH, WEBDATASET = "FFCV, channels_last", "torch DataLoader + Pillow", "webdataset"
 TARGETS = {BARE: ">= 0.97", FFCV: ">= 1.1", TORCH: ">= 2.9", WEBDATASET: ">= 2.7"}
@@ -36,6 +40,8 @@ CASES = (
     Case(OURS, "", "nvidia-dali-cuda130", ("load_alexprep.py", "alexprep", "NCHW")),
     Case("alexprep, channels_last", "", "", ("load_alexprep.py", "alexprep", "channels_last")),
     Case(PLAIN, "", "", ("load_alexprep.py", "alexprep", "plain")),
+    Case("alexprep, torch", "", "", ("load_alexprep.py", "alexprep", "torch")),
+    Case(PLANES, "", "numba", ("load_alexprep.py", "alexprep", "planes")),
     Case(BARE, "", "", ("load_alexprep.py", "alexprep", "bare")),
     Case(FFCV, "ffcv", "ffcv numba", ("load_ffcv.py", "ffcv", "channels_last")),
     Case("FFCV, NCHW", "ffcv", "", ("load_ffcv.py", "ffcv", "NCHW")),
@@ -43,12 +49,27 @@ CASES = (
     Case(TORCH, "webdataset", "torch pillow", ("load_torch.py", "files")),
     Case("LitData", "litdata", "litdata pillow", ("load_litdata.py", "litdata")),
     Case("streaming", "streaming", "mosaicml-streaming pillow", ("load_streaming.py", "streaming")),
+    Case(TURBO, "turboloader", "turboloader", ("load_turboloader.py", "turboloader", "tar")),
+    Case(TBL, "turboloader", "", ("load_turboloader.py", "turboloader", "tbl")),
+    Case("SPDL", "spdl", "spdl", ("load_spdl.py", "files")),
+    Case("datago", "datago", "datago", ("load_datago.py", "files")),
+    Case(
+        "torch DataLoader + torchcodec",
+        "torchcodec",
+        "torch torchcodec",
+        ("load_torchcodec.py", "files"),
+    ),
 )
+# They hold decoded pixels, as our planes do.
+STORED = (TBL,)
 NOTES = (
     f"{IMAGES:,} photographs; ours also subtracts the mean image instead of a mean colour and "
     "lights the images. FFCV decodes with its fast, less exact transform; its memory format is "
     "channels_last, and NCHW costs a copy. webdataset draws shards with repeats and mixes 1,000 "
     "samples; the others permute all.",
+    "TurboLoader has no crop of a fixed size: from the tar it resizes whole images, from its file "
+    "of decoded pixels (196,608 bytes an image, ours of planes 98,304) a region of random size; it "
+    "divides by ImageNet's deviations. SPDL decodes with FFmpeg, whose pixels differ.",
 )
 
 
@@ -84,13 +105,16 @@ def prepare(source: Path, data: Path, venvs: Path, state: Rounds) -> None:
         compute_stats(data / "alexprep")
     if not (data / "files").exists():
         extract(data / "alexprep", data / "files")
-    for name in ("ffcv", "litdata", "streaming"):
+    store_planes(data / "alexprep", ("train",))
+    for name in ("ffcv", "litdata", "streaming", "turboloader"):
         target, partial = data / name, data / f"{name}-partial"
         words = Case(name, name, "", (f"shard_{name}.py",)).command(venvs, HERE)
         if not target.exists():
             shutil.rmtree(partial, ignore_errors=True)
+            # It stores the pixels of JPEGs as they are.
+            images = data / "files" if name == "turboloader" else links
             done = subprocess.run(
-                [*words, str(links), str(partial)], capture_output=True, text=True, check=False
+                [*words, str(images), str(partial)], capture_output=True, text=True, check=False
             )
             if done.returncode:
                 state.failures[f"{name}'s writer"] = done.stderr[-300:]
@@ -130,8 +154,11 @@ class Loader:
         )
         self.round()
 
-    def round(self) -> float:
-        """Images/s; RuntimeError where the process ends or gives other batches than asked for."""
+    def round(self) -> tuple[float, float]:
+        """Images/s, and microseconds of processors an image.
+
+        RuntimeError where the process ends or gives other batches than asked for.
+        """
         assert self.process.stdin
         assert self.process.stdout
         self.process.stdin.write(f"{AHEAD} {COUNT}\n")
@@ -143,7 +170,7 @@ class Loader:
         shape, kind = answer["first"]
         if shape != SHAPE or not kind.endswith(DTYPES) or answer["images"] != COUNT * SHAPE[0]:
             raise RuntimeError(f"it gave {answer['images']} images, of {shape} {kind}")
-        return answer["images"] / answer["seconds"]
+        return answer["images"] / answer["seconds"], 1e6 * answer["cpu"]
 
 
 def measure(cases: list[Case], data: Path, venvs: Path, state: Rounds, rounds: int) -> None:
@@ -159,7 +186,9 @@ def measure(cases: list[Case], data: Path, venvs: Path, state: Rounds, rounds: i
         for _ in range(rounds):
             first = len(state.rates.get(OURS, ())) % len(loaders)  # each begins with another
             for loader in loaders[first:] + loaders[:first]:
-                state.add(loader.name, loader.round())
+                rate, processor = loader.round()
+                state.add(loader.name, rate)
+                state.cpu.setdefault(loader.name, []).append(processor)
             state.save()
 
 
@@ -171,8 +200,13 @@ def rows_of(state: Rounds) -> list[Row]:
         if case.name in state.rates and not case.name.startswith(OURS) and case.name != BARE
     }
     rows = compared(state.rates, baseline=BARE, targets={OURS: TARGETS[BARE]})
+    stored = {name: target for name, target in peers.items() if name in STORED}
+    decoding = {name: target for name, target in peers.items() if name not in STORED}
     same = {FFCV: TARGETS[FFCV]} if FFCV in state.rates else {}
-    return rows + ratios(state.rates, OURS, peers) + ratios(state.rates, PLAIN, same)
+    rows += ratios(state.rates, OURS, decoding) + ratios(state.rates, PLAIN, same)
+    if PLANES in state.rates:
+        rows += ratios(state.rates, PLANES, {OURS: ">= 3", **stored})
+    return rows + [row(f"{name}, processor", us, "us") for name, us in state.cpu.items()]
 
 
 if __name__ == "__main__":

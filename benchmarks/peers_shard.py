@@ -26,7 +26,7 @@ from rounds import Case, Rounds, finish, peer_options, ratios
 from alexprep.bench.measurement import Row, compared
 
 HERE = Path(__file__).parent / "peers"
-SMALL, LARGE, OF_A_SHARD = 500, 2500, 250
+SMALL, LARGE, OF_A_SHARD = 500, 2000, 250
 OURS, BASELINE = "alexprep shard", "bare loop in memory"
 SIMD = "Pillow-SIMD pool + webdataset"
 CASES = (
@@ -46,6 +46,12 @@ CASES = (
         ("shard_webdataset.py", "--codec", "opencv"),
     ),
     Case(SIMD, "", "", ("shard_webdataset.py",)),
+    Case(
+        "pyvips pool + webdataset",
+        "pyvips",
+        "pyvips pyvips-binary",
+        ("shard_webdataset.py", "--codec", "pyvips"),
+    ),
     Case("FFCV DatasetWriter", "ffcv", "ffcv pillow", ("shard_ffcv.py",)),
     Case(
         "streaming MDSWriter + Pillow pool",
@@ -59,7 +65,8 @@ CASES = (
 NOTES = (
     f"The rate is that of {LARGE - SMALL:,} images: a run on {LARGE:,} less a run on {SMALL:,}.",
     "Pillow is the plain one of PyPI unless SIMD is said; Pillow, Pillow-SIMD and alexprep resize "
-    "with the antialiased bilinear filter, OpenCV and img2dataset with INTER_AREA. All JPEGs are "
+    "with the antialiased bilinear filter, OpenCV and img2dataset with INTER_AREA, "
+    "libvips with its thumbnail, which decodes at a reduced size where it can. All JPEGs are "
     "4:2:0 of quality 95; img2dataset alone keeps gray ones gray. alexprep alone hashes what it "
     "reads and writes, permutes the images, writes an index and syncs its files. FFCV, LitData and "
     "streaming store image and label, the others a tar with the wnid as well (img2dataset its own "

@@ -67,6 +67,7 @@ class Rounds:
 
     Attributes:
         rates: of each case or figure, a value for each round.
+        cpu: microseconds of processors an image of each case.
         starts: seconds of a run on few images, where start-up is subtracted.
         image_bytes: on disk, for each image.
         versions: of each case's packages.
@@ -75,6 +76,7 @@ class Rounds:
 
     path: Path
     rates: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
+    cpu: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
     starts: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
     image_bytes: dict[str, float] = field(default_factory=dict[str, float])
     versions: dict[str, str] = field(default_factory=dict[str, str])

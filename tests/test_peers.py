@@ -24,6 +24,23 @@ def source(tmp_path, rng):
     return tmp_path / "source"
 
 
+def test_processor_time_is_that_of_a_process_and_its_children():
+    code = """
+import os, subprocess, sys, time
+sys.path.insert(0, sys.argv[1])
+from batches import cpu_seconds
+burn = "import time; end = time.process_time() + .3\\nwhile time.process_time() < end: pass\\n"
+child = subprocess.Popen([sys.executable, "-c", burn + "print(flush=True); input()"],
+                         stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+child.stdout.readline()
+own, both = time.process_time(), cpu_seconds(os.getpid())
+child.communicate(b"\\n")
+assert own + .25 < both < own + 1.5, (own, both)
+assert cpu_seconds(child.pid) == 0
+"""
+    subprocess.run([sys.executable, "-c", code, BENCHMARKS / "peers"], check=True)
+
+
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_the_usual_script_writes_every_image_at_the_size_that_is_compared(
     source, tmp_path, workers
@@ -58,6 +75,8 @@ def test_a_loader_of_a_peer_answers_with_the_batches_it_was_asked_for(tmp_path, 
     assert said["images"] == 2 * 128
     assert said["first"] == [[128, 3, 227, 227], "float32"]
     assert said["seconds"] > 0
+    # A decoder takes some 10 us an image at the very least, and nobody a second.
+    assert 1e-5 < said["cpu"] < 1
 
 
 def test_rounds_are_added_to_those_kept_and_compared_within_a_round(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 """Our loader in either memory format, or DALI with its own reader, with alexprep's interpreter.
 
 Ours subtracts the mean image and lights the images, which nobody else here does, unless "plain".
+The backend is DALI, unless another one is named: "torch", or "planes", which are decoded once.
 """
 
 import sys
@@ -15,7 +16,10 @@ from pipelines import AugmentSpec, LoaderConfig, open_loader
 def ours(layout: str) -> None:
     """Serve open_loader."""
     config = LoaderConfig(
-        batch=BATCH, threads=THREADS, backend="dali", channels_last=layout == "channels_last"
+        batch=BATCH,
+        threads=THREADS,
+        backend=layout if layout in ("planes", "torch") else "dali",
+        channels_last=layout == "channels_last",
     )
     augment = AugmentSpec(crop=CROP)
     if layout == "plain":  # what the peers do

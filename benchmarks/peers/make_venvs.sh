@@ -2,7 +2,7 @@
 # Makes the peers' virtual environments in the folder given: benchmarks/peers/make_venvs.sh VENVS
 # A peer that does not install is left out, and named at the end. uv is used where it is installed,
 # which stores torch once for all. FFCV is compiled; on Debian it needs:
-# apt-get install libopencv-dev libturbojpeg0-dev pkg-config
+# apt-get install libopencv-dev libturbojpeg0-dev pkg-config; SPDL needs: libavdevice59 (FFmpeg)
 set -u
 mkdir -p "$1"
 cd "$1" || exit
@@ -25,7 +25,8 @@ venv() {
 venv webdataset webdataset==1.0.2 pillow==13.0.0 numpy==2.4.6 "$torch"
 venv turboloader turboloader==2.39.0 numpy==2.4.6 "$torch"
 venv spdl spdl==0.8.0 numpy==2.4.6 "$torch"
-venv torchcodec torchcodec==0.17.0 numpy==2.4.6 "$torch"
+# Its wheel needs the libraries that come with PyTorch for CUDA, on a CPU too.
+venv torchcodec torchcodec==0.17.0 numpy==2.4.6 torch==2.15.0
 venv datago datago==2026.10.1 numpy==2.4.6 "$torch"
 venv litdata litdata==0.2.76 pillow==13.0.0 numpy==2.4.6 "$torch"
 venv streaming mosaicml-streaming==0.13.0 pillow==13.0.0 numpy==2.1.3 "$torch"
