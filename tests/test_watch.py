@@ -39,6 +39,10 @@ def write(run, records, mode="w"):
         file.writelines(f"{json.dumps(record)}\n" for record in records)
 
 
+def write_config(run, recipe):
+    (run / "config.json").write_text(json.dumps({"recipe": recipe, "data": {}, "calls": []}))
+
+
 def lock(run, pid, host=None, since=None):
     since = since or datetime.now(UTC)
     owner = {"host": host or socket.gethostname(), "pid": pid, "since": since.isoformat()}
@@ -49,7 +53,7 @@ def lock(run, pid, host=None, since=None):
 def run(tmp_path):
     """A run of four epochs at batch 200 that has logged one epoch and a half; nobody trains."""
     recipe = {"train": {"epochs": 4, "stop_error": None}, "loader": {"batch": 200}}
-    (tmp_path / "config.json").write_text(json.dumps({"recipe": recipe}))
+    write_config(tmp_path, recipe)
     write(tmp_path, [step(0, 5), step(0, 10), epoch(0), step(1, 5)])
     return tmp_path
 
@@ -148,6 +152,7 @@ def test_on_a_terminal_it_is_a_table_of_80_columns(run):
         (lambda run: (run / "config.json").unlink(), "has no config.json"),
         (lambda run: (run / "config.json").rename(run / "manifest.json"), "is a data set"),
         (lambda run: (run / "config.json").write_text('{"recipe": {}}'), "config.json is damaged"),
+        (lambda run: write_config(run, {"train": {"epochs": "4"}}), "config.json is damaged"),
         (lambda run: write(run, [epoch(0), {"kind": "step"}]), "metrics.jsonl, line 2, is damaged"),
         (lambda run: (run / "metrics.jsonl").write_text("[1]\n"), "line 1, is damaged"),
         (lambda run: (run / "metrics.jsonl").write_bytes(b"\xff\n"), "line 1, is damaged"),

@@ -15,12 +15,11 @@ import msgspec
 from rich.console import Console
 from rich.live import Live
 
-from alexprep import schema
 from alexprep.errors import PrepareError, printable
 from alexprep.lock import lock_owner
 from alexprep.machine import gpu_megabytes, memory_megabytes
 from alexprep.model.display import EPOCHS_SHOWN, format_record, run_table, time_left_text
-from alexprep.model.run_folder import CONFIG, LOCK
+from alexprep.model.run_folder import CONFIG, LOCK, read_config
 from alexprep.model.run_log import Count, LogReader, Record, TimeLeft
 from alexprep.progress import clock
 from pipelines.format import MANIFEST
@@ -43,18 +42,14 @@ class _Recipe(msgspec.Struct):
     loader: _Loader
 
 
-class _Config(msgspec.Struct):
-    recipe: _Recipe
-
-
 class RunWatch:
     """The state of a run folder; `update` reads what is new.
 
-    PrepareError if the folder is no run, or what is in it is damaged.
+    PrepareError or RunError if the folder is no run, or what is in it is damaged.
     """
 
     def __init__(self, folder: Path) -> None:
-        recipe = _read_config(folder).recipe
+        recipe = _read_recipe(folder)
         self.folder, self.log = folder, LogReader(folder)
         self.epochs, self.stop_error = recipe.train.epochs, recipe.train.stop_error
         self.time_left = TimeLeft(self.epochs, recipe.loader.batch)
@@ -127,14 +122,17 @@ def _memory(process: int) -> Iterator[str]:
         yield from [f"{on_gpus / 1e3:,.1f} GB on GPUs"] if on_gpus else []
 
 
-def _read_config(folder: Path) -> _Config:
+def _read_recipe(folder: Path) -> _Recipe:
     if not folder.exists():
         raise PrepareError(f"{folder} does not exist. Give the folder that `train --run` names.")
     path = folder / CONFIG
     if not path.is_file():
         kind = "is a data set" if (folder / MANIFEST).is_file() else f"has no {CONFIG}"
         raise PrepareError(f"{folder} {kind}. Give the folder that `train --run` names.")
-    return schema.read(path, _Config, PrepareError, advice="Restore it from a copy.")
+    try:
+        return msgspec.convert(read_config(folder).recipe, _Recipe)
+    except msgspec.ValidationError as error:
+        raise PrepareError(f"{path} is damaged ({error}). Restore it from a copy.") from None
 
 
 def watch(folder: Path, *, interval: float, once: bool = False) -> None:
