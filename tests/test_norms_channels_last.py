@@ -38,6 +38,7 @@ for norm in (Lrn(size=5, alpha=1e-4, beta=0.75, k=2.0), Lrn(size=5, alpha=0.5, b
         if norm.alpha == 1e-4 and dtype == torch.bfloat16:
             continue
         # 53 rows of pixels, 7 x 37 pixels and 70 channels end within a tile; groups of 48 and 128.
+        # Where the spatial norm has several images, each is one tile.
         for groups, shape in ((2, (1, 96, 5, 53)), (1, (2, 128, 3, 25))):
             x = (torch.randn(shape) * 20).to(dtype).to(memory_format=torch.channels_last)
             g = torch.randn(shape).to(dtype).to(memory_format=torch.channels_last)
@@ -53,7 +54,8 @@ for norm in (Lrn(size=5, alpha=1e-4, beta=0.75, k=2.0), Lrn(size=5, alpha=0.5, b
                 check("relu", kernels.response_forward(x, groups, norm, relu=True), y, dtype)
                 relu_dx = kernels.response_backward(x, g, groups, norm, relu=True)
                 check("relu gradient", relu_dx, dx, dtype)
-        x = (torch.randn(2, 70, 7, 37) * 20).to(dtype).to(memory_format=torch.channels_last)
+        shape = (1, 70, 7, 37) if norm.alpha == 0.5 else (3, 6, 6, 5)
+        x = (torch.randn(shape) * 20).to(dtype).to(memory_format=torch.channels_last)
         g = torch.randn(x.shape).to(dtype).to(memory_format=torch.channels_last)
         wide = x.double().requires_grad_()
         y = spatial(wide, norm)

@@ -17,8 +17,8 @@ pytest.importorskip("triton", reason="Triton comes for Linux alone")
 @pytest.fixture
 def root(tmp_path, rng):
     splits = {
-        "train": drawn_items(rng, 15, classes=5),
-        "validation": drawn_items(rng, 5, classes=5, prefix="held"),
+        "train": drawn_items(rng, 21, classes=5),
+        "validation": drawn_items(rng, 2, classes=5, prefix="held"),
     }
     write_dataset(tmp_path, splits, size=64, shards=2, classes=5)
     measured(tmp_path)
