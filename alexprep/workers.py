@@ -161,9 +161,7 @@ class _Context(ForkServerContext):
         self.workers: list[ForkServerProcess] = []
         self.results: Any = None
 
-    def Process(  # noqa: N802
-        self, *args: Any, **options: Any
-    ) -> ForkServerProcess:  # pyright: ignore
+    def Process(self, *args: Any, **options: Any) -> ForkServerProcess:  # pyright: ignore # noqa: N802
         self.workers.append(ForkServerProcess(*args, **options, daemon=True))
         return self.workers[-1]
 

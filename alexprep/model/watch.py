@@ -73,7 +73,8 @@ class RunWatch:
     def step(self) -> Record:
         """The last record of steps; empty before the first."""
         steps = (record for record in reversed(self.log.records) if record["kind"] == "step")
-        return next(steps, {})
+        empty: Record = {}
+        return next(steps, empty)
 
     @property
     def done(self) -> bool:
