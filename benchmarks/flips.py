@@ -9,7 +9,7 @@ and the readers of the loader on a data set; `shard` on an unfinished one; `trai
 
     refused   an error or a fault of `verify` names what is wrong
     repaired  the command ends with the bytes of a folder without the flip
-    noted     it ends with the right data, and a note or warning names the file
+    noted     it goes on, and a note or warning names the file
     harmless  nothing is said, and all data that is read is the same
     believed  other data, and not a word: a defect, kept in --out as a line of believed.txt
 
@@ -104,11 +104,12 @@ class Folder:
                 same = self.contents() == self.expected
         except OWN:
             return "refused"
-        if not same:
-            return "believed"
-        if (self.root / name).is_file() and (self.root / name).read_bytes() == self.files[name]:
+        path = self.root / name
+        if same and path.is_file() and path.read_bytes() == self.files[name]:
             return "repaired"
-        return "noted" if not quiet or Path(name).name in said.getvalue() else "harmless"
+        if not quiet or path.name in said.getvalue():
+            return "noted"
+        return "harmless" if same else "believed"
 
     def run(self) -> bool:
         """Run the command that finds damage; whether it had nothing to say."""
