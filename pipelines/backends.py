@@ -139,8 +139,8 @@ def choose_backend(config: LoaderConfig, means: str = "") -> str:
     except ImportError as error:
         if config.backend == "dali":
             raise DataError(
-                f"DALI cannot be imported ({error}). Install nvidia-dali-cuda130, or use "
-                "LoaderConfig(backend='torch')."
+                f"DALI cannot be imported ({error}). Install it with `pip install "
+                "'alexprep[cuda13]'`, or use LoaderConfig(backend='torch')."
             ) from error
         return f"{means}torch: DALI cannot be imported ({error})"
     why = "as configured" if config.backend == "dali" else "the fastest that is installed"

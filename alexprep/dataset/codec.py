@@ -156,7 +156,8 @@ def _resize(
 
     four_bytes = image if image.mode == "RGBX" else image.convert("RGBX")
     pixels_HWC = resize(np.asarray(four_bytes), size, box or (0, 0, *image.size))
-    return Image.frombuffer("RGBX", size, pixels_HWC, "raw", "RGBX", 0, 1)
+    result = Image.frombuffer("RGBX", size, pixels_HWC, "raw", "RGBX", 0, 1)
+    return result if image.mode == "RGBX" else result.convert(image.mode)
 
 
 def encode_pixels(image: Image.Image, quality: int) -> bytes:
