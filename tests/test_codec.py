@@ -358,8 +358,8 @@ def test_a_tiff_as_written_is_encoded():
     assert encoded(tiff({})).fixes == ("tiff",)
 
 
-def test_a_lab_tiff_is_refused_with_the_kind_of_file():
-    with pytest.raises(ImageError, match=r"^is a damaged tiff \("):
+def test_a_lab_tiff_is_refused_whatever_pillow_was_compiled_with():
+    with pytest.raises(ImageError, match=r"^is a tiff of mode LAB, which is not read"):
         encoded(tiff({262: (3, [8])}))
 
 
@@ -385,7 +385,7 @@ def test_a_sequential_jpeg_costs_one_scan_or_counts_them(rng):
     # Without its first scan, that of all components, a sequential JPEG may have any number.
     many = with_scans(rng, 200).replace(b"\xff\xc2", b"\xff\xc0")
     first, second = (match.start() for match in islice(re.finditer(b"\xff\xda", many), 2))
-    with pytest.raises(ImageError, match="is a JPEG of 199 scans; 100 is the most"):
+    with pytest.raises(ImageError, match="is a JPEG of 199 scans; at most 100 are supported"):
         encoded(many[:first] + many[second:])
 
 

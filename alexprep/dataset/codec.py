@@ -340,6 +340,8 @@ def _decode_compressed_tiff(data: bytes, image: Image.Image) -> tuple[Image.Imag
 def _as_rgb(image: Image.Image, kind: str, *, deep: bool) -> tuple[Image.Image, tuple[str, ...]]:
     """RGB of whatever Pillow opened: alpha is dropped, 16 bits lose their lower half."""
     mode = image.mode
+    if mode == "LAB":  # which some builds of Pillow can convert, to pixels of their own
+        raise ImageError(f"is a {kind} of mode LAB, which is not read; convert it to PNG")
     if mode in ("I", "F"):
         raise ImageError(f"is a {kind} with 32-bit pixels, whose range is unknown")
     if mode.startswith("I;16"):
