@@ -47,7 +47,7 @@ for dtype in (torch.float32, torch.bfloat16):
     # Integers from -3 to 3 make ties in nearly every window; 9, 10 and 8 rows are sizes where the
     # last window ends at the edge, reaches beyond it, and would begin beyond it.
     for shape, size, stride in (
-        ((2, 70, 9, 10), 3, 2), ((1, 64, 8, 7), 2, 2), ((1, 8, 9, 8), 3, 3), ((1, 3, 5, 5), 3, 1),
+        ((1, 70, 9, 10), 3, 2), ((1, 64, 8, 7), 2, 2), ((2, 8, 9, 8), 3, 3), ((1, 3, 5, 5), 3, 1),
     ):
         if dtype == torch.bfloat16 and size != stride + 1:
             continue
@@ -67,9 +67,9 @@ torch.backends.cudnn.allow_tf32 = False
 
 def step(forward, model, layout):
     generator = torch.Generator("cpu").manual_seed(1)
-    images = torch.randn(2, 3, 40, 40, generator=generator, device="cpu").to(DEVICE) * 50
+    images = torch.randn(1, 3, 40, 40, generator=generator, device="cpu").to(DEVICE) * 50
     logits = forward(images.contiguous(memory_format=layout))
-    F.cross_entropy(logits, torch.tensor([1, 3])).backward()
+    F.cross_entropy(logits, torch.tensor([3])).backward()
     return [logits.detach(), *(p.grad for p in model.parameters())]
 
 # In float32 what differs shows: in the 16 bits of training rounding would hide it.

@@ -85,9 +85,9 @@ CASES = {
     "response backward, layer 1": ("_response_backward", FIRST, 128 * 48, (50, 45)),
     "response forward, layer 2": ("_response_forward", SECOND, 64 * 128, (50, 35)),
     "response backward, layer 2": ("_response_backward", SECOND, 64 * 128, (100, 75)),
-    "spatial forward": ("_spatial_map", {**SPATIAL, "GRADIENT": False}, 27 * 64, (110, 110)),
-    "spatial terms": ("_spatial_map", {**SPATIAL, "GRADIENT": True}, 27 * 64, (115, 115)),
-    "spatial backward": ("_spatial_backward", SPATIAL, 27 * 64, (185, 185)),
+    "spatial forward": ("_spatial", {**SPATIAL, "PASS": "values"}, 27 * 64, (110, 110)),
+    "spatial terms": ("_spatial", {**SPATIAL, "PASS": "terms"}, 27 * 64, (115, 115)),
+    "spatial backward": ("_spatial", {**SPATIAL, "PASS": "gradient"}, 27 * 64, (185, 185)),
 }
 INTEGERS = {"rows": 3_097_600, "channels": 256, "height": 27, "width": 27}
 

@@ -76,7 +76,7 @@ def spatial_forward(x: Tensor, norm: Lrn) -> Tensor:
     y = torch.empty_like(x)
     grid, sides, options = _spatial_launch(x, norm)
     with torch.cuda.device_of(x):
-        _spatial_map[grid](x, x, y, *sides, **options, GRADIENT=False)
+        _spatial[grid](x, x, x, y, *sides, **options, PASS="values")
     return y
 
 
@@ -89,8 +89,8 @@ def spatial_backward(x: Tensor, g: Tensor, norm: Lrn) -> Tensor:
     terms, dx = torch.empty_like(x), torch.empty_like(x)
     grid, sides, options = _spatial_launch(x, norm)
     with torch.cuda.device_of(x):
-        _spatial_map[grid](x, g, terms, *sides, **options, GRADIENT=True)
-        _spatial_backward[grid](x, g, terms, dx, *sides, **options)
+        _spatial[grid](x, g, g, terms, *sides, **options, PASS="terms")
+        _spatial[grid](x, g, terms, dx, *sides, **options, PASS="gradient")
     return dx
 
 
@@ -185,85 +185,56 @@ def _load_at(pointer, row, column, channel, channels, height, width):
 
 
 @triton.jit
-def _sum_of_squares(pointer, row, column, channel, channels, height, width):
+def _row_sums(pointer, row, column, channel, channels, height, width, SQUARES: tl.constexpr):
+    """Sums of five neighbouring columns of a row, or of their squares."""
     total = tl.zeros_like(column * channel).to(tl.float32)
     for shift in tl.static_range(-2, 3):
         x = _load_at(pointer, row, column + shift, channel, channels, height, width)
-        total += x * x
+        total += x * x if SQUARES else x
     return total
 
 
 @triton.jit
-def _sum_of_values(pointer, row, column, channel, channels, height, width):
-    total = tl.zeros_like(column * channel).to(tl.float32)
-    for shift in tl.static_range(-2, 3):
-        total += _load_at(pointer, row, column + shift, channel, channels, height, width)
-    return total
-
-
-@triton.jit
-def _spatial_map(
-    x_pointer, g_pointer, out_pointer, channels, height, width,
+def _spatial(
+    x_pointer, g_pointer, terms_pointer, out_pointer, channels, height, width,
     SHARE: tl.constexpr, K: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr,
-    GRADIENT: tl.constexpr,
+    PASS: tl.constexpr,
 ) -> None:  # fmt: skip
-    """The normalised x; with GRADIENT the terms g * x * d ** -1.75 of the backward pass instead."""
-    start, column, channel = _block_of_columns(channels, height, width, COLUMNS, CHANNELS)
-    x_pointer += start
-    g_pointer += start
-    out_pointer += start
-    # Horizontal sums of the rows around the one that is written, from two above (fifth) to one
-    # below (second); above the image they are zeros.
-    third = _sum_of_squares(x_pointer, 0, column, channel, channels, height, width)
-    second = _sum_of_squares(x_pointer, 1, column, channel, channels, height, width)
-    fourth = tl.zeros_like(third)
-    fifth = tl.zeros_like(third)
-    for row in range(height):
-        below = _sum_of_squares(x_pointer, row + 2, column, channel, channels, height, width)
-        root = tl.rsqrt(K + SHARE * (fifth + fourth + third + second + below))
-        out = root * tl.sqrt(root)
-        x = _load_at(x_pointer, row, column, channel, channels, height, width)
-        out *= x
-        if GRADIENT:
-            g = _load_at(g_pointer, row, column, channel, channels, height, width)
-            out *= g * (root * root)
-        offset = (row * width + column) * channels + channel
-        valid = (column < width) & (channel < channels)
-        tl.store(out_pointer + offset, out.to(out_pointer.dtype.element_ty), mask=valid)
-        fifth, fourth, third, second = fourth, third, second, below
-
-
-@triton.jit
-def _spatial_backward(
-    x_pointer, g_pointer, terms_pointer, dx_pointer, channels, height, width,
-    SHARE: tl.constexpr, K: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr,
-) -> None:  # fmt: skip
+    """The normalised x; or the terms g * x * d ** -1.75; or, from them, the gradient at x."""
     start, column, channel = _block_of_columns(channels, height, width, COLUMNS, CHANNELS)
     x_pointer += start
     g_pointer += start
     terms_pointer += start
-    dx_pointer += start
-    third = _sum_of_squares(x_pointer, 0, column, channel, channels, height, width)
-    second = _sum_of_squares(x_pointer, 1, column, channel, channels, height, width)
-    fourth = tl.zeros_like(third)
-    fifth = tl.zeros_like(third)
-    third_terms = _sum_of_values(terms_pointer, 0, column, channel, channels, height, width)
-    second_terms = _sum_of_values(terms_pointer, 1, column, channel, channels, height, width)
-    fourth_terms = tl.zeros_like(third)
-    fifth_terms = tl.zeros_like(third)
+    out_pointer += start
+    # Horizontal sums of the rows around the one that is written, from two above (fifth) to one
+    # below (second); above the image they are zeros.
+    third = _row_sums(x_pointer, 0, column, channel, channels, height, width, True)
+    second = _row_sums(x_pointer, 1, column, channel, channels, height, width, True)
+    fourth, fifth = tl.zeros_like(third), tl.zeros_like(third)
+    third_terms, second_terms, fourth_terms, fifth_terms = fourth, fourth, fourth, fourth
+    if PASS == "gradient":
+        third_terms = _row_sums(terms_pointer, 0, column, channel, channels, height, width, False)
+        second_terms = _row_sums(terms_pointer, 1, column, channel, channels, height, width, False)
     for row in range(height):
-        below = _sum_of_squares(x_pointer, row + 2, column, channel, channels, height, width)
-        below_terms = _sum_of_values(
-            terms_pointer, row + 2, column, channel, channels, height, width
-        )
+        below = _row_sums(x_pointer, row + 2, column, channel, channels, height, width, True)
         root = tl.rsqrt(K + SHARE * (fifth + fourth + third + second + below))
-        terms = fifth_terms + fourth_terms + third_terms + second_terms + below_terms
+        fifth, fourth, third, second = fourth, third, second, below
+        out = root * tl.sqrt(root)
         x = _load_at(x_pointer, row, column, channel, channels, height, width)
-        g = _load_at(g_pointer, row, column, channel, channels, height, width)
-        dx = g * (root * tl.sqrt(root)) - (2.0 * SHARE * 0.75) * x * terms
+        if PASS == "values":
+            out *= x
+        else:
+            out *= _load_at(g_pointer, row, column, channel, channels, height, width)
+        if PASS == "terms":
+            out *= x * (root * root)
+        if PASS == "gradient":
+            below = _row_sums(
+                terms_pointer, row + 2, column, channel, channels, height, width, False
+            )
+            total = fifth_terms + fourth_terms + third_terms + second_terms + below
+            out -= (2.0 * SHARE * 0.75) * x * total
+            fifth_terms, fourth_terms = fourth_terms, third_terms
+            third_terms, second_terms = second_terms, below
         offset = (row * width + column) * channels + channel
         valid = (column < width) & (channel < channels)
-        tl.store(dx_pointer + offset, dx.to(dx_pointer.dtype.element_ty), mask=valid)
-        fifth, fourth, third, second = fourth, third, second, below
-        fifth_terms, fourth_terms = fourth_terms, third_terms
-        third_terms, second_terms = second_terms, below_terms
+        tl.store(out_pointer + offset, out.to(out_pointer.dtype.element_ty), mask=valid)
