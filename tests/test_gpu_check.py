@@ -193,8 +193,11 @@ def test_the_loader_and_the_step_that_it_feeds_are_measured_on_a_cpu_too(
     root = check.drawn(tmp_path / "drawn")
     case = Case(network=smoke(code2012(), crop=48, classes=10), batch=4)
     figures = loads.load_measurements(root, BenchConfig(rounds=1, images=8), case)
-    rows = measured_rows((name, figure) for name, figure in figures if ": CPU decode" in name)
-    ((title, own),) = rows.items()
+    rows = measured_rows(
+        (name, figure) for name, figure in figures if ": CPU decode" in name or name == "reader"
+    )
+    (title, own), (_, reading) = rows.items()
+    assert reading[0].unit == "us"
     assert [row.name for row in own[1:]] == [title, f"{title}, with the step"]
 
 

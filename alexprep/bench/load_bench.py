@@ -13,18 +13,20 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from itertools import islice
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from alexprep.bench.measurement import Row, compared, interleaved
+from alexprep.bench.measurement import Row, compared, interleaved, row
 from alexprep.bench.suite import BenchConfig, drawn_data_set
 from alexprep.dataset.decode import store_planes
 from alexprep.machine import cores
 from pipelines import AugmentSpec, Loader, LoaderConfig, open_loader
 from pipelines.format import Manifest
+from pipelines.shards import SplitReader
 
 BATCH, CPU_THREADS, CROP = 128, 2, 227
 MEAN = (123.675, 116.28, 103.53)
@@ -48,7 +50,27 @@ def run(config: BenchConfig, folder: Path) -> list[Row]:
         }
         # A case has a clock of its own, which leaves out the batches that were prefetched.
         rates = interleaved(cases, config.rounds, rate=lambda case: case())
-    return compared(rates, baseline=BASELINE, targets=TARGETS)
+    return [*compared(rates, baseline=BASELINE, targets=TARGETS), read_samples(root, config)]
+
+
+def read_samples(root: Path, config: BenchConfig) -> Row:
+    """Microseconds of a processor to read and check a sample, in random order, nothing decoded.
+
+    Most of it holds Python's lock: where planes are not resident, a process that trains on a GPU
+    loads no more images a second than this leaves time for.
+    """
+    reader = SplitReader(root, Manifest.load(root), "train", "size")
+    order: list[int] = np.random.default_rng(0).permutation(sum(reader.lengths)).tolist()
+    values: list[float] = []
+    for number in range(config.rounds + 1):
+        start = time.process_time()
+        for index in islice(cycle(order), config.images):
+            reader.read(index)
+        # The first round parses indexes and fills the system's cache.
+        if number:
+            values.append(1e6 * (time.process_time() - start) / config.images)
+    reader.close()
+    return row("reading a sample, CPU time", values, "us", "<= 10")
 
 
 def images_per_second(batches: Batches, count: int, device: str) -> float:

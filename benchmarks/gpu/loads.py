@@ -16,7 +16,13 @@ import torch
 
 from alexnet.distributed.feed import Batch
 from alexnet.model.networks import code2012
-from alexprep.bench.load_bench import Batches, endless, images_per_second, wait_for
+from alexprep.bench.load_bench import (
+    Batches,
+    endless,
+    images_per_second,
+    read_samples,
+    wait_for,
+)
 from alexprep.bench.measurement import Row, compared, interleaved, timed
 from alexprep.bench.step_bench import Case, batch_step, random_batch
 from alexprep.bench.suite import BenchConfig
@@ -63,6 +69,7 @@ def load_measurements(
             )
             own = replace(case, batch=batch)
             yield title, partial(compare_loader, title, root, loading, own, config)
+    yield "reader", lambda: [read_samples(root, config)]
 
 
 def compare_loader(
