@@ -258,7 +258,7 @@ def test_odd_jpegs_are_read(rng, kind):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda data: b"\r\n" + data, "is no image: it begins with b'\\\\r\\\\n"),
+        (lambda data: b"\r\n" + data, "is not an image: it begins with b'\\\\r\\\\n"),
         (lambda data: data.replace(b"\xff\xc0\0\x11\x08", b"\xff\xc1\0\x11\x0c"), "of 12 bits"),
         (lambda data: data.replace(b"\xff\xc0", b"\xff\xc5"), "is a damaged JPEG"),
     ],
