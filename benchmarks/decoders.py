@@ -23,7 +23,7 @@ from PIL import Image
 
 from alexprep.dataset.codec import MAX_PIXELS, MAX_SCANS, MAX_WHOLE, ImageError, encode
 
-SECONDS = 30.0
+SECONDS = 20.0
 MEMORY = 640 << 20
 WHOLE = 5792, 5792  # MAX_WHOLE pixels
 LARGEST = 11584, 11584  # MAX_PIXELS
@@ -121,7 +121,7 @@ FILES: dict[str, Callable[[], bytes]] = {
     "TIFF": lambda: pillow("RGBA", "TIFF"),
     "CMYK TIFF": lambda: pillow("CMYK", "TIFF"),
     "deflate TIFF": lambda: tiff(WHOLE),
-    "WebP": lambda: webp((16383, 2048)),
+    "WebP": lambda: webp((8192, 4096)),
 }
 
 
