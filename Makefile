@@ -4,20 +4,33 @@
 # make docs    the generated tables of docs/       make site    docs/ as a static site, build/site
 # make gpu-check OUT=folder [DATA=data set]   all that needs a GPU, tests and measurements, 8 minutes;
 #              with PYTHON=python3 by that Python and its packages, without .venv (docs/notes/machines.md)
-# make fuzz    SECONDS of changed files of every kind against their readers; keeps what failed
+# make fuzz    SECONDS of changed files of every kind, drawn by SEED, against their readers
+# make lock    locks/*.txt anew: what the set-ups install, with the hashes of all files of it
 # make browser Debian's chromium, which the tests of the report look at its pages with
 # All set-ups ask nothing and do nothing when they have been done; Python's land in .venv.
 
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+LOCKED := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps \
+    --no-build-isolation
+UV := uv==0.13.9
+LOCKS := locks/build.txt locks/run.txt locks/simd.txt
+# Not in locks/: which build of torch is right depends on the machine, and these follow from it.
+TORCH := torch cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidia-cuda-cupti nvidia-cuda-nvrtc \
+    nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-curand nvidia-cusolver \
+    nvidia-cusparse nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13 \
+    nvidia-nvtx
+COMPILE = build/lock/bin/uv pip compile --quiet --no-header --no-annotate --universal \
+    --python-version 3.11 --generate-hashes --constraint constraints.txt \
+    $(addprefix --no-emit-package ,$(TORCH))
 APT := apt-get install --yes --no-install-recommends
 
 JOBS ?= auto
 OUT ?= build/gpu-check
 GENERATED := $(wildcard docs/reference/*.md) docs/notes/differences.md
 
-.PHONY: demo test test-all check docs site gpu-check fuzz browser headers clean
+.PHONY: demo test test-all check docs site gpu-check fuzz lock browser headers clean
 
 demo: .venv/.installed
 	$(BIN)/alexprep demo
@@ -39,8 +52,9 @@ docs: .venv/.dev
 	$(BIN)/cog -I . -r $(GENERATED)
 
 fuzz: SECONDS := 60
+fuzz: SEED := 0
 fuzz: .venv/.dev
-	PYTHONPATH=. $(BIN)/python benchmarks/fuzz.py --seconds $(SECONDS) --out build/fuzz
+	PYTHONPATH=. $(BIN)/python benchmarks/fuzz.py --seconds $(SECONDS) --seed $(SEED) --out build/fuzz
 
 site: .venv/.dev
 	$(BIN)/mkdocs build --quiet
@@ -88,24 +102,38 @@ endef
 	@$(MAKE) --no-print-directory headers || true
 	$(PYTHON) -m venv .venv
 
-.venv/.installed: pyproject.toml constraints.txt | .venv/bin/python
-	$(PIP) --editable '.[cuda13]'
+# First what locks/ names, each file by its hash. Then pip adds torch, which has a build for each kind
+# of machine, some on indexes of their own, and the CUDA libraries that this one's build pins.
+# Dependencies are left out of the first step, for the lock has them all, and build isolation, which
+# would fetch a newer setuptools to compile pillow-simd.
+.venv/.installed: pyproject.toml constraints.txt $(LOCKS) | .venv/bin/python
+	$(LOCKED) -r locks/build.txt
+	$(LOCKED) -r locks/run.txt
+	$(PIP) --no-build-isolation --editable '.[cuda13]'
 	$(FASTER_PILLOW)
 	touch $@
 
 # timm asks for torchvision, which asks for one version of torch: both come without what they ask for,
 # to read our shards in tests/test_readers.py.
-.venv/.dev: .venv/.installed
-	$(PIP) --editable '.[dev]'
-	$(PIP) --no-deps timm torchvision
+.venv/.dev: .venv/.installed locks/dev.txt
+	$(LOCKED) -r locks/dev.txt
+	$(PIP) --no-build-isolation --editable '.[dev]'
 	$(FASTER_PILLOW)
 	touch $@
 
 # pillow-simd instead of Pillow where it compiles: it resizes faster, to the same pixels.
 define FASTER_PILLOW
 $(BIN)/python -m pip uninstall --quiet --yes pillow
-$(PIP) --no-deps --force-reinstall pillow-simd || $(PIP) --no-deps pillow
+$(LOCKED) --force-reinstall -r locks/simd.txt || $(PIP) --no-deps pillow
 endef
+
+lock:
+	@test -x build/lock/bin/uv || { $(PYTHON) -m venv build/lock && build/lock/bin/pip install -q $(UV); }
+	@printf 'pip\nsetuptools\nwheel\nhatchling\neditables\n' | $(COMPILE) - -o locks/build.txt
+	@$(COMPILE) pyproject.toml --extra cuda13 -o locks/run.txt
+	@$(COMPILE) pyproject.toml --extra dev -o locks/dev.txt
+	@printf 'timm\ntorchvision\n' | $(COMPILE) --no-deps - >>locks/dev.txt
+	@printf 'pillow-simd\n' | $(COMPILE) --no-deps - -o locks/simd.txt
 
 clean:
 	rm -rf .venv
