@@ -39,7 +39,7 @@ NOT_RUN = {
     r"~/flowers": "needs a download; tests/test_fine_tuning.py has weights of its own",
     r"_COMPLETE=": "needs another shell; tests/test_terminal.py completes in bash",
     r"python benchmarks/": "takes hours; tests/test_learning_scripts.py has their parts",
-    r"^pip |^make ": "changes the installation; .ci/run is made of them",
+    r"^pip |^make |python -m build": "changes the installation; .ci/run is made of them",
 }
 # A network of four kernels and eight units, and few images.
 TOY = (
