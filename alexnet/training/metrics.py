@@ -11,6 +11,9 @@ errors in 0..1; what validation measures is missing where there is none. docs/re
 has a table of the fields.
 
 A resumed run cuts off the lines that came after its checkpoint and writes those steps again.
+
+metrics.crc32 has a CRC-32 of the lines before the last checkpoint. It is not in the checkpoint:
+the lines have times, and equal runs have equal checkpoints.
 """
 
 import json
@@ -28,6 +31,7 @@ from alexnet.distributed.feed import Batch
 from alexnet.training.checkpoint import replace_file, sync
 
 NAME = "metrics.jsonl"
+CRC_NAME = "metrics.crc32"
 Record = dict[str, Any]
 
 
@@ -41,13 +45,11 @@ class Metrics:
         self.path = run / NAME
         # Bytes, since a damaged line must not keep the run from being resumed.
         data = _first_lines(self.path.read_bytes() if self.path.exists() else b"", keep_lines)
-        replace_file(self.path, data)
         self.lines, self._crc = data.count(b"\n"), zlib.crc32(data)
-
-    @property
-    def crc(self) -> str:
-        """CRC-32 of the file, which checkpoints keep."""
-        return f"{self._crc:08x}"
+        # First the CRC of fewer lines: it is that of the longer log too.
+        if _saved_crc(run)[:1] != (self.lines,):
+            self._save_crc()
+        replace_file(self.path, data)
 
     def write(self, record: Mapping[str, Any]) -> None:
         line = json.dumps(record, allow_nan=False).encode() + b"\n"
@@ -58,17 +60,39 @@ class Metrics:
     def sync(self) -> None:
         """Bring the lines to the disk: a checkpoint that counts them follows."""
         sync(self.path)
+        self._save_crc()
+
+    def _save_crc(self) -> None:
+        text = json.dumps({"lines": self.lines, "crc32": f"{self._crc:08x}"})
+        replace_file(self.path.with_name(CRC_NAME), f"{text}\n".encode())
 
 
-def has_changed(run: Path, lines: int, crc: str) -> bool:
-    """Whether the first lines of a run's log are others than those with this CRC-32."""
+def has_changed(run: Path) -> bool:
+    """Whether the log of a run is another than it was at the last checkpoint.
+
+    False for runs of earlier releases, which saved no CRC-32 of it.
+    """
+    saved = _saved_crc(run)
+    if not saved:
+        return False
     path = run / NAME
-    data = _first_lines(path.read_bytes() if path.exists() else b"", lines)
-    return f"{zlib.crc32(data):08x}" != crc
+    data = _first_lines(path.read_bytes() if path.exists() else b"", saved[0])
+    return saved != (data.count(b"\n"), f"{zlib.crc32(data):08x}")
+
+
+def _saved_crc(run: Path) -> tuple[int, str] | tuple[()]:
+    """(lines, CRC-32 of these lines), impossible ones from a damaged file; () if there is none."""
+    try:
+        saved = json.loads((run / CRC_NAME).read_bytes())
+        return int(saved["lines"]), str(saved["crc32"])
+    except FileNotFoundError:
+        return ()
+    except (ValueError, TypeError, LookupError, OverflowError, RecursionError):
+        return -1, ""
 
 
 def _first_lines(data: bytes, count: int) -> bytes:
-    return b"".join(line + b"\n" for line in data.splitlines()[:count])
+    return b"".join(line + b"\n" for line in data.splitlines()[: max(count, 0)])
 
 
 def read(run: Path) -> Iterator[Record]:

@@ -25,7 +25,7 @@ from alexnet.distributed.feed import Loader, shared_loader
 from alexnet.distributed.mesh import Replicas, Team
 from alexnet.errors import RunError
 from alexnet.model.dropout import Dropout
-from alexnet.training import checkpoint
+from alexnet.training import checkpoint, metrics
 from alexnet.training.checkpoint import Checkpoint, DamagedError
 from alexnet.training.config import TrainConfig
 from alexnet.training.evaluate import Errors
@@ -138,13 +138,12 @@ class Trainer:
         if saved is not None:
             self._restore(saved)
         if self.run.replicas.writes:
-            self.metrics = Metrics(folder, keep_lines=self.state.lines)
-            crc = self.metrics.crc
-            if saved is not None and saved.meta.get("log_crc32", crc) != crc:
+            if saved is not None and metrics.has_changed(folder):
                 self._log(
-                    f"{self.metrics.path} has changed since it was written: the log of the first "
-                    f"{self.state.steps:,} steps is not to be trusted"
+                    f"{folder / metrics.NAME} has changed since it was written: the log of the "
+                    f"first {self.state.steps:,} steps is not to be trusted"
                 )
+            self.metrics = Metrics(folder, keep_lines=self.state.lines)
 
     def _load_newest(self) -> Checkpoint | None:
         """The newest checkpoint that no process finds damaged, None where there are none.
@@ -382,7 +381,6 @@ class Trainer:
                 **self.run.meta,
                 "progress": self.state.to_dict(),
                 "loader": self.train.state_dict(),
-                "log_crc32": self.metrics.crc,
             },
             {**self.run.tensors, "model": weights, "velocity": momenta, "chance": chance},
         )

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -107,13 +106,9 @@ def read_run(folder: Path, device: str) -> RunSummary:
 
 
 def warn_of_changes(folder: Path) -> None:
-    """Say so if the log is not the one that the newest checkpoint was saved with."""
-    for path in reversed(checkpoint.steps(folder)):
-        with suppress(RunError, LookupError, TypeError):
-            meta = checkpoint.load(path, ()).meta
-            if metrics.has_changed(folder, meta["progress"]["lines"], meta["log_crc32"]):
-                warn(f"{folder / metrics.NAME} has changed since it was written, before {path}.")
-            return
+    """Say so if the log is not the one that the last checkpoint was saved with."""
+    if metrics.has_changed(folder):
+        warn(f"{folder / metrics.NAME} has changed since the last checkpoint was saved.")
 
 
 def _read_config(path: Path) -> tuple[RunConfig, Recipe]:
