@@ -58,7 +58,7 @@ def test_the_page_on_gpus_has_the_price_of_each_exchange():
         if exchange.what != "publish":  # in one process the logits stay where they are
             message = math.prod(exchange.shape) * 2 * batch
             times = " | ".join(f"{message / rate:.0f}" for rate in rates)
-            assert f"| {exchange.before} | {message / 1e6:.2f} | " in page
+            assert f"| {exchange.layer} | {message / 1e6:.2f} | " in page
             assert f" | {times} |\n" in page
             total += 2 * message
             serial += exchange.values * 2 * batch
