@@ -1,6 +1,6 @@
 """Run the commands of ```console blocks and write what they print below them.
 
-Progress that is not yet complete ("1:13 left") is dropped.
+Progress that is not yet complete ("1:13 left") is dropped, but for the steps of a training log.
 HOME is the folder that the pages call ~: ILSVRC (images in class folders) and photos (a folder per
 class below train and val) have to be there. Commands run in order, in the repository.
 
@@ -61,7 +61,7 @@ def shell(command: str, home: Path, *, folder: Path = ROOT, check: bool = False)
     lines = [
         line
         for line in process.stdout.replace(f"{home}/", "~/").splitlines()
-        if not re.search(r"\d:\d\d left$", line)
+        if not re.search(r"^(?!epoch ).*\d:\d\d left$", line)
     ]
     return "".join(f"{line.rstrip()}\n" for line in lines)
 
