@@ -7,6 +7,7 @@ tarfile says what the lines should be.
 import hashlib
 import io
 import json
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -162,6 +163,22 @@ def test_hugging_face_datasets_learns_the_class_names_from_the_card(root, tmp_pa
         assert sorted(row[1:] for row in rows if row[0] == split) == sorted(
             [key, names[label]] for key, _, label, _ in samples(root, split)
         )
+
+
+def test_hugging_face_datasets_does_not_take_a_remade_data_set_from_its_cache(tmp_path):
+    zoo, root = tmp_path / "zoo", tmp_path / "data"
+    draw_classes(zoo, np.random.default_rng(8), each=8)
+    labels = []
+    for _ in range(2):
+        shard(zoo, root, SMALL, RunOptions(workers=1))
+        rows = read(tmp_path, HF % "root", root)
+        labels.append(dict(row[1:3] for row in rows if row[0] == "train"))
+        assert labels[-1] == {key: label for key, _, label, _ in samples(root, "train")}
+        # As many images and bytes, of which `datasets` makes the names in its cache.
+        shutil.rmtree(root)
+        for old, new in (("ant", "x"), ("bee", "ant"), ("x", "bee")):
+            (zoo / "train" / old).rename(zoo / "train" / new)
+    assert labels[0] != labels[1]
 
 
 MLCROISSANT = """
