@@ -33,6 +33,7 @@ from fuzz_targets import Target, make_targets
 from alexnet.errors import RunError
 from alexprep.dataset.codec import ImageError
 from alexprep.errors import PrepareError
+from pipelines import streams
 from pipelines.errors import DataError
 
 OWN = (RunError, PrepareError, DataError, ImageError)
@@ -154,6 +155,7 @@ def outcome(target: Target) -> str:
 
 def run_turn(target: Target, seed: bytes, label: str, numbers: range, report: int) -> None:
     """In a child: read one changed file after the other, and write each outcome to `report`."""
+    streams.RETRY_AFTER = ()  # seconds that a connection is given to come back
     nothing = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(nothing, descriptor)

@@ -52,7 +52,7 @@ from alexprep.sources.find import find_source
 from alexprep.sources.ilsvrc import find_truth
 from alexprep.sources.synsets import named, read_classes
 from alexprep.tar import TarStream, scan_tar
-from pipelines import jpeg, streams
+from pipelines import jpeg
 from pipelines.augment import AugmentSpec
 from pipelines.format import Manifest
 from pipelines.imagestats import ImageStats
@@ -64,7 +64,6 @@ from pipelines.shards import SplitReader
 from tests.drawing import draw_classes, photograph
 
 Read = Callable[[Path], object]
-streams.RETRY_AFTER = ()  # seconds that a connection is given to come back
 SIZE, SPLIT = 64, "validation"
 SIDE = 48  # of single pictures
 NETWORK = [
