@@ -25,6 +25,7 @@ import re
 import sys
 import tempfile
 import warnings
+from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -83,7 +84,7 @@ def restore(root: Path, files: Files) -> None:
             path.write_bytes(data)
 
 
-class Folder:
+class Folder(ABC):
     """A folder whose bits are flipped; subclasses run the commands that read it."""
 
     def __init__(self, root: Path) -> None:
@@ -91,9 +92,9 @@ class Folder:
         self.files = snapshot(root)
         self.expected = self.contents()
 
+    @abstractmethod
     def contents(self) -> Any:
         """All data that is read from the folder."""
-        raise NotImplementedError
 
     def outcome(self, name: str) -> str:
         """What becomes of a folder whose file `name` has a flipped bit."""
@@ -111,9 +112,9 @@ class Folder:
             return "noted"
         return "harmless" if same else "believed"
 
+    @abstractmethod
     def run(self) -> bool:
         """Run the command that finds damage; whether it had nothing to say."""
-        raise NotImplementedError
 
 
 class DataSet(Folder):

@@ -15,7 +15,7 @@ import hashlib
 import os
 import threading
 import weakref
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from functools import partial
 from itertools import repeat
@@ -327,8 +327,19 @@ def open_loader(
     _check(source, config, spec)
     numbers = colours(spec, stats or (source.stats() if spec.needs_stats else None))
     reader = source.reader(split)
+    schedule = _schedule(reader.lengths, config, spec, f"{split} of {source.root}", train=train)
+    views = 1 if train else config.views
+    regions = spec.resamples or source.manifest.keep_aspect
+    preprocess = Preprocess(spec, numbers, views, config.dtype, config.channels_last, regions)
+    return Loader(reader, schedule, preprocess, config)
+
+
+def _schedule(
+    lengths: Sequence[int], config: LoaderConfig, spec: AugmentSpec, name: str, *, train: bool
+) -> BatchSchedule:
+    """The batches of this rank; DataError, with the split's name, if one would have no image."""
     schedule = BatchSchedule(
-        lengths=reader.lengths,
+        lengths=lengths,
         spec=spec,
         train=train,
         seed=config.seed,
@@ -340,14 +351,10 @@ def open_loader(
     )
     if train and schedule.smallest < 1:
         raise DataError(
-            f"{split} of {source.root} has {schedule.samples} images: with batch={config.batch} a "
-            f"rank of {config.world} would get none in the last step. Use a larger batch or fewer "
-            "ranks."
+            f"{name} has {schedule.samples} images: with batch={config.batch} a rank of "
+            f"{config.world} would get none in the last step. Use a larger batch or fewer ranks."
         )
-    views = 1 if train else config.views
-    regions = spec.resamples or source.manifest.keep_aspect
-    preprocess = Preprocess(spec, numbers, views, config.dtype, config.channels_last, regions)
-    return Loader(reader, schedule, preprocess, config)
+    return schedule
 
 
 def _check(source: Source, config: LoaderConfig, spec: AugmentSpec) -> None:
