@@ -211,23 +211,28 @@ def measure_full(
         root = folder / "set"
         words = ["shard", str(folder / "source"), str(root), "--workers", str(WORKERS)]
         shards = default_shards("train", images, ShardConfig())
-        runs = {
-            "shard until killed half-way": watch(words, partial(_has_tars, root, shards // 2)),
-            "shard, resumed": watch(words),
-            "verify": watch(["verify", str(root), "--workers", str(WORKERS)]),
-            "stats": watch(["stats", str(root), "--workers", str(WORKERS)]),
-            "cat, first call": watch(["cat", str(root), keys[-1]]),
-            "cat, second call": watch(["cat", str(root), keys[0]]),
-            "report": watch(["report", str(root)]),
+        commands: dict[str, tuple[list[str], Callable[[], bool]]] = {
+            "shard until killed half-way": (words, partial(_has_tars, root, shards // 2)),
+            "shard, resumed": (words, _never),
+            "verify": (["verify", str(root), "--workers", str(WORKERS)], _never),
+            "stats": (["stats", str(root), "--workers", str(WORKERS)], _never),
+            "cat, first call": (["cat", str(root), keys[-1]], _never),
+            "cat, second call": (["cat", str(root), keys[0]], _never),
+            "report": (["report", str(root)], _never),
         }
-        for name, run in runs.items():
-            _add(state, f"alexprep {name}, {images:,} images", run)
+        # Each figure is saved as it comes: a run of hours that ends early keeps what it measured.
+        for name, (command, until) in commands.items():
+            _add(state, f"alexprep {name}, {images:,} images", watch(command, until))
         for order in get_args(Order):
             with multiprocessing.get_context("spawn").Pool(1) as pool:
                 run = pool.apply(first_batches, (root, order))
             _add(state, f"{BATCHES} batches in order {order}, {images:,} images", run)
         shutil.rmtree(folder / "source")
         shutil.rmtree(root)
+
+
+def _never() -> bool:
+    return False
 
 
 def _has_tars(root: Path, count: int) -> bool:
@@ -241,6 +246,7 @@ def _add(state: Rounds, name: str, run: Watched) -> None:
     if run.worker:
         state.add(f"{name}, peak memory of a worker", run.worker)
     state.add(f"{name}, open files", run.open_files)
+    state.save()
 
 
 def link_images(folder: Path, originals: list[Path], images: int) -> list[str]:
