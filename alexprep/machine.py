@@ -5,7 +5,6 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +154,9 @@ def _gpus() -> list[str]:
 
 
 def _version(package: str) -> str:
+    # .03 s to import, which `shard` needs not
+    from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415
+
     try:
         return version(package)
     except PackageNotFoundError:

@@ -175,12 +175,36 @@ def test_workers_are_gone_when_the_caller_stops_early(tmp_path):
     assert not any(alive(int(path.name)) for path in tmp_path.iterdir())
 
 
+FORK = "start_server('test_workers'); "
+PROCESS_OF_IMPORT = """
+import os, test_workers
+from alexprep.workers import run_tasks, start_server
+start_server("test_workers")
+print("printed once", end=" ")
+for _ in range(2):
+    results = run_tasks(test_workers.where_imported, range(8), workers=2)
+    imported, *others = zip(*(result for _, result in results), strict=True)
+    print({os.getpid()} == set(imported), len(set(others[0])), end=" ")
+"""
+
+
+def test_a_process_of_one_thread_forks_workers_that_import_nothing_again():
+    command = [sys.executable, "-c", PROCESS_OF_IMPORT]
+    run = subprocess.run(
+        command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
+    # The second pool has a server of its own, as in any other program.
+    assert (run.stdout, run.stderr) == ("printed once True 2 False 2 ", "")
+
+
+@pytest.mark.parametrize("start", ["", FORK])
 @pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGINT])
-def test_workers_do_not_outlive_their_parent(tmp_path, blow):
+def test_workers_do_not_outlive_their_parent(tmp_path, blow, start):
     code = (
         "import pathlib, test_workers\n"
-        "from alexprep.workers import run_tasks\n"
-        f"list(run_tasks(test_workers.slowly, [pathlib.Path({str(tmp_path)!r})] * 2, workers=2))"
+        "from alexprep.workers import run_tasks, start_server\n"
+        f"{start}folder = pathlib.Path({str(tmp_path)!r})\n"
+        "list(run_tasks(test_workers.slowly, [folder] * 2, workers=2))"
     )
     parent = subprocess.Popen(
         [sys.executable, "-c", code], cwd=Path(__file__).parent, stderr=subprocess.PIPE, text=True

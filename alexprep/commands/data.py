@@ -7,6 +7,7 @@ import click
 
 from alexprep.commands.options import (
     PATH,
+    import_numpy,
     json_option,
     print_json,
     print_text,
@@ -296,6 +297,7 @@ def cat(dataset: Path, key: str, as_json: bool, out: Path | None) -> None:
     Example:
         alexprep cat ~/imagenet256 n01440764_10026 > tench.jpg
     """
+    import_numpy()
     from alexprep.dataset.lookup import read_sample
     from pipelines.atomic import write_whole
 

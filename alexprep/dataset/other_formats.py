@@ -2,18 +2,18 @@
 
 Pillow reads these two only if the headers of libwebp and libtiff were there when it was compiled,
 and with whichever version; imagecodecs brings both in its wheel, so that a file becomes the same
-pixels on every machine. Nothing here is imported before the first such file.
+pixels on every machine. Its codecs are loaded with the first such file.
 """
 
 import struct
-from importlib.metadata import version
 from typing import Any
 
+import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-VERSION = f"imagecodecs {version('imagecodecs')}"
+VERSION = f"imagecodecs {imagecodecs.__version__}"
 RAW_TIFF = "raw"
 WHITE_IS_ZERO, PHOTOMETRIC = 0, 262
 # Of these the samples are taken as they are stored; libtiff would multiply colours by alpha, and
@@ -64,8 +64,6 @@ def webp_size(data: bytes) -> tuple[int, int]:
 
 def decode_webp(data: bytes) -> tuple[Image.Image, bool]:
     """The first frame as RGB, and whether the file has alpha, which is dropped."""
-    import imagecodecs  # noqa: PLC0415 - takes longer to import than an image to decode
-
     pixels_HWC = imagecodecs.webp_decode(data, 0)
     return Image.fromarray(_rgb(pixels_HWC)), pixels_HWC.shape[2] == 4
 
@@ -75,8 +73,6 @@ def decode_tiff(data: bytes, image: Image.Image) -> Image.Image:
 
     16 bits lose their lower half.
     """
-    import imagecodecs  # noqa: PLC0415 - as above
-
     if image.mode not in STORED_MODES:
         return Image.fromarray(_rgb(imagecodecs.tiff_decode(data, 0, asrgb=True)))
     pixels: NDArray[Any] = imagecodecs.tiff_decode(data, 0)

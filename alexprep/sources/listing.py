@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from alexprep.errors import PrepareError
 from alexprep.sources.content import Stray, stem
-from alexprep.sources.items import Items, Names, Places, join, text
+from alexprep.sources.items import Items, Names, Places, distinct, join, text
 from alexprep.sources.synsets import ilsvrc2012
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
@@ -198,7 +198,7 @@ def refuse_unknown_classes(names: Mapping[str, set[str]], paths: Mapping[str, Pa
 
 
 def _used_names(listing: Listing) -> set[str]:
-    return {listing.names[number] for number in np.unique(listing.name_of).tolist()}
+    return {listing.names[number] for number in distinct(listing.name_of).tolist()}
 
 
 def integer_classes(
