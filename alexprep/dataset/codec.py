@@ -154,8 +154,7 @@ def _resize(
         return image.resize(size, Image.Resampling.BILINEAR, box)
     from alexprep.dataset.resize import resize  # noqa: PLC0415 - numba, .3 s, that SIMD needs not
 
-    four_bytes = image if image.mode == "RGBX" else image.convert("RGBX")
-    pixels_HWC = resize(np.asarray(four_bytes), size, box or (0, 0, *image.size))
+    pixels_HWC = resize(image, size, box or (0, 0, *image.size))
     result = Image.frombuffer("RGBX", size, pixels_HWC, "raw", "RGBX", 0, 1)
     return result if image.mode == "RGBX" else result.convert(image.mode)
 

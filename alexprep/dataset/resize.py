@@ -14,12 +14,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import uintp
 from numpy.typing import NDArray
+from PIL import Image
 
 from pipelines.row_loops import compiled
 
 Array = Any  # numba's
 LARGEST_WEIGHT = 1 << 15
 MOST_BITS = 22
+BAND_PIXELS = 1 << 19  # most photographs have fewer
 
 
 class Weights(NamedTuple):
@@ -35,21 +37,34 @@ class Weights(NamedTuple):
 
 
 def resize(
-    pixels_HWC: NDArray[np.uint8], size: tuple[int, int], box: tuple[float, float, float, float]
+    image: Image.Image, size: tuple[int, int], box: tuple[float, float, float, float]
 ) -> NDArray[np.uint8]:
-    """The region `box` (x and y of its corners) of four-byte pixels, as width x height of them."""
-    height, width = pixels_HWC.shape[:2]
+    """The region `box` (x and y of its corners) of an image as width x height four-byte pixels."""
+    width, height = image.size
     columns = axis_weights(width, size[0], box[0], box[2])
     rows = axis_weights(height, size[1], box[1], box[3])
     begin, end = int(rows.starts[0]), int(rows.starts[-1]) + rows.weights.shape[1]
-    pixels = np.ascontiguousarray(pixels_HWC[begin:end]).view(np.uint32)[..., 0]
     narrow = np.empty((end - begin, 4 * size[0]), np.uint8)
     # The weights of a pixel for each of its four bytes.
     per_byte = np.repeat(columns.weights.T, 4, axis=1)
-    _resize_rows(narrow, pixels, columns.starts, per_byte, columns.bits)
+    # Pillow gives its pixels away as copies: of a large image a part at a time.
+    step = max(1, BAND_PIXELS // width)
+    for top in range(begin, end, step):
+        bottom = min(top + step, end)
+        pixels = _four_bytes(image, top, bottom).view(np.uint32)[..., 0]
+        line = slice(top - begin, bottom - begin)
+        _resize_rows(narrow[line], pixels, columns.starts, per_byte, columns.bits)
     out = np.empty((size[1], 4 * size[0]), np.uint8)
     _resize_columns(out, narrow, rows.starts - begin, rows.weights, rows.bits)
     return out.reshape(size[1], size[0], 4)
+
+
+def _four_bytes(image: Image.Image, top: int, bottom: int) -> NDArray[np.uint8]:
+    """Some rows of an image as RGBX."""
+    band = image
+    if (top, bottom) != (0, image.height):
+        band = image.crop((0, top, image.width, bottom))
+    return np.asarray(band if band.mode == "RGBX" else band.convert("RGBX"))
 
 
 @lru_cache(maxsize=1024)  # the sides of photographs repeat
@@ -119,4 +134,4 @@ def _resize_columns(out: Array, pixels: Array, starts: Array, weights: Array, bi
 
 
 # Compiled, or read from numba's cache, on import: in the server of workers, for all of them.
-resize(np.zeros((2, 2, 4), np.uint8), (1, 1), (0, 0, 2, 2))
+resize(Image.new("RGBX", (2, 2)), (1, 1), (0, 0, 2, 2))
