@@ -139,6 +139,26 @@ def test_room_is_checked_for_the_images_of_a_source(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def doctor_in(tmp_path, variables, *arguments):
+    """What `alexprep doctor` lists in an environment with tmp_path/site and tmp_path/bin in it."""
+    paths = {"PYTHONPATH": tmp_path / "site", "PATH": tmp_path / "bin"}
+    run = subprocess.run(
+        [sys.executable, "-m", "alexprep", "doctor", *arguments, "--json"],
+        env=os.environ
+        | {
+            name: os.pathsep.join([str(path), os.environ.get(name, "")])
+            for name, path in paths.items()
+        }
+        | variables,
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        check=False,
+    )
+    assert run.returncode == 1
+    # The first of a name: DALI has several checks.
+    return {(row["name"], row["state"]): row for row in reversed(json.loads(run.stdout))}
+
+
 def test_each_fault_of_a_real_environment_is_listed(tmp_path):
     """A second DALI, an older processor, too many threads, and a disk with no room."""
     distribution = tmp_path / "site" / "nvidia_dali_cuda120-2.4.0.dist-info"
@@ -147,23 +167,45 @@ def test_each_fault_of_a_real_environment_is_listed(tmp_path):
     for label in ("a", "b"):
         (tmp_path / "source" / label).mkdir(parents=True)
         Image.new("RGB", (9, 9)).save(tmp_path / "source" / label / f"{label}.jpg")
-    path = os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")])
-    environment = {"PYTHONPATH": path, "ONEDNN_MAX_CPU_ISA": "AVX2", "OMP_NUM_THREADS": "999"}
+    variables = {"ONEDNN_MAX_CPU_ISA": "AVX2", "OMP_NUM_THREADS": "999"}
     # /proc is a file system without any room.
-    command = ["doctor", str(tmp_path / "source"), "--out", "/proc/shards", "--json"]
-    run = subprocess.run(
-        [sys.executable, "-m", "alexprep", *command],
-        env=os.environ | environment,
-        cwd=Path(__file__).parents[1],
-        stdout=subprocess.PIPE,
-        check=False,
-    )
-    listed = {(row["name"], row["state"]): row["text"] for row in json.loads(run.stdout)}
-    assert run.returncode == 1
+    found = doctor_in(tmp_path, variables, str(tmp_path / "source"), "--out", "/proc/shards")
+    listed = {key: row["text"] for key, row in found.items()}
     assert "are both installed" in listed["DALI", "fault"]
     assert "ONEDNN_MAX_CPU_ISA=AVX2" in listed["bfloat16", "note"]
     assert "OMP_NUM_THREADS=999" in listed["threads", "note"]
     assert listed["disk", "fault"].startswith("0 GB free at /proc/shards; 2 images")
+
+
+NVIDIA_SMI = """#!/bin/sh
+case "$*" in
+*--query-gpu*) echo "Tesla T4, 525.147.05, 15360 MiB" ;;
+*) echo "| NVIDIA-SMI 525.147.05   Driver Version: 525.147.05   CUDA Version: 12.0     |" ;;
+esac
+"""
+
+
+def test_a_pillow_over_another_and_a_driver_for_cuda_12_are_faults_with_their_fixes(tmp_path):
+    """The Python files of one release of PIL, with the compiled ones of another."""
+    installed = Path(PIL.__file__).parent
+    mixture = tmp_path / "site" / "PIL"
+    mixture.mkdir(parents=True)
+    for path in installed.iterdir():
+        (mixture / path.name).symlink_to(path)
+    (mixture / "_version.py").unlink()
+    (mixture / "_version.py").write_text('__version__ = "11.0.0"\n')
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "nvidia-smi").write_text(NVIDIA_SMI)
+    (tmp_path / "bin" / "nvidia-smi").chmod(0o755)
+    found = doctor_in(tmp_path, {})
+    assert "The _imaging extension was built for another version" in found["PIL", "fault"]["text"]
+    assert found["PIL", "fault"]["fix"].startswith("pip uninstall -y pillow pillow-simd && ")
+    driver = found["GPUs", "fault"]
+    assert driver["text"].startswith("Tesla T4, 525.147.05, 15360 MiB, but torch is ")
+    assert driver["fix"].endswith("https://download.pytorch.org/whl/cu126")
+    dali = found["DALI", "fault"]
+    assert dali["text"] == "nvidia-dali-cuda130 is for CUDA 13, the driver supports 12 at most"
+    assert dali["fix"].endswith("pip install 'alexprep[cuda12]'")
 
 
 def test_a_dali_that_does_not_run_is_a_fault():
