@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import tarfile
+import warnings
 import zlib
 from itertools import islice
 
@@ -18,7 +19,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from alexprep.dataset.codec import MAX_PIXELS, MAX_WHOLE, ImageError, encode, square
+from alexprep.dataset.codec import MAX_PIXELS, MAX_WHOLE, ImageError, encode, encode_pixels, square
 from alexprep.synthetic import EXIF_ORIENTATION
 from pipelines.format import FIXES
 from pipelines.jpeg import read_header
@@ -204,6 +205,18 @@ def test_stray_bytes_that_every_reader_passes_over_are_listed_as_damage(rng):
     result = encoded(data[:middle] + b"stray" + data[middle:])
     assert result.fixes == ("damaged",)
     assert result.jpg == encoded(data).jpg
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_damaged_jpeg_has_the_pixels_that_pillow_makes_of_it(rng, mode):
+    data = jpeg(photograph(rng, 90, 70).convert(mode))
+    place = len(data) * 3 // 4
+    broken = data[:place] + b"\0\xff\x01" + data[place:]
+    with warnings.catch_warnings(action="ignore"):
+        picture = opened(broken).convert("RGB")
+    assert not np.array_equal(np.asarray(picture), np.asarray(opened(data).convert("RGB")))
+    assert encoded(broken).jpg == encode_pixels(square(picture, 64), 95)
+    assert "damaged" in encoded(broken).fixes
 
 
 # One picture of 24 x 16, its coefficients coded by Huffman, by arithmetic coding (SOF9), and by

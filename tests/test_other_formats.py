@@ -1,16 +1,26 @@
-"""WebP and compressed TIFF become the same pixels whatever Pillow was compiled with."""
+"""What is no JPEG, or a damaged one, becomes the same pixels whatever Pillow was compiled with."""
 
 import struct
 import zlib
 
 import imagecodecs
 import numpy as np
+import PIL
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from alexprep.dataset.codec import CODEC, MAX_WHOLE, ImageError, codec_of, encode, matches_codec
+from alexprep.dataset.codec import (
+    CODEC,
+    MAX_WHOLE,
+    ImageError,
+    codec_of,
+    encode,
+    encode_pixels,
+    matches_codec,
+    square,
+)
 from tests.test_codec import encoded, opened, photograph, saved, tiff
 
 DEFLATE, LZW, ZSTD = 8, 5, 50000
@@ -186,11 +196,57 @@ def test_formats_that_are_not_read_are_named(data, name):
         encoded(data + bytes(100))
 
 
-def test_a_data_set_without_these_formats_does_not_name_their_decoder():
-    before = {name: value for name, value in CODEC.items() if name != "webp_tiff"}
-    assert codec_of({"png", "gray"}) == before
-    assert codec_of({"webp"}) == codec_of({"tiff", "gray"}) == CODEC
-    assert matches_codec(before)
+def ppm_decode(data):
+    """Netpbm's own description of P5 and P6: three numbers, one space, the samples."""
+    magic, width, height, _, samples = data.split(maxsplit=4)
+    shape = (int(height), int(width)) if magic == b"P5" else (int(height), int(width), 3)
+    return np.frombuffer(samples, np.uint8).reshape(shape)
+
+
+READERS = {
+    "PNG": (imagecodecs.png_decode, ("RGB", "RGBA", "L", "LA", "P", "1", "I;16")),
+    "GIF": (imagecodecs.gif_decode, ("RGB", "P", "L", "1")),
+    "BMP": (imagecodecs.bmp_decode, ("RGB", "RGBA", "L", "P", "1")),
+    "PPM": (ppm_decode, ("RGB", "L")),
+    "TIFF": (imagecodecs.tiff_decode, ("RGB", "RGBA", "L", "I;16")),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode"), [(kind, mode) for kind, (_, modes) in READERS.items() for mode in modes]
+)
+def test_what_pillow_decodes_itself_has_the_pixels_of_another_library(rng, kind, mode):
+    picture = photograph(rng, 90, 70)
+    if mode == "I;16":
+        picture = Image.fromarray(rng.integers(0, 2**16, (70, 90), np.uint16))
+    data = saved(picture if mode == "I;16" else picture.convert(mode), kind)
+    pixels = READERS[kind][0](data)
+    if pixels.dtype == np.uint16:
+        pixels = (pixels >> 8).astype(np.uint8)
+    if pixels.ndim == 2 or pixels.shape[2] == 2:  # gray, with alpha or without
+        pixels = np.repeat(pixels.reshape(70, 90, -1)[..., :1], 3, axis=2)
+    expected = Image.fromarray(np.ascontiguousarray(pixels[..., :3]))
+    assert encoded(data).jpg == encode_pixels(square(expected, 64), 95)
+
+
+def test_a_data_set_names_the_decoders_of_the_formats_that_it_has():
+    decoders = {"webp_tiff", "damaged_jpeg", "png_gif_bmp_ppm_tiff"}
+    jpeg = codec_of({"gray", "cmyk", "exif", "progressive"})
+    assert jpeg.keys() == CODEC.keys() - decoders
+    for fixes, named in (
+        ({"png", "gray"}, {"png_gif_bmp_ppm_tiff"}),
+        ({"webp"}, {"webp_tiff"}),
+        ({"damaged"}, {"damaged_jpeg"}),
+        ({"tiff", "gray"}, {"webp_tiff", "png_gif_bmp_ppm_tiff"}),
+        ({"gif", "webp", "damaged"}, decoders),
+    ):
+        assert codec_of(fixes) == jpeg | {name: CODEC[name] for name in named}
+    assert matches_codec(jpeg)
     assert matches_codec(CODEC)
-    assert not matches_codec({**CODEC, "webp_tiff": "imagecodecs 2020.1.1"})
-    assert not matches_codec({**before, "jpeg": "simplejpeg 1.0.0"})
+    for name in decoders:
+        assert not matches_codec({**CODEC, name: "imagecodecs 2020.1.1"})
+    assert not matches_codec({**jpeg, "jpeg": "simplejpeg 1.0.0"})
+
+
+def test_pillow_and_pillow_simd_of_one_release_have_one_name():
+    assert CODEC["png_gif_bmp_ppm_tiff"] == f"pillow {PIL.__version__.removesuffix('.post0')}"

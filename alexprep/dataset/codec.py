@@ -8,7 +8,8 @@ With `keep_aspect` nothing is cut.
 JPEG is decoded and encoded by simplejpeg, which brings its own libjpeg-turbo 3: Pillow is linked
 with whatever libjpeg the machine had when it was compiled, and bytes must not depend on that.
 Decoded pixels are those of Pillow, and it is faster (1.27 ms against 1.55 ms for an ILSVRC image).
-WebP and compressed TIFF: alexprep.dataset.other_formats; all other formats Pillow decodes itself.
+WebP, compressed TIFF and damaged JPEG: alexprep.dataset.other_formats. PNG, GIF, BMP, PPM and
+uncompressed TIFF Pillow decodes with code of its own, and inflate, which has one result.
 pillow-simd resizes, with its antialiased bilinear (triangle) filter, or alexprep.dataset.resize to
 the same pixels where Pillow is installed instead. Pixels stay four bytes wide from the decoder to
 the encoder, as pillow-simd keeps them, so they are never repacked.
@@ -30,6 +31,7 @@ from PIL import Image
 from alexprep.dataset.other_formats import (
     RAW_TIFF,
     VERSION,
+    decode_damaged_jpeg,
     decode_tiff,
     decode_webp,
     is_webp,
@@ -40,12 +42,20 @@ from alexprep.machine import has_pillow_simd
 from pipelines.jpeg import EOI, SCAN, SOI, Header, read_header, segments
 
 HAS_SIMD = has_pillow_simd()
-WEBP_TIFF = "webp_tiff"
 CODEC = {
     "jpeg": f"simplejpeg {simplejpeg.__version__}",
     "resize": f"pillow {PIL.__version__ if HAS_SIMD else '12.1.1.post0'} bilinear",
     "subsampling": "4:2:0",
-    WEBP_TIFF: VERSION,
+    "webp_tiff": VERSION,
+    "damaged_jpeg": VERSION,
+    # pillow-simd 12.1.1.post0 has these decoders from Pillow 12.1.1.
+    "png_gif_bmp_ppm_tiff": f"pillow {PIL.__version__.partition('.post')[0]}",
+}
+# Decoders that a data set names if it has such images: by the fixes that say so.
+DECODED = {
+    "webp_tiff": frozenset({"webp", "tiff"}),
+    "damaged_jpeg": frozenset({"damaged"}),
+    "png_gif_bmp_ppm_tiff": frozenset({"png", "gif", "bmp", "ppm", "tiff"}),
 }
 # Of the formats that Pillow knows these alone: each is a parser for files of unknown origin, and
 # that of EPS starts a program.
@@ -251,25 +261,39 @@ def _second_opinion(data: bytes, header: Header, complaint: ValueError) -> Image
         with suppress(ValueError):  # libjpeg complains of every row that is missing before the end
             return _turbo(data + EOI, header)
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data)) as image:
-            if _factor(header) == 2:
-                image.draft("RGB", (header.width // 2, header.height // 2))
-            return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        halved = _decode_with_pillow(data, header)
+        return halved or decode_damaged_jpeg(data, cmyk=header.components == 4)
+    except (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError):
         raise ImageError(f"is a damaged JPEG ({str(complaint).strip().rstrip('.')})") from None
+
+
+def _decode_with_pillow(data: bytes, header: Header) -> Image.Image | None:
+    """Raises where Pillow refuses the file; the image only if it is too large to be read whole.
+
+    Its pixels depend on the version of libjpeg that it was compiled with: with 2.1.5, one of 950
+    damaged files had others than with 3.1.3.
+    """
+    with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data)) as image:
+        if _factor(header) == 2:
+            image.draft("RGB", (header.width // 2, header.height // 2))
+            return image.convert("RGB")
+        image.load()
+        return None
 
 
 def codec_of(fixes: Collection[str]) -> dict[str, str]:
     """What made the bytes of a data set whose images had these fixes."""
-    if "webp" in fixes or "tiff" in fixes:
-        return dict(CODEC)
-    return {name: value for name, value in CODEC.items() if name != WEBP_TIFF}
+    return {
+        name: value
+        for name, value in CODEC.items()
+        if name not in DECODED or not DECODED[name].isdisjoint(fixes)
+    }
 
 
 def matches_codec(recorded: Mapping[str, str]) -> bool:
     """Whether a data set of this codec has the bytes that would be written here.
 
-    Those without WebP and TIFF do not name their decoder.
+    It names the decoders of the formats that it has, and of an earlier release, not of all.
     """
     return {**CODEC, **recorded} == CODEC
 

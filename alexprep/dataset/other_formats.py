@@ -1,8 +1,8 @@
-"""WebP and compressed TIFF by imagecodecs, and the names of formats that are not read.
+"""WebP, compressed TIFF and damaged JPEG by imagecodecs; the names of formats that are not read.
 
-Pillow reads these two only if the headers of libwebp and libtiff were there when it was compiled,
-and with whichever version; imagecodecs brings both in its wheel, so that a file becomes the same
-pixels on every machine. Its codecs are loaded with the first such file.
+Pillow reads the first two only if the headers of libwebp and libtiff were there when it was
+compiled, and all three with whichever version; imagecodecs brings the libraries in its wheel, so
+that a file becomes the same pixels on every machine. They are loaded with the first such file.
 """
 
 import struct
@@ -86,6 +86,16 @@ def decode_tiff(data: bytes, image: Image.Image) -> Image.Image:
     if not channels and image.getexif().get(PHOTOMETRIC) == WHITE_IS_ZERO:
         pixels = 255 - pixels
     return Image.fromarray(np.ascontiguousarray(pixels, np.uint8))
+
+
+def decode_damaged_jpeg(data: bytes, *, cmyk: bool) -> Image.Image:
+    """A JPEG that libjpeg complains of, whatever it makes of it; RuntimeError if nothing."""
+    if not cmyk:
+        return Image.fromarray(imagecodecs.jpeg8_decode(data, outcolorspace="rgb"))
+    inverted: NDArray[np.uint8] = imagecodecs.jpeg8_decode(data, outcolorspace="cmyk")
+    height, width = inverted.shape[:2]
+    ink = np.ascontiguousarray(255 - inverted)
+    return Image.frombuffer("CMYK", (width, height), ink, "raw", "CMYK", 0, 1).convert("RGB")
 
 
 def _rgb(pixels_HWC: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -74,6 +74,14 @@ FIELDS: dict[str, dict[str, tuple[str, str]]] = {
             "optional string",
             "library and release that decodes WebP and compressed TIFF",
         ),
+        "damaged_jpeg": (
+            "optional string",
+            "library and release that decodes a JPEG that libjpeg complains of",
+        ),
+        "png_gif_bmp_ppm_tiff": (
+            "optional string",
+            "library and release that decodes PNG, GIF, BMP, PPM and uncompressed TIFF",
+        ),
     },
     "source": {
         "kind": ("string", "layout of the source"),
