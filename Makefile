@@ -28,7 +28,7 @@ APT := apt-get install --yes --no-install-recommends
 
 JOBS ?= auto
 OUT ?= build/gpu-check
-GENERATED := $(wildcard docs/reference/*.md) docs/notes/differences.md
+GENERATED := $(wildcard docs/reference/*.md) docs/notes/differences.md docs/notes/results.md README.md
 
 .PHONY: demo test test-all check docs site gpu-check fuzz lock browser headers clean
 

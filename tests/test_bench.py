@@ -1,6 +1,7 @@
 import io
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from alexprep.bench.stats_bench import run as bench_stats
 from alexprep.bench.suite import BenchConfig, run_bench
 from alexprep.dataset.codec import encode
 from benchmarks.make_readme import readme
+from docs.generate import speed
 from tests.tarsets import drawn_items, write_dataset
 
 FOUND = [
@@ -97,6 +99,23 @@ def test_the_committed_readme_is_that_of_the_committed_results():
     # `python benchmarks/make_readme.py` overwrites it.
     folder = Path(__file__).parents[1] / "benchmarks"
     assert (folder / "README.md").read_text() == readme(folder / "results")
+
+
+def test_a_result_with_fewer_instructions_has_a_file_and_a_row_of_its_own(tmp_path, monkeypatch):
+    rows = [
+        replace(FOUND[0], name="bare"),
+        replace(FOUND[1], name="alexprep dali", baseline="bare"),
+    ]
+    save(result("avx2", "command", rows, {}), tmp_path)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    monkeypatch.setenv("NUMBA_CPU_NAME", "haswell")
+    limited = [rows[0], replace(rows[1], median=700, ratio=0.7)]
+    assert save(result("avx2", "command", limited, {}), tmp_path).stem.endswith("-avx2-haswell")
+    assert len(list(tmp_path.iterdir())) == 2
+    first, second = speed.compared({"loader": "alexprep dali"}, tmp_path).splitlines()[2:4]
+    assert first.endswith("| 910 | bare 1,000 (0.91 times) |")
+    assert second == "| loader | AVX2 alone | 700 | bare 1,000 (0.70 times) |"
+    assert speed.compared(results=tmp_path / "none") == speed.NOT_MEASURED
 
 
 def test_results_that_call_the_baseline_a_floor_are_still_read(tmp_path):

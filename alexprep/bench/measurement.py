@@ -175,9 +175,14 @@ def number(value: float) -> str:
 
 
 def save(measured: Result, folder: Path) -> Path:
-    """Write <part>-<processor>.json; it replaces an earlier result of such a machine."""
+    """Write <part>-<processor>.json; it replaces an earlier result of such a machine.
+
+    Results with fewer instruction sets than the processor has are named after those.
+    """
     host = measured.machine
     kind = host["gpus"][0].split(",")[0] if host["gpus"] else f"{host['cpu']} {host['cores']}"
+    limits = {word.partition("=")[2].lower() for word in host.get("isa", "").split(", ")} - {""}
+    kind = " ".join([kind, *sorted(limits)])
     slug = "-".join("".join(c if c.isalnum() else " " for c in kind).lower().split())
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{measured.part}-{slug}.json"

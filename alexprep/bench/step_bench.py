@@ -74,10 +74,11 @@ def steps(prefix: str, case: Case, rounds: int, targets: Mapping[str, str]) -> l
         f"{prefix}float32, columns": replace(case, form="columns"),
         f"{prefix}bf16": replace(case, precision="bfloat16"),
     }
-    return compared(_rates(cases, rounds), baseline=baseline, targets=targets)
+    return compared(step_rates(cases, rounds), baseline=baseline, targets=targets)
 
 
-def _rates(cases: dict[str, Case], rounds: int) -> dict[str, list[float]]:
+def step_rates(cases: Mapping[str, Case], rounds: int) -> dict[str, list[float]]:
+    """Images/s of each case in each round."""
     with contextlib.ExitStack() as stack:
         functions: dict[str, Callable[[], float]] = {}
         for name, case in cases.items():
