@@ -22,18 +22,18 @@ from pipelines.shards import RawBatch, SampleReader
 JOBS = 4  # of each thread in a batch, so that none waits long for the last one to end
 BLOCKS = 4  # kept for the next batches: one is used, one made, two begun
 
-# A batch and what gives the pixels of its images by their number: crops, or images for ten views.
-Decoded = tuple[RawBatch, Callable[[int], Pixels]]
-# A batch and what writes the finished image of a number to its memory.
-Written = tuple[RawBatch, Callable[[NDArray[Any], Factors, int], None]]
+# A batch and the pixels of its images, or what gives them by their number: crops, or whole images
+# for ten views.
+Decoded = tuple[RawBatch, Pixels | Callable[[int], Pixels]]
+# A batch and what writes the finished images of some numbers to the memory of all.
+Written = tuple[RawBatch, Callable[[NDArray[Any], range], None]]
 
 
 class Job(NamedTuple):
     """Some images of a batch, to be written into the memory of that batch."""
 
     batch: RawBatch
-    write: Callable[[NDArray[Any], Factors, int], None]
-    factors: Factors
+    write: Callable[[NDArray[Any], range], None]
     out: NDArray[Any]
     numbers: range
 
@@ -86,15 +86,13 @@ def _jobs(written: Iterator[Written], normalize: Normalize, count: int) -> Itera
     for batch, write in written:
         images = len(batch.jpgs)
         out = blocks.empty(normalize.shape(images), normalize.dtype)
-        factors = normalize.factors(batch.plan.draws)
         step = -(-images // count)
         for start in range(0, images, step):
-            yield Job(batch, write, factors, out, range(start, min(images, start + step)))
+            yield Job(batch, write, out, range(start, min(images, start + step)))
 
 
 def _run(job: Job) -> Job:
-    for i in job.numbers:
-        job.write(job.out[i], job.factors, i)
+    job.write(job.out, job.numbers)
     return job
 
 
@@ -102,21 +100,28 @@ def normalized(decoded: Generator[Decoded], normalize: Normalize) -> Generator[W
     """Batches whose pixels are normalized in the threads that write them."""
     with closing(decoded):
         for batch, pixels in decoded:
-            yield batch, partial(write_normalized, normalize, pixels)
+            factors = normalize.factors(batch.plan.draws)
+            yield batch, partial(write_normalized, normalize, pixels, factors)
 
 
 def write_normalized(
     normalize: Normalize,
-    pixels: Callable[[int], Pixels],
-    out: NDArray[Any],
+    pixels: Pixels | Callable[[int], Pixels],
     factors: Factors,
-    i: int,
+    out: NDArray[Any],
+    numbers: range,
 ) -> None:
-    """Write image `i` from its pixels."""
-    if normalize.views > 1:
-        normalize.ten_crops(out, pixels(i))
-    else:
-        normalize.crop(out, pixels(i), factors, i)
+    """Write the images of these numbers from their pixels."""
+    if not callable(pixels) and normalize.views == 1:
+        some = slice(numbers.start, numbers.stop)
+        normalize.write(out[some], pixels[some], factors.of(numbers))
+        return
+    for i in numbers:
+        image = pixels(i) if callable(pixels) else pixels[i]
+        if normalize.views > 1:
+            normalize.ten_crops(out[i], image)
+        else:
+            normalize.write(out[i : i + 1], image[np.newaxis], factors.of(range(i, i + 1)))
 
 
 def pillow_decoded(

@@ -24,7 +24,7 @@ from nvidia.dali.pipeline import Pipeline
 from torch import Tensor
 
 from pipelines.augment import Draws, Regions, shift, ten_views
-from pipelines.cpu import decode_at
+from pipelines.cpu import Decoded, decode_at
 from pipelines.errors import DataError
 from pipelines.normalize import VIEWS, Preprocess
 from pipelines.regions import finish_box
@@ -75,7 +75,7 @@ class DaliOptions:
 
 def dali_decoded(
     raw: Iterator[RawBatch], reader: SampleReader, preprocess: Preprocess, options: DaliOptions
-) -> Generator[tuple[RawBatch, Callable[[int], np.ndarray]]]:
+) -> Generator[Decoded]:
     """Decoded crops of each raw batch on the CPU, whole images for ten views.
 
     What is resized is decoded by DALI and resized by Pillow in the threads that normalize it.
@@ -94,11 +94,13 @@ def dali_decoded(
             yield batch, _finished(batch, pixels, preprocess)
 
 
-def _finished(batch: RawBatch, images: Any, preprocess: Preprocess) -> Callable[[int], np.ndarray]:
-    """The pixels of each image of a batch by its number."""
+def _finished(
+    batch: RawBatch, images: Any, preprocess: Preprocess
+) -> np.ndarray | Callable[[int], np.ndarray]:
+    """The pixels of a batch, or where they are to be resized what gives those of an image."""
     regions = batch.plan.draws.regions
     if regions is None:
-        return torch.from_dlpack(images.as_tensor()).numpy().__getitem__
+        return torch.from_dlpack(images.as_tensor()).numpy()
     return lambda i: finish_box(np.asarray(images[i]), regions, i, preprocess)
 
 

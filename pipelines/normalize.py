@@ -18,7 +18,7 @@ from pipelines.augment import AugmentSpec, Colours, Draws, shift, ten_views
 
 VIEWS = 10
 Pixels = NDArray[np.uint8]
-Kernel = Callable[[NDArray[Any], Pixels, NDArray[Any], NDArray[Any], bool, NDArray[Any]], None]
+Kernel = Callable[..., None]  # see row_loops.crops_CHW
 
 
 class Factors(NamedTuple):
@@ -36,6 +36,11 @@ class Factors(NamedTuple):
     origin: NDArray[np.int64]
     levels: NDArray[np.float32]
     divide: float
+
+    def of(self, numbers: range) -> "Factors":
+        """Those of some of the crops."""
+        arrays = (values[numbers.start : numbers.stop] for values in self[:-1])
+        return Factors(*arrays, divide=self.divide)
 
 
 def factors(spec: AugmentSpec, colours: Colours, draws: Draws) -> Factors:
@@ -115,7 +120,7 @@ class Normalize:
         self.ten_factors = self.factors(draws)
 
     def factors(self, draws: Draws) -> Factors:
-        """What `crop` takes, of N crops at once."""
+        """What `write` takes."""
         return factors(self.spec, self.colours, draws)
 
     def shape(self, images: int) -> tuple[int, ...]:
@@ -124,44 +129,44 @@ class Normalize:
         crop = (side, side, 3) if self.channels_last else (3, side, side)
         return (images, *crop) if self.views == 1 else (images, self.views, *crop)
 
-    def crop(self, out: NDArray[Any], pixels_HWC: Pixels, numbers: Factors, i: int) -> None:
-        """Write crop `i` of `numbers` to `out`; pixels_HWC: (crop, crop, 3), contiguous."""
-        mirror = bool(numbers.mirror[i])
-        if self.dtype == np.uint8:
-            out.transpose(self._axes)[...] = pixels_HWC[:, ::-1] if mirror else pixels_HWC
-            return
-        image, origin = numbers.image[i], numbers.origin[i]
-        self._formula(out, pixels_HWC, self.mean_images[image], origin, mirror, numbers.levels[i])
-        if self._last_images is not None:
-            image_HWC = self._last_images[image].transpose(self._axes)
-            crop_HWC = cut(image_HWC, origin, self.spec.crop)
-            out.transpose(self._axes)[...] -= crop_HWC / np.float32(numbers.divide)
-
-    def _formula(
-        self,
-        out: NDArray[Any],
-        pixels_HWC: Pixels,
-        image: NDArray[np.float32],
-        origin: NDArray[np.int64],
-        mirror: bool,
-        levels: NDArray[np.float32],
-    ) -> None:
+    def write(self, out: NDArray[Any], pixels_NHWC: Pixels, numbers: Factors) -> None:
+        """Write N crops to `out`, (N, ...) of `shape`; pixels (N, crop, crop, 3), contiguous."""
         kernel, side = compiled(self.channels_last), self.spec.crop
-        if kernel is None:
-            mirrored_HWC = pixels_HWC[:, ::-1] if mirror else pixels_HWC
-            image_HWC = cut(image.transpose(self._axes), origin, side)
-            normalize(out.transpose(self._axes), mirrored_HWC, image_HWC, levels)
-            return
-        if self.channels_last:  # rows of colours, as the kernel's loop takes them
-            out, image = out.reshape(side, -1), image.reshape(len(image), -1)
-        kernel(out, pixels_HWC.reshape(side, -1), image, origin, mirror, levels)
+        if self.dtype == np.uint8 or kernel is None:
+            for i in range(len(out)):
+                self._crop(out[i].transpose(self._axes), pixels_NHWC[i], numbers, i)
+        else:
+            rows, images = out, self.mean_images
+            if self.channels_last:  # rows of colours, as the kernel's loop takes them
+                rows = out.reshape(len(out), side, -1)
+                images = images.reshape(len(images), self.spec.side, -1)
+            # One call for many crops: each call takes Python's lock again, which others hold.
+            pixels = pixels_NHWC.reshape(len(out), side, -1)
+            kernel(rows, pixels, images, numbers)
+        if self._last_images is not None:
+            for i in range(len(out)):
+                crop_HWC = self._mean_crop(self._last_images, numbers, i)
+                out[i].transpose(self._axes)[...] -= crop_HWC / np.float32(numbers.divide)
+
+    def _crop(self, out_HWC: NDArray[Any], pixels_HWC: Pixels, numbers: Factors, i: int) -> None:
+        """Crop `i` in NumPy."""
+        pixels_HWC = pixels_HWC[:, ::-1] if numbers.mirror[i] else pixels_HWC
+        if self.dtype == np.uint8:
+            out_HWC[...] = pixels_HWC
+        else:
+            mean_HWC = self._mean_crop(self.mean_images, numbers, i)
+            normalize(out_HWC, pixels_HWC, mean_HWC, numbers.levels[i])
+
+    def _mean_crop(self, images: NDArray[np.float32], numbers: Factors, i: int) -> NDArray[Any]:
+        """What belongs to crop `i` of a mean image, (crop, crop, 3); a view."""
+        (y, x), side = numbers.origin[i], self.spec.crop
+        return images[numbers.image[i]].transpose(self._axes)[y : y + side, x : x + side]
 
     def ten_crops(self, out: NDArray[Any], pixels_HWC: Pixels) -> None:
         """Write the ten views of a square image to `out`, (10, 3, crop, crop)."""
         side = self.spec.crop
-        for i, (y, x, _) in enumerate(ten_views(self.spec)):
-            crop_HWC = np.ascontiguousarray(pixels_HWC[y : y + side, x : x + side])
-            self.crop(out[i], crop_HWC, self.ten_factors, i)
+        views = [pixels_HWC[y : y + side, x : x + side] for y, x, _ in ten_views(self.spec)]
+        self.write(out, np.stack(views), self.ten_factors)
 
     def _mean_images(self) -> NDArray[np.float32]:
         """The mean image and its mirror, laid out as crops are; zeros where there is none."""
@@ -172,12 +177,6 @@ class Normalize:
         images = np.stack([image, image[:, ::-1]])
         axes = (0, 1, 2, 3) if self.channels_last else (0, 3, 1, 2)
         return np.ascontiguousarray(images.transpose(axes))
-
-
-def cut(image_HWC: NDArray[Any], origin: NDArray[np.int64], side: int) -> NDArray[Any]:
-    """The square of an image that begins at `origin`; a view."""
-    y, x = origin
-    return image_HWC[y : y + side, x : x + side]
 
 
 def normalize(
@@ -199,4 +198,4 @@ def compiled(channels_last: bool) -> Kernel | None:
         from pipelines import row_loops  # noqa: PLC0415 - optional, and slow to import
     except ImportError:
         return None
-    return row_loops.crop_HWC if channels_last else row_loops.crop_CHW
+    return row_loops.crops_HWC if channels_last else row_loops.crops_CHW

@@ -114,27 +114,31 @@ def planes_written(
     two_passes = normalize.dtype == np.uint8 or normalize.views > 1
     for batch in raw:
         draws = batch.plan.draws
+        factors = normalize.factors(draws)
         if two_passes or draws.regions is not None:
-            yield batch, partial(write_normalized, normalize, _crops(batch, preprocess, size))
+            pixels = _crops(batch, preprocess, size)
+            yield batch, partial(write_normalized, normalize, pixels, factors)
         else:
             corners = np.stack([draws.y, draws.x, draws.mirror], axis=1).tolist()
-            yield batch, partial(_write_crop, batch.jpgs, corners, normalize)
+            yield batch, partial(_write_crops, batch.jpgs, corners, normalize, factors)
 
 
-def _write_crop(
+def _write_crops(
     planes: Sequence[NDArray[np.uint8]],
     corners: Sequence[Sequence[int]],
     normalize: Normalize,
-    out: NDArray[Any],
     factors: Factors,
-    i: int,
+    out: NDArray[Any],
+    numbers: range,
 ) -> None:
-    image, origin = normalize.mean_images[factors.image[i]], tuple(factors.origin[i].tolist())
-    top, left, mirror = corners[i]
-    crop = crop_CHW
+    crop, images = crop_CHW, normalize.mean_images
     if normalize.channels_last:  # rows of colours, as the kernel's loop takes them
-        crop, out, image = crop_HWC, out.reshape(len(out), -1), image.reshape(len(image), -1)
-    crop(out, planes[i], (top, left, mirror), image, origin, factors.levels[i])
+        crop, out = crop_HWC, out.reshape(*out.shape[:2], -1)
+        images = images.reshape(*images.shape[:2], -1)
+    for i in numbers:
+        top, left, mirror = corners[i]
+        image, origin = images[factors.image[i]], tuple(factors.origin[i].tolist())
+        crop(out[i], planes[i], (top, left, mirror), image, origin, factors.levels[i])
 
 
 def _crops(batch: RawBatch, preprocess: Preprocess, size: int) -> Callable[[int], Pixels]:

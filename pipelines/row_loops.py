@@ -71,15 +71,10 @@ def _mirrored_HWC(out: Array, pixels: Array, mean: Array, unit: Array, added: Ar
         out[x] = (float32(pixels[3 * i + 2]) - mean[x]) * unit_b + add_b
 
 
-@compiled
-def crop_CHW(
-    out: Array, pixels: Array, mean: Array, origin: Array, mirror: bool, factors: Array
+@njit
+def _crop_CHW(
+    out: Array, pixels: Array, mean: Array, origin: Array, mirror: bool, levels: Array
 ) -> None:
-    """One crop, colours first.
-
-    out: float32 (3, H, W); pixels: uint8 (H, 3 W); mean: float32 (3, S, S); origin: row and column
-    of the mean image that belong to the first of `out`; factors: float32 (2, 3), unit and added.
-    """
     height, width = out.shape[1], out.shape[2]
     top, left = origin[0], origin[1]
     for y in range(height):
@@ -90,24 +85,43 @@ def crop_CHW(
             mean[2, top + y, left : left + width],
         )
         if mirror:
-            _mirrored_CHW(rows, pixels[y], means, factors[0], factors[1])
+            _mirrored_CHW(rows, pixels[y], means, levels[0], levels[1])
         else:
-            _row_CHW(rows, pixels[y], means, factors[0], factors[1])
+            _row_CHW(rows, pixels[y], means, levels[0], levels[1])
 
 
-@compiled
-def crop_HWC(
-    out: Array, pixels: Array, mean: Array, origin: Array, mirror: bool, factors: Array
+@njit
+def _crop_HWC(
+    out: Array, pixels: Array, mean: Array, origin: Array, mirror: bool, levels: Array
 ) -> None:
-    """One crop, colours last: as `crop_CHW`, but out is (H, 3 W) and mean (S, 3 S)."""
     height, row = out.shape
     top, left = origin[0], 3 * origin[1]
     units, shifts = np.empty(row, np.float32), np.empty(row, np.float32)
     for i in range(row):
-        units[i], shifts[i] = factors[0, i % 3], factors[1, i % 3]
+        units[i], shifts[i] = levels[0, i % 3], levels[1, i % 3]
     for y in range(height):
         means = mean[top + y, left : left + row]
         if mirror:
-            _mirrored_HWC(out[y], pixels[y], means, factors[0], factors[1])
+            _mirrored_HWC(out[y], pixels[y], means, levels[0], levels[1])
         else:
             _row_HWC(out[y], pixels[y], means, units, shifts)
+
+
+@compiled
+def crops_CHW(out: Array, pixels: Array, means: Array, factors: Array) -> None:
+    """Crops, colours first.
+
+    out: float32 (N, 3, H, W); pixels: uint8 (N, H, 3 W); means: mean images, float32 (2, 3, S, S);
+    factors: a normalize.Factors of N crops.
+    """
+    for i in range(len(out)):
+        mean, origin = means[factors.image[i]], factors.origin[i]
+        _crop_CHW(out[i], pixels[i], mean, origin, factors.mirror[i], factors.levels[i])
+
+
+@compiled
+def crops_HWC(out: Array, pixels: Array, means: Array, factors: Array) -> None:
+    """Crops, colours last: as `crops_CHW`, but out is (N, H, 3 W) and means (2, S, 3 S)."""
+    for i in range(len(out)):
+        mean, origin = means[factors.image[i]], factors.origin[i]
+        _crop_HWC(out[i], pixels[i], mean, origin, factors.mirror[i], factors.levels[i])

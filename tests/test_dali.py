@@ -199,8 +199,8 @@ def test_the_compiled_loops_give_the_bits_of_numpy(rng, channels_last, mean, mir
     formula = Normalize(Preprocess(spec, numbers, channels_last=channels_last))
     pixels_HWC = rng.integers(0, 256, (57, 57, 3), dtype=np.uint8)
     out = np.empty(formula.shape(2), np.float32)
+    formula.write(out, np.stack([pixels_HWC] * 2), formula.factors(draws))
     for i, (y, x) in enumerate(zip(draws.y, draws.x, strict=True)):
-        formula.crop(out[i], pixels_HWC, formula.factors(draws), i)
         image = np.zeros((64, 64, 3)) if numbers.image_HWC is None else numbers.image_HWC
         origin = (3, 3)
         if mean == "image_at_crop":
@@ -232,7 +232,7 @@ def test_what_a_gpu_subtracts_is_what_the_cpu_does(rng, mean, views):
             formula.ten_crops(expected[i], image)
             crop = image
         else:
-            formula.crop(expected[i], crop, factors, i)
+            formula.write(expected[i : i + 1], crop[np.newaxis], factors.of(range(i, i + 1)))
         crop = crop[:, ::-1] if draws.mirror[i] else crop
         unit, added = factors.levels[i].astype(np.float64)
         given.append((crop * unit + added).transpose(2, 0, 1))

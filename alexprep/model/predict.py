@@ -120,5 +120,5 @@ def preprocess(data: bytes, trained: Trained, options: PredictOptions) -> torch.
     if options.views == VIEWS:
         normalize.ten_crops(out[0], pixels_HWC)
     else:
-        normalize.crop(out[0], pixels_HWC, normalize.factors(draws), 0)
+        normalize.write(out, pixels_HWC[np.newaxis], normalize.factors(draws))
     return torch.as_tensor(out).to(options.device)
