@@ -32,6 +32,8 @@ def build(
         team: for columns, one in each process (alexnet.distributed.mesh); replaces `devices`.
         seed: of the first weights and of dropout.
     """
+    if form not in ("grouped", "columns"):
+        raise ValueError(f"build expects form 'grouped' or 'columns', got {form!r}.")
     state = initial_state(config, seed=seed)
     with torch.device("meta"):
         if form == "grouped":

@@ -9,6 +9,7 @@ with `mean` one of four (see AugmentSpec.mean), `shift` the PCA lighting of that
 Shapes: N images, C = 3 channels (RGB), H = W = crop.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -98,7 +99,7 @@ class AugmentSpec:
                 f"AugmentSpec.lighting_scale must be one of {LightingScale.__args__}, "
                 f"got {self.lighting_scale!r}."
             )
-        if self.lighting < 0 or self.divide <= 0:
+        if not (0 <= self.lighting < math.inf and 0 < self.divide < math.inf):
             raise ValueError(
                 "AugmentSpec expects lighting >= 0 and divide > 0, "
                 f"got lighting={self.lighting} and divide={self.divide}."
@@ -110,10 +111,15 @@ class AugmentSpec:
                 "AugmentSpec expects chunk in 1..2**31-1 and lighting_epochs >= 0, "
                 f"got chunk={self.chunk} and lighting_epochs={self.lighting_epochs}."
             )
-        for name in ("mean", "sd"):
+        for name, least in (("mean", -math.inf), ("sd", 0.0)):
             value = getattr(self, name)
-            if not (value is None or isinstance(value, str)) and len(value) != 3:
-                raise ValueError(f"AugmentSpec.{name} expects three values (RGB), got {value}.")
+            if value is None or isinstance(value, str):
+                continue
+            if len(value) != 3 or not all(least < level < math.inf for level in value):
+                above = " above 0" if name == "sd" else ""
+                raise ValueError(
+                    f"AugmentSpec.{name} expects three values (RGB){above}, got {value}."
+                )
 
     def _check_resizing(self) -> None:
         if self.interpolation not in Interpolation.__args__:
@@ -275,13 +281,22 @@ def colours(spec: AugmentSpec, stats: ImageStats | None) -> Colours:
     elif spec.mean in ("image", "image_at_crop"):
         image = stats.mean_image_HWC
     if spec.sd == "channel":
-        sd = stats.sd
+        sd = _measured_sd(stats)
     scale = {
         "stdev": stats.stdevs,
         "eigenvalue": stats.eigenvalues,
         "fb_resnet": stats.eigenvalues / 255,
     }[spec.lighting_scale]
     return Colours(mean, image, stats.eigenvectors * scale, sd)
+
+
+def _measured_sd(stats: ImageStats) -> Floats:
+    if not (stats.sd > 0).all():
+        raise DataError(
+            f"A colour channel of {stats.split} has the same value in all images, and an sd of 0, "
+            "by which nothing can be divided. Give AugmentSpec.sd three values."
+        )
+    return stats.sd
 
 
 def shift(draws: Draws, axes: Floats) -> Floats:

@@ -1,6 +1,7 @@
 """How batches are made."""
 
 import os
+import re
 from dataclasses import dataclass
 from typing import Literal, get_args, get_origin, get_type_hints
 
@@ -13,6 +14,7 @@ CPU_THREADS = 2
 # benchmarks/README.md): a fourth of the cores could be needed; the full size needs a sixtieth.
 CORES_PER_THREAD = 4
 MOST_READERS = 8  # they share the interpreter: more do not read faster
+DEVICE = re.compile(r"cpu|cuda(:[0-9]+)?")
 # Far above any use: what is larger would fail later, during the work, as memory or threads run out.
 LIMITS = {
     "batch": (1, 1 << 20),
@@ -98,8 +100,7 @@ class LoaderConfig:
             raise ValueError(
                 f"LoaderConfig.rank must be in 0..world-1, got {self.rank} of {self.world}."
             )
-        kind, _, number = self.device.partition(":")
-        if kind not in ("cpu", "cuda") or not (number.isdigit() or number == ""):
+        if not DEVICE.fullmatch(self.device):
             raise ValueError(f"LoaderConfig.device must be 'cpu' or 'cuda:N', got {self.device!r}.")
         for name, kind in get_type_hints(LoaderConfig).items():
             choices, value = get_args(kind), getattr(self, name)

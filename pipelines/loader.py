@@ -43,6 +43,7 @@ from pipelines.prefetch import prefetch
 from pipelines.regions import read_regions
 from pipelines.shards import RawBatch, SampleReader, read_batch
 
+MAX_EPOCH = 1 << 32  # a word of the counter that all chance is drawn from
 _OPEN: "weakref.WeakSet[Loader]" = weakref.WeakSet()
 
 
@@ -130,8 +131,17 @@ class Loader:
                     f"This loader cannot continue the saved sequence: {name} was "
                     f"{state.get(name)!r} and is {value!r}."
                 )
+        epoch, step = state.get("epoch"), state.get("step")
+        steps = len(self._schedule.bounds) - 1
+        numbers = isinstance(epoch, int) and isinstance(step, int)
+        if not (numbers and 0 <= epoch < MAX_EPOCH and 0 <= step < steps):
+            raise DataError(
+                f"This loader cannot continue the saved sequence: epoch {epoch!r}, step {step!r} "
+                f"does not exist, an epoch has {steps} steps. Use what state_dict() returned."
+            )
         self._stop()
-        self.epoch, self.step = int(state["epoch"]), int(state["step"])
+        # In evaluation a rank may have a step less than the one that saved.
+        self.epoch, self.step = (epoch, step) if step < len(self) else (epoch + 1, 0)
 
     def load(self, progress: Callable[[int], None] = lambda _count: None) -> None:
         """Load what the backend holds in memory now, not with the first batch: "resident" alone.
@@ -349,6 +359,8 @@ def _schedule(
         order=config.order,
         window=config.window,
     )
+    if not schedule.samples:
+        raise DataError(f"{name} has no images. Choose another split.")
     if train and schedule.smallest < 1:
         raise DataError(
             f"{name} has {schedule.samples} images: with batch={config.batch} a rank of "

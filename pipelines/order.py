@@ -137,11 +137,7 @@ class BatchSchedule:
         """
         if self.order != "shards":
             return rank_positions(self.bounds, step, self.rank, self.world)
-        shares = [self._share(rank) for rank in range(self.world)]
-        first = sum(int(share.sum()) for share in shares[: self.rank])
-        own = shares[self.rank]
-        start = first + int(own[:step].sum())
-        return np.arange(start, start + int(own[step]))
+        return np.arange(self._own_bounds[step], self._own_bounds[step + 1])
 
     def order_of(self, epoch: int) -> Indices:
         """Indices of all samples in the order they are read in `epoch`."""
@@ -186,6 +182,12 @@ class BatchSchedule:
             if len(stretch):
                 yield int(shards[0]), stretch
 
-    def _share(self, rank: int) -> Indices:
-        """How many images a rank takes of each global batch: (steps,)."""
-        return (np.diff(self.bounds) - rank + self.world - 1) // self.world
+    @cached_property
+    def _own_bounds(self) -> Indices:
+        """Where the batches of this rank begin in order "shards", behind those of lower ranks."""
+        shares = [
+            (np.diff(self.bounds) - rank + self.world - 1) // self.world
+            for rank in range(self.rank + 1)
+        ]
+        first = sum(int(share.sum()) for share in shares[:-1])
+        return first + np.concatenate([[0], np.cumsum(shares[-1])])

@@ -1,5 +1,6 @@
 """Draws: pinned, uniform, pure; what each field of AugmentSpec turns on."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -156,6 +157,10 @@ def test_statistics_of_images_of_another_size_are_refused():
         ("mean", "average", "mean must be one of"),
         ("lighting_scale", "lambda", "lighting_scale must be one of"),
         ("divide", 0, "divide > 0"),
+        ("divide", math.nan, "divide > 0"),
+        ("lighting", math.nan, "lighting >= 0"),
+        ("mean", (1.0, math.nan, 2.0), "three values"),
+        ("sd", (1.0, 0.0, 2.0), "three values .* above 0"),
         ("chunk", 0, "chunk in 1.."),
         ("chunk", 2**31, "chunk in 1.."),
         ("sd", (1.0, 2.0), "three values"),
@@ -165,3 +170,9 @@ def test_a_wrong_field_is_named_with_its_value(field, value, says):
     with pytest.raises(ValueError, match=says) as caught:
         AugmentSpec(**{field: value})
     assert str(value).strip("()") in str(caught.value)
+
+
+def test_a_channel_of_one_value_is_not_divided_by_its_sd_of_nothing():
+    flat = replace(measured(), sd=np.array([10.0, 0.0, 10.0]))
+    with pytest.raises(DataError, match=r"sd of 0.*three values"):
+        colours(AugmentSpec(source=64, crop=56, sd="channel"), flat)

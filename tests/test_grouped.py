@@ -199,3 +199,8 @@ def test_compiled_it_is_the_same_and_reads_the_dropout_position_anew(form, backe
     assert relative(first, expected[form][0]) < 1e-12
     model.set_dropout_position(1000)
     assert relative(compiled(images).detach(), first) > 0.01
+
+
+def test_a_form_that_is_none_is_refused():
+    with pytest.raises(ValueError, match="'grouped' or 'columns', got 'column'"):
+        build(SMALL, form="column")

@@ -1,6 +1,7 @@
 """The loader: ranks, exact resume, epochs, and what it says of itself."""
 
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -169,6 +170,45 @@ def test_a_state_of_another_sequence_is_refused_by_name(root, change, name):
         loader.load_state_dict(state)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step": 4},
+        {"step": -1},
+        {"epoch": -1},
+        {"epoch": 2**32},
+        {"epoch": "1"},
+        {"step": None},
+    ],
+)
+def test_a_state_beyond_the_epoch_is_refused(root, change):
+    with open_loader(root, config=LoaderConfig(batch=16)) as loader:  # 4 steps
+        state = loader.state_dict()
+        with pytest.raises(DataError, match="does not exist, an epoch has 4 steps"):
+            loader.load_state_dict(state | change)
+        assert loader.state_dict() == state
+
+
+def test_a_rank_without_a_share_of_the_last_step_resumes_with_the_next_epoch(root):
+    with open_loader(root, "validation", LoaderConfig(batch=10)) as loader:  # 6 and 5 images
+        next(iter(loader))
+        state = loader.state_dict()
+    with open_loader(root, "validation", LoaderConfig(batch=10, world=6, rank=5)) as loader:
+        assert len(loader) == 1
+        loader.load_state_dict(state)
+        assert (loader.epoch, loader.step) == (1, 0)
+
+
+def test_a_split_without_images_is_refused(root, tmp_path):
+    empty = shutil.copytree(root, tmp_path / "copy")
+    manifest = json.loads((empty / "manifest.json").read_text())
+    manifest["splits"]["none"] = {"shards": [], "counts": []}
+    (empty / "manifest.json").write_text(json.dumps(manifest))
+    for train in (True, False):
+        with pytest.raises(DataError, match=r"none of .* has no images"):
+            open_loader(empty, "none", train=train)
+
+
 def test_the_batch_may_change_between_epochs(root):
     with open_loader(root, config=LoaderConfig(batch=16)) as loader:
         labels_of(loader)
@@ -216,8 +256,9 @@ def test_a_gpu_that_is_not_there_is_an_error_when_the_loader_is_opened(root, mon
     for change in ({"device": "cuda:0"}, {"pin_memory": True}):
         with pytest.raises(DataError, match=r"sees no GPU. Use device='cpu'"):
             open_loader(root, config=LoaderConfig(**change))
-    with pytest.raises(ValueError, match="must be 'cpu' or 'cuda:N', got 'gpu'"):
-        LoaderConfig(device="gpu")
+    for name in ("gpu", "cuda:", "cuda:\u00b2"):
+        with pytest.raises(ValueError, match=f"must be 'cpu' or 'cuda:N', got '{name}'"):
+            LoaderConfig(device=name)
 
 
 @pytest.mark.parametrize(

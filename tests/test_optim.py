@@ -80,6 +80,12 @@ def test_a_rate_for_a_layer_that_is_not_there_is_refused():
         sgd(linear(), TrainConfig(layer_lr={"fc9": 2.0}))
 
 
+@pytest.mark.parametrize("rate", [-1.0, float("nan"), float("inf")])
+def test_a_rate_of_a_layer_that_is_none_is_refused(rate):
+    with pytest.raises(ValueError, match="layer_lr of fc must be at least 0"):
+        TrainConfig(layer_lr={"fc": rate})
+
+
 def test_the_columns_of_a_layer_share_its_name():
     assert layer_of("column1.conv2.weight") == layer_of("conv2.bias") == "conv2"
 

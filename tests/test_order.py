@@ -115,6 +115,14 @@ def test_a_window_is_read_before_the_next_one_begins():
         start = stop
 
 
+def test_the_steps_of_many_ranks_are_found_without_going_through_all_of_them():
+    # 1.28 million images for 256 ranks: positions of a step are looked up, not added up anew.
+    plan = schedule([1_281_167], batch=256, rank=255, world=256, order="shards")
+    positions = [plan.positions(step) for step in range(plan.steps)]
+    assert [len(own) for own in positions] == [1] * plan.steps
+    assert positions[-1].tolist() == [1_281_166]
+
+
 def test_ranks_of_shard_order_open_mostly_different_shards():
     lengths = [10] * 8
     ranks = [schedule(lengths, batch=16, rank=r, world=4, order="shards") for r in range(4)]

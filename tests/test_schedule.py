@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from alexnet.training.schedule import (
@@ -80,3 +82,11 @@ def test_less_than_the_asked_improvement_is_none():
 def test_stages_out_of_order_are_refused():
     with pytest.raises(ValueError, match="order of time"):
         StepSchedule(weights=((0.5, 0.1), (0.2, 0.01)))
+
+
+@pytest.mark.parametrize("factor", [-0.1, math.nan, math.inf])
+def test_a_factor_that_makes_no_rate_is_refused(factor):
+    with pytest.raises(ValueError, match="factors >= 0"):
+        StepSchedule(biases=((0.5, factor),))
+    with pytest.raises(ValueError, match="divide > 1"):
+        PlateauSchedule(divide=factor)

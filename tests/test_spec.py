@@ -1,4 +1,5 @@
 import json
+import math
 import subprocess
 import sys
 from dataclasses import asdict
@@ -112,6 +113,9 @@ def test_a_crop_that_no_map_survives_is_refused_with_the_layer():
         ({"lrn_size": -1}, "lrn_size must be at least 1, got -1"),
         ({"spatial_size": 0}, "spatial_size must be at least 1, got 0"),
         ({"input_sd": (1.0, 0.0, 1.0)}, "input_sd > 0"),
+        ({"input_sd": (1.0, math.nan, 1.0)}, "input_sd > 0"),
+        ({"lrn_k": 0.0}, "lrn_k > 0, got 0.0001, 0.75 and 0.0"),
+        ({"spatial_alpha": math.nan}, "spatial_alpha and spatial_beta >= 0"),
         ({"pad_end": -1}, "pad_end >= 0"),
         (
             {"layers": (Conv(name="a", out=2, kernel=1, stride=0), Dense(name="b", out=2))},

@@ -131,19 +131,31 @@ def _check_numbers(config: ModelConfig) -> None:
     for name in ("columns", "crop", "pool_size", "pool_stride", "lrn_size", "spatial_size"):
         if getattr(config, name) < 1:
             raise ValueError(f"ModelConfig.{name} must be at least 1, got {getattr(config, name)}.")
-    if config.pad_end < 0 or min(config.input_sd) <= 0:
+    if config.pad_end < 0 or not all(0 < sd < math.inf for sd in config.input_sd):
         raise ValueError(
             "ModelConfig expects pad_end >= 0 and input_sd > 0, "
             f"got pad_end={config.pad_end} and input_sd={config.input_sd}."
         )
-    for row in config.layers:
+    for name, norm in (("lrn", config.lrn), ("spatial", config.spatial)):
+        # With k at 0 the norm of a zero would be 0 / 0.
+        signs = norm.alpha >= 0 and norm.beta >= 0 and norm.k > 0
+        if not (signs and math.isfinite(norm.alpha + norm.beta + norm.k)):
+            raise ValueError(
+                f"ModelConfig expects {name}_alpha and {name}_beta >= 0 and {name}_k > 0, got "
+                f"{norm.alpha}, {norm.beta} and {norm.k}."
+            )
+    _check_layers(config.layers)
+
+
+def _check_layers(layers: tuple[Layer, ...]) -> None:
+    for row in layers:
         least = {"out": 1} | ({"kernel": 1, "stride": 1, "pad": 0} if isinstance(row, Conv) else {})
         for name, bound in least.items():
             if getattr(row, name) < bound:
                 raise ValueError(
                     f"{row.name}.{name} must be at least {bound}, got {getattr(row, name)}."
                 )
-        if row.sd is not None and row.sd < 0:
+        if row.sd is not None and not 0 <= row.sd < math.inf:
             raise ValueError(f"{row.name}.sd must be at least 0, got {row.sd}.")
 
 

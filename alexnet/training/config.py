@@ -65,9 +65,7 @@ class TrainConfig:
                 raise ValueError(
                     f"TrainConfig.{name} must be at least 1, got {getattr(self, name)}."
                 )
-        for name in ("lr", "bias_lr", "checkpoint_minutes", "explode"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"TrainConfig.{name} must be above 0, got {getattr(self, name)}.")
+        self._check_rates()
         for name in ("weight_decay", "bias_decay", "momentum", "stop_error"):
             if not 0 <= (getattr(self, name) or 0) < 1:
                 raise ValueError(
@@ -76,6 +74,14 @@ class TrainConfig:
         self._check_graph()
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"TrainConfig.seed must be in 0..2**31-1, got {self.seed}.")
+
+    def _check_rates(self) -> None:
+        for name in ("lr", "bias_lr", "checkpoint_minutes", "explode"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"TrainConfig.{name} must be above 0, got {getattr(self, name)}.")
+        for layer, rate in self.layer_lr.items():
+            if not 0 <= rate < math.inf:
+                raise ValueError(f"TrainConfig.layer_lr of {layer} must be at least 0, got {rate}.")
 
     def _check_graph(self) -> None:
         if self.cuda_graph and (self.compile == "graphs" or self.precision == "float64"):

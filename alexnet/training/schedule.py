@@ -4,6 +4,7 @@ Schedules are data in a TrainConfig. What they give are factors of the first rat
 weights or biases; a factor of 0 freezes the layer: no gradient, no momentum, no decay.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -42,7 +43,8 @@ class StepSchedule:
     def __post_init__(self) -> None:
         for stages in (self.weights, self.biases, *self.layers.values()):
             starts = [start for start, _ in stages]
-            if starts != sorted(starts) or any(factor < 0 for _, factor in stages):
+            valid = all(0 <= factor < math.inf for _, factor in stages)
+            if starts != sorted(starts) or not valid:
                 raise ValueError(
                     f"StepSchedule expects stages in order of time with factors >= 0, got {stages}."
                 )
@@ -87,7 +89,8 @@ class PlateauSchedule:
     improvement: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.patience < 1 or self.drops < 0 or self.divide <= 1 or self.improvement < 0:
+        rates = 1 < self.divide < math.inf and 0 <= self.improvement < math.inf
+        if self.patience < 1 or self.drops < 0 or not rates:
             raise ValueError(
                 "PlateauSchedule expects patience >= 1, drops >= 0, divide > 1 and "
                 f"improvement >= 0, got patience={self.patience}, drops={self.drops}, "
