@@ -16,7 +16,6 @@ from pipelines.errors import DataError
 from pipelines.format import Manifest
 from pipelines.imagestats import ImageStats
 from pipelines.normalize import Normalize, Preprocess
-from pipelines.order import BatchSchedule
 from pipelines.shards import RawBatch, SampleReader, SplitReader
 
 
@@ -158,7 +157,6 @@ def backend_stream(
     raw: Iterator[RawBatch],
     reader: SampleReader,
     preprocess: Preprocess,
-    schedule: BatchSchedule,
     config: LoaderConfig,
 ) -> Generator[tuple[RawBatch, Tensor]]:
     """Images of raw batches by the backend of `choose_backend`; closing ends its threads."""
@@ -176,17 +174,9 @@ def backend_stream(
         return cpu_batches(written, normalize, dtype, threads=config.thread_count)
     from pipelines import dali  # noqa: PLC0415 - optional, slow to import
 
-    options = dali.DaliOptions(
-        device=torch.device(config.device),
-        threads=config.thread_count,
-        batch=-(-schedule.batch // schedule.world),
-        prefetch=config.prefetch,
-        decode=config.decode,
-        hw_decoder_load=config.hw_decoder_load,
-    )
     if on_gpu(config):
-        return dali.dali_batches(raw, reader, preprocess, options)
-    decoded = dali.dali_decoded(raw, reader, preprocess, options)
+        return dali.dali_batches(raw, reader, preprocess, config)
+    decoded = dali.dali_decoded(raw, reader, preprocess, config)
     normalize = Normalize(preprocess)
     written = normalized(decoded, normalize)
     return cpu_batches(written, normalize, dtype, threads=config.thread_count)

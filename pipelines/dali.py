@@ -12,9 +12,8 @@ import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from nvidia.dali.pipeline import Pipeline
 from torch import Tensor
 
 from pipelines.augment import Draws, Regions, shift, ten_views
+from pipelines.config import LoaderConfig
 from pipelines.cpu import Decoded, decode_at
 from pipelines.errors import DataError
 from pipelines.normalize import VIEWS, Preprocess
@@ -31,7 +31,6 @@ from pipelines.regions import finish_box
 from pipelines.shards import RawBatch, SampleReader
 
 Arguments = list[np.ndarray]
-Decode = Literal["auto", "cpu", "mixed"]
 RGB = types.DALIImageType.RGB
 INTERPOLATIONS = {
     "bilinear": types.DALIInterpType.INTERP_LINEAR,
@@ -51,30 +50,8 @@ def _forget_pipelines() -> None:
 os.register_at_fork(after_in_child=_forget_pipelines)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DaliOptions:
-    """Where and how DALI runs.
-
-    Attributes:
-        device: "cpu" or "cuda:N", where the images are given out.
-        threads: CPU threads of DALI's own pool.
-        batch: the most images in one batch.
-        prefetch: batches made ahead.
-        hw_decoder_load: the share of a batch that the GPU's JPEG engine decodes, if it has one.
-        decode: "mixed" decodes on the GPU; "cpu" decodes here and augments on the device; "auto" is
-            "mixed" where there is a GPU.
-    """
-
-    device: torch.device
-    threads: int
-    batch: int
-    prefetch: int
-    decode: Decode
-    hw_decoder_load: float = 1.0
-
-
 def dali_decoded(
-    raw: Iterator[RawBatch], reader: SampleReader, preprocess: Preprocess, options: DaliOptions
+    raw: Iterator[RawBatch], reader: SampleReader, preprocess: Preprocess, config: LoaderConfig
 ) -> Generator[Decoded]:
     """Decoded crops of each raw batch on the CPU, whole images for ten views.
 
@@ -84,12 +61,12 @@ def dali_decoded(
     feed = _Feed(raw, partial(origins, preprocess=preprocess))
     # The file, and y and x of a crop, or begin and shape of a box.
     outputs = 3 if preprocess.views == 1 or preprocess.regions else 1
-    pipeline = _pipeline(options)
+    pipeline = _pipeline(config)
     with pipeline:
         jpg, *origin = fn.external_source(source=feed, num_outputs=outputs, batch=True)
         pipeline.set_outputs(_decode(jpg, origin, preprocess))
     pipeline.build()
-    with closing(_outputs(pipeline, feed, reader, options.device)) as batches:
+    with closing(_outputs(pipeline, feed, reader, torch.device(config.device))) as batches:
         for batch, pixels in batches:
             yield batch, _finished(batch, pixels, preprocess)
 
@@ -105,29 +82,29 @@ def _finished(
 
 
 def dali_batches(
-    raw: Iterator[RawBatch], reader: SampleReader, preprocess: Preprocess, options: DaliOptions
+    raw: Iterator[RawBatch], reader: SampleReader, preprocess: Preprocess, config: LoaderConfig
 ) -> Generator[tuple[RawBatch, Tensor]]:
     """Images of each raw batch on a GPU."""
     finish = Finish(preprocess)
     feed = _Feed(raw, partial(arguments, preprocess=preprocess))
-    pipeline = _pipeline(options)
+    pipeline = _pipeline(config)
     with pipeline:
-        pipeline.set_outputs(_on_gpu(feed, preprocess, options))
+        pipeline.set_outputs(_on_gpu(feed, preprocess, config))
     pipeline.build()
-    with closing(_outputs(pipeline, feed, reader, options.device)) as outputs:
+    with closing(_outputs(pipeline, feed, reader, torch.device(config.device))) as outputs:
         for batch, images in outputs:
             if preprocess.channels_last:
                 images = images.permute(0, 3, 1, 2)
             yield batch, finish(images, batch.plan.draws)
 
 
-def _pipeline(options: DaliOptions) -> Pipeline:
-    on_gpu = options.device.type == "cuda"
+def _pipeline(config: LoaderConfig) -> Pipeline:
+    device = torch.device(config.device)
     return Pipeline(
-        batch_size=options.batch,
-        num_threads=options.threads,
-        device_id=(options.device.index or 0) if on_gpu else None,
-        prefetch_queue_depth=max(1, options.prefetch),
+        batch_size=-(-config.batch // config.world),  # of the rank with the most images
+        num_threads=config.thread_count,
+        device_id=(device.index or 0) if device.type == "cuda" else None,
+        prefetch_queue_depth=config.prefetch,
         exec_dynamic=True,
     )
 
@@ -236,7 +213,7 @@ def _decode(jpg: DataNode, origin: list[DataNode], preprocess: Preprocess) -> Da
     return fn.decoders.image_crop(jpg, crop=(side, side), crop_pos_y=y, crop_pos_x=x, **decoded)
 
 
-def _on_gpu(feed: _Feed, preprocess: Preprocess, options: DaliOptions) -> DataNode:
+def _on_gpu(feed: _Feed, preprocess: Preprocess, config: LoaderConfig) -> DataNode:
     floats = preprocess.dtype != "uint8"
     places = 2 if preprocess.views == 1 else 0  # arguments of `_crop_origin`, or of `_resizing`
     if preprocess.regions:
@@ -245,8 +222,8 @@ def _on_gpu(feed: _Feed, preprocess: Preprocess, options: DaliOptions) -> DataNo
         source=feed, num_outputs=2 + places + 2 * floats, batch=True
     )
     origin, levels = values[:places], values[places:]
-    if options.decode != "cpu":
-        images = _decode_mixed(jpg, preprocess, options)
+    if config.decode != "cpu":
+        images = _decode_mixed(jpg, preprocess, config)
         if preprocess.regions:
             images, origin = cut_boxes(images, origin), origin[2:]
     else:
@@ -271,7 +248,7 @@ def resize(images: DataNode, size: DataNode, preprocess: Preprocess) -> Any:
     return fn.resize(images, size=size, interp_type=kind, antialias=True)
 
 
-def _decode_mixed(jpg: DataNode, preprocess: Preprocess, options: DaliOptions) -> DataNode:
+def _decode_mixed(jpg: DataNode, preprocess: Preprocess, config: LoaderConfig) -> DataNode:
     size = preprocess.spec.source
     return fn.decoders.image(
         jpg,
@@ -279,7 +256,7 @@ def _decode_mixed(jpg: DataNode, preprocess: Preprocess, options: DaliOptions) -
         output_type=RGB,
         # As libjpeg-turbo, which interpolates chroma where nvJPEG would repeat it.
         jpeg_fancy_upsampling=True,
-        hw_decoder_load=options.hw_decoder_load,
+        hw_decoder_load=config.hw_decoder_load,
         # Memory for all images at the start: later it would be allocated amid training.
         preallocate_width_hint=size,
         preallocate_height_hint=size,

@@ -220,12 +220,7 @@ class Loader:
                     self._side = torch.cuda.Stream(self._config.device)
                 plans = self._reader.batches(self._schedule, self.epoch, self.step)
                 self._stream = _stream(
-                    plans,
-                    self._reader,
-                    self._schedule,
-                    self._preprocess,
-                    self._config,
-                    self._target,
+                    plans, self._reader, self._preprocess, self._config, self._target
                 )
             # What is written into memory that a step reads has to wait for that step.
             side = self._side if self._target.images is None else None
@@ -412,7 +407,6 @@ class Target:
 def _stream(
     plans: Iterator[BatchPlan],
     reader: SampleReader,
-    schedule: BatchSchedule,
     preprocess: Preprocess,
     config: LoaderConfig,
     target: Target,
@@ -432,7 +426,7 @@ def _stream(
         read = partial(read_regions, reader, preprocess)
     with (
         closing(prefetch(plans, read, readers, config.reader_count + 1)) as raw,
-        closing(backend_stream(raw, reader, preprocess, schedule, config)) as images,
+        closing(backend_stream(raw, reader, preprocess, config)) as images,
     ):
         if on_gpu(config):
             # No thread here: DALI makes its batches early in threads of its own, and `Loader` takes

@@ -7,7 +7,6 @@ import itertools
 
 import numpy as np
 import pytest
-import torch
 from nvidia.dali import backend, fn
 
 from pipelines import dali
@@ -31,12 +30,10 @@ def graph(decode, views, dtype, channels_last, regions=False, **resizing):
     """The outputs of the pipeline, which is described and not built."""
     spec = AugmentSpec(mean="none", lighting=0, divide=1, **resizing)
     preprocess = Preprocess(spec, colours(spec, None), views, dtype, channels_last, regions)
-    options = dali.DaliOptions(
-        device=torch.device("cuda:0"), threads=2, batch=8, prefetch=2, decode=decode
-    )
+    config = LoaderConfig(device="cuda:0", threads=2, batch=8, decode=decode)
     feed = dali._Feed(iter(()), lambda batch: [])
-    with dali._pipeline(options) as pipeline:
-        return [dali._on_gpu(feed, preprocess, options)], pipeline
+    with dali._pipeline(config) as pipeline:
+        return [dali._on_gpu(feed, preprocess, config)], pipeline
 
 
 def operators(outputs):

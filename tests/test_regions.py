@@ -190,11 +190,9 @@ def test_the_operators_of_a_gpu_give_pillows_pictures_within_their_bounds(
     reader = SplitReader(root, Manifest.load(root), "train")
     draws = centre(spec, 12) if views == 10 else draw(spec, 0, 0, np.arange(12))
     batch = read_regions(reader, preprocess, BatchPlan(0, 0, np.arange(12), draws))
-    options = dali.DaliOptions(
-        device=torch.device("cpu"), threads=1, batch=12, prefetch=1, decode="cpu"
-    )
+    config = LoaderConfig(threads=1, batch=12, prefetch=1)
     arguments = dali.arguments(batch, preprocess)
-    with dali._pipeline(options) as pipeline:
+    with dali._pipeline(config) as pipeline:
         jpg, mirror, *origin = fn.external_source(
             source=[(batch.jpgs, *arguments)],
             num_outputs=1 + len(arguments),
