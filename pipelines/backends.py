@@ -118,21 +118,27 @@ def _streamed(root: str, config: LoaderConfig, manifest: Manifest | None) -> Sou
     )
 
 
-def choose_backend(config: LoaderConfig, means: str = "") -> str:
-    """Name of the backend and the reason, as one phrase; DataError if it cannot work here."""
-    wants_gpu = config.device.startswith("cuda") or config.pin_memory
-    if wants_gpu and not torch.cuda.is_available():
+REASONS = {
+    "planes": "the images are stored decoded",
+    "resident": "the images are held decoded in memory",
+    "torch": "as configured",
+}
+
+
+def choose_backend(config: LoaderConfig) -> tuple[LoaderConfig, str]:
+    """The config with the backend that is used, and its name and why; DataError if it cannot work.
+
+    The backend is "dali", "torch", "planes" or "resident".
+    """
+    needs_gpu = config.device.startswith("cuda") or config.pin_memory
+    if needs_gpu and not torch.cuda.is_available():
         raise DataError(
             f"LoaderConfig has device={config.device!r} and pin_memory={config.pin_memory}, but "
             f"torch {torch.__version__} sees no GPU. Use device='cpu' without pinned memory, or "
             "see `alexprep doctor`."
         )
-    if config.backend == "planes":
-        return "planes: the images are stored decoded"
-    if config.backend == "resident":
-        return "resident: the images are held decoded in memory"
-    if config.backend == "torch":
-        return f"{means}torch: as configured"
+    if config.backend in REASONS:
+        return config, f"{config.backend}: {REASONS[config.backend]}"
     try:
         import nvidia.dali  # noqa: PLC0415 - optional, and slow to import
     except ImportError as error:
@@ -141,16 +147,14 @@ def choose_backend(config: LoaderConfig, means: str = "") -> str:
                 f"DALI cannot be imported ({error}). Install it with `pip install "
                 "'alexprep[cuda13]'`, or use LoaderConfig(backend='torch')."
             ) from error
-        return f"{means}torch: DALI cannot be imported ({error})"
-    why = "as configured" if config.backend == "dali" else "the fastest that is installed"
-    return f"{means}dali {nvidia.dali.__version__}: {why}"
+        return replace(config, backend="torch"), f"torch: DALI cannot be imported ({error})"
+    reason = "as configured" if config.backend == "dali" else "the fastest that is installed"
+    return replace(config, backend="dali"), f"dali {nvidia.dali.__version__}: {reason}"
 
 
 def on_gpu(config: LoaderConfig) -> bool:
-    """Whether the backend makes the images on a GPU; those of others are only copied there."""
-    return config.device.startswith("cuda") and choose_backend(config).startswith(
-        ("dali", "resident")
-    )
+    """Whether the chosen backend makes the images on a GPU; those of others are copied there."""
+    return config.device.startswith("cuda") and config.backend in ("dali", "resident")
 
 
 def backend_stream(
@@ -159,7 +163,7 @@ def backend_stream(
     preprocess: Preprocess,
     config: LoaderConfig,
 ) -> Generator[tuple[RawBatch, Tensor]]:
-    """Images of raw batches by the backend of `choose_backend`; closing ends its threads."""
+    """Images of raw batches by the backend that was chosen; closing ends its threads."""
     dtype: torch.dtype = getattr(torch, preprocess.dtype)
     if config.backend == "planes":
         from pipelines.planestore import planes_written  # noqa: PLC0415 - optional, needs numba
@@ -167,7 +171,7 @@ def backend_stream(
         normalize = Normalize(preprocess)
         written = planes_written(raw, reader.manifest.size, preprocess, normalize)
         return cpu_batches(written, normalize, dtype, threads=config.thread_count)
-    if choose_backend(config).startswith("torch"):
+    if config.backend == "torch":
         decoded = pillow_decoded(raw, reader, preprocess)
         normalize = Normalize(preprocess, mean_last=True)
         written = normalized(decoded, normalize)

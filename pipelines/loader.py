@@ -74,13 +74,13 @@ class Loader:
     ) -> None:
         self.classes = reader.manifest.classes
         self.samples = schedule.samples
-        self.backend = choose_backend(config, reader.means)
+        self._config, choice = choose_backend(config)
+        self.backend = reader.means + choice
         self.epoch = 0
         self.step = 0
         self._reader = reader
         self._schedule = schedule
         self._preprocess = preprocess
-        self._config = config
         self._data = hashlib.sha256(
             "".join(shard.sha256 for shard in reader.split.shards).encode()
         ).hexdigest()
