@@ -285,3 +285,21 @@ def prune(run: Path, keep: int) -> None:
     """Remove all but the latest `keep` checkpoints, and what a killed run left half-written."""
     for old in [*steps(run)[:-keep], *(run / FOLDER).glob("*.partial")]:
         old.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming_last_good(run: Path) -> Generator[None]:
+    """Turn a fault of storage into a RunError that names the checkpoint to resume from."""
+    try:
+        yield
+    except OSError as error:
+        path = error.filename or run
+        raise RunError(f"{path}: {error.strerror or error}. {last_good(run)}") from error
+
+
+def last_good(run: Path) -> str:
+    """A sentence that names the checkpoint from which a run would resume."""
+    paths = steps(run)
+    if not paths:
+        return "No checkpoint had been written."
+    return f"Last good checkpoint: {paths[-1]}"

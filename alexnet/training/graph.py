@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from alexnet.distributed.averaging import GradientAverage
 from alexnet.distributed.feed import Batch
+from alexnet.distributed.mesh import Replicas
+from alexnet.errors import RunError
 from alexnet.training.config import TrainConfig
 from alexnet.training.optim import Sgd
 from alexnet.training.step import compiled, train_step
@@ -50,6 +52,18 @@ def make_step(
     if not config.cuda_graph:
         return step
     return GraphStep(step, partial(captured_state, model, optimizer))
+
+
+def check_graph(model: nn.Module, replicas: Replicas) -> None:
+    """RunError where the step cannot be one CUDA graph: on a CPU, several GPUs or processes."""
+    devices = {parameter.device for parameter in model.parameters()}
+    if {device.type for device in devices} != {"cuda"} or len(devices) > 1 or replicas.team:
+        named = ", ".join(sorted(map(str, devices)))
+        raise RunError(
+            f"train.cuda_graph needs a single GPU and a single process, this network is on {named}"
+            f"{' in several processes' if replicas.team else ''}. Leave it out, or use --devices "
+            "cuda:0."
+        )
 
 
 def captured_state(model: nn.Module, optimizer: Sgd) -> Hashable:

@@ -12,8 +12,7 @@ crops and dropout are functions of the position, and everything else is in the c
 
 import math
 import time
-from collections.abc import Generator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,14 +21,14 @@ from torch import nn
 
 from alexnet.distributed.averaging import GradientAverage
 from alexnet.distributed.feed import Loader, shared_loader
-from alexnet.distributed.mesh import Replicas, Team
+from alexnet.distributed.mesh import Team
 from alexnet.errors import RunError
 from alexnet.model.dropout import Dropout
 from alexnet.training import checkpoint, metrics
 from alexnet.training.checkpoint import Checkpoint, DamagedError
 from alexnet.training.config import TrainConfig
 from alexnet.training.evaluate import Errors
-from alexnet.training.graph import StaticStep, make_step
+from alexnet.training.graph import StaticStep, check_graph, make_step
 from alexnet.training.metrics import ChanceWatch, Interval, Meter, Metrics, Record
 from alexnet.training.one_device import (
     check_shapes,
@@ -76,7 +75,7 @@ def fit(model: nn.Module, config: TrainConfig, data: Data, run: RunContext) -> S
         raise ValueError("A PlateauSchedule follows the validation error, which is not measured.")
     team = run.replicas.team
     with (
-        naming_last_good(run.folder),
+        checkpoint.naming_last_good(run.folder),
         shared_loader(data.train, team) as train,
         _shared_validation(data, team) as validation,
         stop_requests() as stop,
@@ -103,7 +102,7 @@ class Trainer:
         self.config, self.train, self.run, self.stop = config, train, run, stop
         self.model = model
         if config.cuda_graph:
-            _check_graph(model, run.replicas)
+            check_graph(model, run.replicas)
         prepare_model(model, config)
         self.optimizer = sgd(model, config)
         average = GradientAverage(model.parameters(), run.replicas)
@@ -290,7 +289,7 @@ class Trainer:
         return (
             f"Training diverged at step {self.state.steps} of epoch {self.state.epoch}: {reason}. "
             "Lower the learning rate (--set train.lr=...) in a new run. "
-            f"{last_good(self.run.folder)}"
+            f"{checkpoint.last_good(self.run.folder)}"
         )
 
     def validate(self, validation: Loader) -> Validation:
@@ -418,37 +417,7 @@ class Trainer:
             self.run.emit({"kind": "note", "text": text})
 
 
-def _check_graph(model: nn.Module, replicas: Replicas) -> None:
-    """RunError where the step cannot be one CUDA graph: on a CPU, several GPUs or processes."""
-    devices = {parameter.device for parameter in model.parameters()}
-    if {device.type for device in devices} != {"cuda"} or len(devices) > 1 or replicas.team:
-        named = ", ".join(sorted(map(str, devices)))
-        raise RunError(
-            f"train.cuda_graph needs a single GPU and a single process, this network is on {named}"
-            f"{' in several processes' if replicas.team else ''}. Leave it out, or use --devices "
-            "cuda:0."
-        )
-
-
 def _shared_validation(
     data: Data, team: Team | None
 ) -> AbstractContextManager[Loader] | AbstractContextManager[None]:
     return shared_loader(data.validation, team) if data.has_validation else nullcontext()
-
-
-@contextmanager
-def naming_last_good(run: Path) -> Generator[None]:
-    """Turn a fault of storage into a RunError that names the checkpoint to resume from."""
-    try:
-        yield
-    except OSError as error:
-        path = error.filename or run
-        raise RunError(f"{path}: {error.strerror or error}. {last_good(run)}") from error
-
-
-def last_good(run: Path) -> str:
-    """A sentence that names the checkpoint from which a run would resume."""
-    paths = checkpoint.steps(run)
-    if not paths:
-        return "No checkpoint had been written."
-    return f"Last good checkpoint: {paths[-1]}"

@@ -19,7 +19,7 @@ from alexnet.training.pretrained import first_weights
 from alexnet.training.run import Data, RunContext, Summary
 from alexnet.training.schedule import PlateauSchedule
 from alexnet.training.step import keep_freed_memory
-from alexnet.training.trainer import fit, last_good
+from alexnet.training.trainer import fit
 from alexprep.errors import checking_options
 from alexprep.machine import computes_bfloat16, machine
 from alexprep.model.display import RunDisplay
@@ -316,4 +316,4 @@ def _naming_checkpoint(run: Path) -> Generator[None]:
     try:
         yield
     except DataError as error:
-        raise RunError(f"{error} {last_good(run)}") from error
+        raise RunError(f"{error} {checkpoint.last_good(run)}") from error
