@@ -126,9 +126,13 @@ def check_jpeg(data: bytes, size: int, *, keep_aspect: bool = False) -> None:
 
 def jpeg_size(data: bytes) -> tuple[int, int]:
     """Height and width of a JPEG whose segments are adjacent; ValueError if it has no frame."""
-    offset = segment(data, (BASELINE, EXTENDED, *PROGRESSIVE))
-    height, width = struct.unpack_from(">HH", data, offset + 5)
+    height, width = struct.unpack_from(">HH", data, frame_end(data) - 4)
     return height, width
+
+
+def frame_end(data: bytes) -> int:
+    """Where height and width end, the last four bytes that `jpeg_size` looks at."""
+    return segment(data, (BASELINE, EXTENDED, *PROGRESSIVE)) + 9
 
 
 def check_scan(data: bytes) -> None:

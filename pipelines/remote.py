@@ -80,7 +80,7 @@ class RemoteReader:
         self.manifest = manifest
         self.split = manifest.split(split, hide_secrets(root))
         self.lengths = [shard.samples for shard in self.split.shards]
-        self._first_indices = first_indices(self.lengths)
+        self._first_indices: list[int] = first_indices(self.lengths).tolist()
         self._streams = streams
         self._timeout = timeout
         self._ranges: Iterator[RowRange] = iter(())

@@ -19,7 +19,9 @@ import hashlib
 import os
 import re
 import resource
+import struct
 import threading
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -30,13 +32,14 @@ from numpy.typing import NDArray
 
 from pipelines.errors import DataError
 from pipelines.format import BLOCK, Manifest, Shard, ShardIndex, Split, padded
-from pipelines.jpeg import check_jpeg, check_scan, decode
+from pipelines.jpeg import EOI, check_jpeg, check_scan, decode, frame_end
 from pipelines.order import BatchPlan, BatchSchedule
 
 Check = Literal["auto", "size", "sha256"]
 # Hashing runs at 1.4 GB/s, so that `auto` adds less than a second to the first epoch.
 HASHED_BYTES = 1 << 30
 TAR_SIZE = re.compile(rb"[0-7]{11}")  # int() would also take signs, spaces and underscores
+HEADER = struct.Struct("100s24x11s122x5s")  # of a file in a tar: name, size, "ustar"
 
 
 class Image(NamedTuple):
@@ -100,10 +103,10 @@ def first_indices(lengths: Sequence[int]) -> NDArray[np.int64]:
     return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
 
 
-def locate(firsts: NDArray[np.int64], index: int) -> tuple[int, int]:
-    """Number of the shard and row in it of the sample at `index`."""
-    number = int(np.searchsorted(firsts, index, side="right")) - 1
-    return number, index - int(firsts[number])
+def locate(firsts: Sequence[int], index: int) -> tuple[int, int]:
+    """Number of the shard and row in it of the sample at `index`; `firsts` as a list."""
+    number = bisect_right(firsts, index) - 1
+    return number, index - firsts[number]
 
 
 class _File:
@@ -141,7 +144,8 @@ class SplitReader:
         self.lengths = [shard.samples for shard in self.split.shards]
         total = sum(shard.bytes for shard in self.split.shards)
         self.hashes = check == "sha256" or (check == "auto" and total <= HASHED_BYTES)
-        self._first_indices = first_indices(self.lengths)
+        self._first_indices: list[int] = first_indices(self.lengths).tolist()
+        self._head: tuple[bytes, ...] = ()  # of the last JPEG parsed, to the size in its frame
         self._indexes: dict[int, ShardIndex] = {}
         self._files: OrderedDict[int, _File] = OrderedDict()
         self._most_files = max(16, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
@@ -198,19 +202,31 @@ class SplitReader:
             self._files.clear()
 
     def _sample(self, number: int, row: int, index: ShardIndex) -> Image:
-        offset, size = int(index.offsets[row]), int(index.sizes[row])
+        offset, size = index.offsets.item(row), index.sizes.item(row)
         label_at = BLOCK + padded(size) + BLOCK
         length = label_at + self.manifest.cls_width
         data = os.pread(self._file(number).fd, length, offset - BLOCK)
         if len(data) != length:
             raise ValueError(f"the shard ends {length - len(data)} bytes before this sample does")
-        check_header(data, index.keys[row] + b".jpg", size)
-        check_header(data[label_at - BLOCK :], index.keys[row] + b".cls", self.manifest.cls_width)
-        manifest = self.manifest
-        jpg = data[BLOCK : BLOCK + size]
-        check_jpeg(jpg, manifest.size, keep_aspect=manifest.keep_aspect)
-        label = parse_label(data[label_at:], len(manifest.classes))
+        # Python's own bytes: those of NumPy take longer to add and compare.
+        key: bytes = index.keys.item(row)
+        check_header(data, 0, key + b".jpg", size)
+        check_header(data, label_at - BLOCK, key + b".cls", self.manifest.cls_width)
+        self._check_jpeg(data, BLOCK + size)
+        label = parse_label(data[label_at:], len(self.manifest.classes))
         return Image(np.frombuffer(data, np.uint8, size, BLOCK), label)
+
+    def _check_jpeg(self, data: bytes, end: int) -> None:
+        """`check_jpeg` of what lies between the tar header and `end`.
+
+        Encoders write the same bytes before the pixels of all images of one size and quality: what
+        begins as the last JPEG that was found right is not parsed again.
+        """
+        if data.startswith(self._head, BLOCK, end) and data.startswith(EOI, end - 2):
+            return
+        jpg, manifest = data[BLOCK:end], self.manifest
+        check_jpeg(jpg, manifest.size, keep_aspect=manifest.keep_aspect)
+        self._head = (jpg[: frame_end(jpg)],)
 
     def _path(self, number: int) -> Path:
         return self.root / self.split.shards[number].name
@@ -234,6 +250,10 @@ class SplitReader:
             )
 
     def _file(self, number: int) -> _File:
+        file = self._files.get(number)
+        # Which file was used last matters where not all may be open at one time.
+        if file is not None and len(self.lengths) <= self._most_files:
+            return file
         with self._lock:
             file = self._files.get(number)
             if file is None:
@@ -279,20 +299,21 @@ class SplitReader:
                 check_scan(jpg.tobytes())
                 decode(jpg)
             except (ValueError, OSError) as error:
-                return f"{self.where(int(self._first_indices[number]) + row)}: {error}"
+                return f"{self.where(self._first_indices[number] + row)}: {error}"
         return ""
 
 
-def check_header(data: bytes, name: bytes, size: int) -> None:
-    """ValueError unless `data` begins with the tar header of a file of that name and size."""
-    stored = data[:100].rstrip(b"\0")
-    if stored != name or data[257:262] != b"ustar":
+def check_header(data: bytes, start: int, name: bytes, size: int) -> None:
+    """ValueError unless at `start` stands the tar header of a file of that name and size."""
+    stored, digits, magic = HEADER.unpack_from(data, start)
+    stored = stored.rstrip(b"\0")
+    if stored == name and digits == b"%011o" % size and magic == b"ustar":
+        return
+    if stored != name or magic != b"ustar":
         raise ValueError(f"the index names {name.decode()}, the tar has {stored[:60]!r} there")
-    digits = data[124:135]
     if not TAR_SIZE.fullmatch(digits):
         raise ValueError(f"the tar gives {name.decode()} a size of {digits!r}, not octal digits")
-    if int(digits, 8) != size:
-        raise ValueError(f"the index gives {name.decode()} {size} bytes, the tar {int(digits, 8)}")
+    raise ValueError(f"the index gives {name.decode()} {size} bytes, the tar {int(digits, 8)}")
 
 
 def parse_label(digits: bytes, classes: int) -> int:

@@ -76,6 +76,7 @@ DAMAGES = {
     "junk": lambda jpg: b"\x5a" * len(jpg),
     "no tables": lambda jpg: jpg[:160] + b"\xff" * 100 + jpg[260:],
     "cut": lambda jpg: jpg[: len(jpg) // 2] + bytes(len(jpg) - len(jpg) // 2),
+    "an end alone": lambda jpg: bytes(len(jpg) - 2) + jpg[-2:],
     "another size": lambda jpg: jpg.replace(b"\x00\x40\x00\x40", b"\x00\x48\x00\x40", 1),
 }
 
@@ -91,6 +92,23 @@ def test_a_bad_jpeg_in_the_middle_is_named_when_its_batch_is_due(root, whole, ba
     assert given == turn(whole)
     assert f"{SHARD}, key {KEY}, offset {sample.jpg.offset}: " in message
     assert "alexprep verify" in message
+
+
+@pytest.mark.parametrize("kind", ["junk", "cut", "an end alone", "another size"])
+@pytest.mark.parametrize("first", [False, True], ids=["read after others", "read first"])
+def test_a_jpeg_that_begins_as_the_one_before_it_is_checked_as_any_other(root, kind, first):
+    sample = sample_of(root)
+    reader = SplitReader(root, Manifest.load(root), "train", "size")
+    index = reader.keys().index(KEY)
+    jpg = reader.read(index).jpg.tobytes()
+    assert jpg[:160] == reader.read(index - 1).jpg.tobytes()[:160]
+    overwrite(root, sample.jpg.offset, DAMAGES[kind](jpg))
+    if first:
+        reader = SplitReader(root, Manifest.load(root), "train", "size")
+    for _ in range(2):
+        with pytest.raises(DataError, match=f"key {KEY}.*JPEG"):
+            reader.read(index)
+    assert len(reader.read(index - 1).jpg)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
