@@ -147,6 +147,8 @@ class SplitReader:
         self._first_indices: list[int] = first_indices(self.lengths).tolist()
         self._head: tuple[bytes, ...] = ()  # of the last JPEG parsed, to the size in its frame
         self._indexes: dict[int, ShardIndex] = {}
+        self._index_locks = [threading.Lock() for _ in self.lengths]
+        self._changed: dict[int, str] = {}  # shards whose hash is wrong, and what to say of them
         self._files: OrderedDict[int, _File] = OrderedDict()
         self._most_files = max(16, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
         self._lock = threading.Lock()
@@ -169,9 +171,10 @@ class SplitReader:
         """Shard, key and byte offset of a sample, for messages."""
         number, row = self.locate(index)
         entries = self._indexes.get(number)
-        if entries is None:
-            return str(self._path(number))
-        return f"{self._path(number)}, key {entries.key(row)}, offset {entries.offsets[row]}"
+        return str(self._path(number)) if entries is None else self._where(number, row, entries)
+
+    def _where(self, number: int, row: int, index: ShardIndex) -> str:
+        return f"{self._path(number)}, key {index.key(row)}, offset {index.offsets[row]}"
 
     def keys(self) -> list[str]:
         """Keys of the whole split in its own order; parses every index (1.5 s for 1024 shards)."""
@@ -200,6 +203,7 @@ class SplitReader:
     def close(self) -> None:
         with self._lock:
             self._files.clear()
+            self._changed.clear()
 
     def _sample(self, number: int, row: int, index: ShardIndex) -> Image:
         offset, size = index.offsets.item(row), index.sizes.item(row)
@@ -266,30 +270,37 @@ class SplitReader:
     def _shard_index(self, number: int) -> ShardIndex:
         index = self._indexes.get(number)
         if index is None:
-            shard = self.split.shards[number]
-            path = self.root / shard.index
-            try:
-                index = ShardIndex.parse(path.read_bytes(), shard, str(path))
-            except FileNotFoundError:
-                raise DataError(
-                    f"{path} is missing. Make it again with `alexprep index {shard.name}`."
-                ) from None
-            if self.hashes:
-                self._check_sha256(number, index)
-            self._indexes[number] = index
+            with self._index_locks[number]:  # or every thread that comes here would hash the shard
+                index = self._indexes.get(number) or self._read_index(number)
+                self._indexes[number] = index
+        return index
+
+    def _read_index(self, number: int) -> ShardIndex:
+        shard = self.split.shards[number]
+        path = self.root / shard.index
+        try:
+            index = ShardIndex.parse(path.read_bytes(), shard, str(path))
+        except FileNotFoundError:
+            raise DataError(
+                f"{path} is missing. Make it again with `alexprep index {shard.name}`."
+            ) from None
+        if self.hashes:
+            self._check_sha256(number, index)
         return index
 
     def _check_sha256(self, number: int, index: ShardIndex) -> None:
+        if number in self._changed:
+            raise DataError(self._changed[number])
         path, expected = self._path(number), self.split.shards[number].sha256
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         if sha256 == expected:
             return
-        self._indexes[number] = index
-        raise DataError(
+        self._changed[number] = (
             f"{self._culprit(number, index) or path}: the shard's sha256 is {sha256}, the manifest "
             f"says {expected}: its bytes were changed. {self._remedy()}"
         )
+        raise DataError(self._changed[number])
 
     def _culprit(self, number: int, index: ShardIndex) -> str:
         """The first sample with damage that shows, and how; empty if none does."""
@@ -299,7 +310,7 @@ class SplitReader:
                 check_scan(jpg.tobytes())
                 decode(jpg)
             except (ValueError, OSError) as error:
-                return f"{self.where(self._first_indices[number] + row)}: {error}"
+                return f"{self._where(number, row, index)}: {error}"
         return ""
 
 

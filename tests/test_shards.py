@@ -131,6 +131,20 @@ def test_the_hash_also_names_the_sample_where_the_damage_can_be_told(root):
     assert f"{SHARD}, key {KEY}, offset {sample.jpg.offset}: the JPEG is damaged" in message
 
 
+def test_a_changed_shard_stays_refused_for_every_sample_and_after_closing(root):
+    overwrite(root, sample_of(root).jpg.offset + 700, b"\x00")
+    with open_loader(root, config=LoaderConfig(batch=4, check="sha256"), augment=RAW) as loader:
+        for _ in range(3):
+            with pytest.raises(DataError, match=r"sha256 is .*its bytes were changed"):
+                list(loader)
+    reader = SplitReader(root, Manifest.load(root), "train", "sha256")
+    keys = reader.split.shards[0].samples
+    for index in (keys, keys + 1, keys + 1):
+        with pytest.raises(DataError, match="its bytes were changed"):
+            reader.read(index)
+    assert len(reader.read(0).jpg)
+
+
 def test_no_whole_jpeg_is_taken_for_a_damaged_one(shared_data, tmp_path):
     with tarfile.open(shared_data / "ilsvrc-sample-500.tar") as tar:
         files = [member for member in tar if member.isfile()][:60]
