@@ -194,6 +194,30 @@ def test_a_loss_that_stays_at_that_of_guessing_is_reported_once(tmp_path, lr, re
             assert remedy in text
 
 
+def test_a_run_killed_before_it_marked_the_best_checkpoint_marks_it_when_resumed(tmp_path):
+    config = replace(CONFIG, epochs=1)
+    first = fit(network(), config, data(), RunContext(folder=tmp_path))
+    saved = first.best.read_bytes()
+    first.best.unlink()
+    again = fit(network(), config, data(), RunContext(folder=tmp_path))
+    assert again.steps == first.steps
+    assert again.best.read_bytes() == saved
+
+
+def test_a_loader_without_batches_is_refused(tmp_path):
+    class Nothing(Batches):
+        def __len__(self):
+            return 0
+
+    with pytest.raises(ValueError, match="training loader has no batches"):
+        fit(
+            network(),
+            CONFIG,
+            Data(train=Nothing(), validation=Evaluation()),
+            RunContext(folder=tmp_path),
+        )
+
+
 def test_without_validation_the_newest_checkpoint_is_the_best(tmp_path):
     alone = Data(train=Batches(), validation=None, has_validation=False)
     summary = fit(network(), CONFIG, alone, RunContext(folder=tmp_path))

@@ -70,6 +70,7 @@ def fit(model: nn.Module, config: TrainConfig, data: Data, run: RunContext) -> S
         RunError: the loss is NaN or explodes, the disk is full, all checkpoints are damaged, or
             the newest is of another network. Names the last good checkpoint.
         ValueError: a schedule that follows the validation error, without validation.
+        ValueError: the training loader has no batches.
     """
     if not data.has_validation and isinstance(config.schedule, PlateauSchedule):
         raise ValueError("A PlateauSchedule follows the validation error, which is not measured.")
@@ -80,6 +81,8 @@ def fit(model: nn.Module, config: TrainConfig, data: Data, run: RunContext) -> S
         _shared_validation(data, team) as validation,
         stop_requests() as stop,
     ):
+        if not len(train):
+            raise ValueError("The training loader has no batches: there is nothing to learn from.")
         torch.manual_seed(config.seed)  # for networks that draw from torch's own generator
         trainer = Trainer(model, config, train, run, stop)
         trainer.validated = data.has_validation
@@ -198,7 +201,7 @@ class Trainer:
             torch.cuda.set_rng_state(saved.parts["chance"]["cuda"], self.device)
         with checkpoint.damage_named(path):
             self.train.load_state_dict(saved.meta["loader"])
-        self._mark_best()
+        self._mark_best()  # the run may have been killed between the two
         self._log(f"resuming from {path}: epoch {self.state.epoch}, step {self.state.step}")
 
     def train_epoch(self) -> None:
@@ -386,7 +389,7 @@ class Trainer:
         checkpoint.prune(self.run.folder, self.config.keep)
 
     def _mark_best(self) -> None:
-        if self.metrics is not None and self.state.best_step == self.state.steps:
+        if self.run.replicas.writes and self.state.best_step == self.state.steps:
             path = checkpoint.step_path(self.run.folder, self.state.steps)
             checkpoint.mark_best(self.run.folder, path)
 
