@@ -12,7 +12,7 @@ from PIL import Image
 
 from pipelines import AugmentSpec, LoaderConfig, open_loader
 from pipelines.augment import Draws, centre, colours, draw
-from pipelines.dali import Finish
+from pipelines.finish import Finish
 from pipelines.normalize import Normalize, Preprocess, compiled, normalize
 from pipelines.order import global_order
 from tests.drawing import jpeg
