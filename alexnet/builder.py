@@ -28,9 +28,13 @@ def build(
     Args:
         config: the network, see alexnet.model.networks.
         form: "grouped" on one device, or "columns".
-        devices: one device, or for columns one each.
+        devices: one device, or for columns one per column.
         team: for columns, one in each process (alexnet.distributed.mesh); replaces `devices`.
         seed: of the first weights and of dropout.
+
+    Raises:
+        ValueError: another form, another number of devices, or a norm across columns that are to
+            be split (ModelConfig.lrn_across).
     """
     if form not in ("grouped", "columns"):
         raise ValueError(f"build expects form 'grouped' or 'columns', got {form!r}.")

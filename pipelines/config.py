@@ -128,5 +128,5 @@ def default_threads(cores: int, device: str) -> int:
 
 
 def _cores() -> int:
-    """Cores this process may run on, which a container may have made fewer than there are."""
+    """Cores this process may run on; a container may allow fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

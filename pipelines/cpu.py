@@ -20,7 +20,7 @@ from pipelines.regions import cut_box, finish_box
 from pipelines.shards import RawBatch, SampleReader
 
 JOBS = 4  # of each thread in a batch, so that none waits long for the last one to end
-BLOCKS = 4  # kept for the next batches: one is used, one made, two begun
+BLOCKS = 4  # buffers to reuse: one batch is used, one written, two are begun
 
 # A batch and the pixels of its images, or what gives them by their number: crops, or whole images
 # for ten views.
@@ -39,7 +39,7 @@ class Job(NamedTuple):
 
 
 class Blocks:
-    """Memory for batches, used again when nobody holds its batch any more.
+    """Buffers for batches, reused once nothing refers to their batch.
 
     Fresh memory comes as pages that the system fills with zeros one by one: for 128 crops of 227
     pixels 30 to 100 ms, the formula itself takes 12.

@@ -14,9 +14,9 @@ A tar is USTAR without pax headers: regular files, uid and gid 0, no owner names
 fixed mtime, names of at most 100 ASCII bytes. A sample is three members that stand together in this
 order: KEY.jpg (baseline, 4:2:0, no EXIF, no ICC, three components), KEY.cls (the label in ASCII
 digits, zero-padded to one width for the data set) and KEY.json (wnid, width, height and sha256 of
-the source file, and "fixes": names of what was mended with spaces between them, "" for most; text
-because HF datasets takes the type of a column from the first samples, and no type from an empty
-list). KEY has no dot and is unique in the data set.
+the source file, and "fixes": names of what was repaired, with spaces between them, "" for most;
+text because HF datasets takes the type of a column from the first samples, and no type from an
+empty list). KEY has no dot and is unique in the data set.
 """
 
 import json
@@ -114,7 +114,7 @@ class Left:
 class Manifest:
     """What a data set holds and how it was made.
 
-    `fixes` counts the samples mended in each way; `mended` names them where they are few.
+    `fixes` counts the repaired samples by kind; `mended` lists their keys where they are few.
     """
 
     version: int = VERSION

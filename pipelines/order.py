@@ -44,7 +44,7 @@ def window_order(lengths: Sequence[int], seed: int, epoch: int, window: int) -> 
         lengths: samples of each shard.
         seed: as in `global_order`.
         epoch: as in `global_order`.
-        window: how many shards are read at the same time, each of them once and from its begin.
+        window: how many shards are read at the same time, each of them once and from its start.
     """
     order = global_order(len(lengths), seed, epoch)
     rank_of_shard = np.empty(len(lengths), np.int64)

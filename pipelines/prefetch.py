@@ -16,7 +16,7 @@ def prefetch(
 
     `items` is iterated in the consumer's thread. An error of `items` or `function` is raised at its
     turn, after all results before it. Closing the generator waits for the calls that are running
-    and ends the threads; whoever blocks in one of them has to be woken first.
+    and ends the threads: a call that blocks must be woken first.
     """
     pool = ThreadPoolExecutor(workers, thread_name_prefix="alexprep-prefetch")
     pending: deque[Future[U]] = deque()

@@ -81,7 +81,7 @@ class LocalSeam:
 
 
 def local_seam(columns: int, devices: Sequence[str | torch.device]) -> LocalSeam:
-    """The seam of columns on these devices: one for all, or one each. ValueError otherwise."""
+    """The seam of columns on one device for all, or one per column; ValueError otherwise."""
     if len(devices) not in (1, columns):
         raise ValueError(f"{columns} columns need 1 or {columns} devices, got {list(devices)}.")
     homes = tuple(torch.device(device) for device in devices)
