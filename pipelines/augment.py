@@ -10,8 +10,10 @@ Shapes: N images, C = 3 channels (RGB), H = W = crop.
 """
 
 import math
+from collections.abc import Sized
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from numbers import Integral
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,6 +85,10 @@ class AugmentSpec:
     square: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("source", "crop", "chunk", "resize", "lighting_epochs"):
+            value = getattr(self, name)
+            if not (value is None or isinstance(value, Integral)):
+                raise ValueError(f"AugmentSpec.{name} must be an integer, got {value!r}.")
         if not 0 < self.crop <= self.side:
             name = "source" if self.resize is None else "resize"
             raise ValueError(
@@ -115,7 +121,7 @@ class AugmentSpec:
             value = getattr(self, name)
             if value is None or isinstance(value, str):
                 continue
-            if len(value) != 3 or not all(least < level < math.inf for level in value):
+            if _length(value) != 3 or not all(least < level < math.inf for level in value):
                 above = " above 0" if name == "sd" else ""
                 raise ValueError(
                     f"AugmentSpec.{name} expects three values (RGB){above}, got {value}."
@@ -131,7 +137,9 @@ class AugmentSpec:
             raise ValueError(f"AugmentSpec.resize must be in 1..{MOST_PIXELS}, got {self.resize}.")
         for name, most in (("area", 1.0), ("ratio", 1e3)):
             value = getattr(self, name)
-            if value is not None and not (len(value) == 2 and 0 < value[0] <= value[1] <= most):
+            if value is None:
+                continue
+            if _length(value) != 2 or not 0 < value[0] <= value[1] <= most:
                 raise ValueError(
                     f"AugmentSpec.{name} expects two values, 0 < first <= second <= {most:g}, got "
                     f"{value}."
@@ -168,6 +176,10 @@ class AugmentSpec:
     def lit(self, epoch: int) -> bool:
         """Whether lighting and division are on in this epoch."""
         return self.lighting_epochs is None or epoch < self.lighting_epochs
+
+
+def _length(value: Any) -> int:
+    return len(value) if isinstance(value, Sized) else 0
 
 
 class Regions(NamedTuple):

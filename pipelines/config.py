@@ -3,6 +3,7 @@
 import os
 import re
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Literal, get_args, get_origin, get_type_hints
 
 from pipelines.order import Order
@@ -27,6 +28,7 @@ LIMITS = {
     "timeout": (1e-3, 1e9),
     "hw_decoder_load": (0, 1),
 }
+FRACTIONS = {"timeout", "hw_decoder_load"}  # the others count something
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,7 +96,9 @@ class LoaderConfig:
     def __post_init__(self) -> None:
         for name, (least, most) in LIMITS.items():
             value = getattr(self, name)
-            if value is not None and not least <= value <= most:
+            if value is None:
+                continue
+            if not (least <= value <= most and (name in FRACTIONS or isinstance(value, Integral))):
                 raise ValueError(f"LoaderConfig.{name} must be in {least}..{most}, got {value}.")
         if not 0 <= self.rank < self.world:
             raise ValueError(

@@ -33,8 +33,13 @@ def global_order(samples: int, seed: int, epoch: int) -> Indices:
     A sort of raw Philox words is used, not Generator.permutation: NumPy keeps the words for good
     but may change the method.
     """
-    words = np.random.Philox(key=[seed, epoch]).random_raw(samples)
+    words = np.random.Philox(key=_key(seed, epoch)).random_raw(samples)
     return np.argsort(words, kind="stable").astype(np.int64, copy=False)
+
+
+def _key(seed: int, epoch: int) -> NDArray[np.uint64]:
+    # NumPy would make floats of a list with a seed from 2**63 on, which have fewer digits.
+    return np.array([seed, epoch], np.uint64)
 
 
 def window_order(lengths: Sequence[int], seed: int, epoch: int, window: int) -> Indices:
@@ -49,7 +54,8 @@ def window_order(lengths: Sequence[int], seed: int, epoch: int, window: int) -> 
     order = global_order(len(lengths), seed, epoch)
     rank_of_shard = np.empty(len(lengths), np.int64)
     rank_of_shard[order] = np.arange(len(lengths)) // window
-    words = np.random.Philox(key=[seed, epoch], counter=[0, 1, 0, 0]).random_raw(sum(lengths))
+    chance = np.random.Philox(key=_key(seed, epoch), counter=[0, 1, 0, 0])
+    words = chance.random_raw(sum(lengths))
     indices: Indices = np.argsort(words, kind="stable")
     return indices[np.argsort(np.repeat(rank_of_shard, lengths)[indices], kind="stable")]
 

@@ -267,6 +267,8 @@ def test_a_gpu_that_is_not_there_is_an_error_when_the_loader_is_opened(root, mon
         ("batch", 0),
         ("batch", 99_999_999_999),
         ("threads", 0),
+        ("batch", 2.5),
+        ("seed", 1.0),
         ("readers", 10**9),
         ("timeout", float("nan")),
         ("timeout", float("inf")),

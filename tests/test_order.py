@@ -37,6 +37,12 @@ def test_the_order_of_a_seed_is_pinned():
     assert shard_order([4, 3, 3], 0, 0).tolist() == PINNED[3]
 
 
+def test_every_seed_has_an_order_of_its_own():
+    orders = {tuple(global_order(50, seed, 0)) for seed in (0, 2**63, 2**63 + 1, 2**64 - 1)}
+    windows = {tuple(window_order([50], seed, 0, 1)) for seed in (0, 2**63, 2**63 + 1, 2**64 - 1)}
+    assert len(orders) == len(windows) == 4
+
+
 PINNED = (
     [0, 2, 9, 1, 8, 5, 4, 3, 6, 7],
     [2, 5, 9, 7, 3, 0, 6, 8, 4, 1],
