@@ -170,7 +170,7 @@ class BatchSchedule:
             epoch, step = epoch + 1, 0
 
     def row_ranges(self, epoch: int, step: int) -> Iterator[RowRange]:
-        """What `batches` reads, as stretches of shards; for order "shards", which alone has such."""
+        """What `batches` reads, as ranges of rows; for order "shards" alone, which has such."""
         ends = np.cumsum(self.lengths)
         while True:
             order = self.order_of(epoch)
