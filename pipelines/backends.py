@@ -166,11 +166,12 @@ def backend_stream(
     """Images of raw batches by the backend that was chosen; closing ends its threads."""
     dtype: torch.dtype = getattr(torch, preprocess.dtype)
     if config.backend == "planes":
-        from pipelines.planestore import planes_written  # noqa: PLC0415 - optional, needs numba
+        from pipelines import planestore  # noqa: PLC0415 - optional, needs numba
 
         normalize = Normalize(preprocess)
-        written = planes_written(raw, reader.manifest.size, preprocess, normalize)
-        return cpu_batches(written, normalize, dtype, threads=config.thread_count)
+        written = planestore.planes_written(raw, reader.manifest.size, preprocess, normalize)
+        memory = planestore.written_type(preprocess)
+        return cpu_batches(written, normalize, dtype, threads=config.thread_count, memory=memory)
     if config.backend == "torch":
         decoded = pillow_decoded(raw, reader, preprocess)
         normalize = Normalize(preprocess, mean_last=True)

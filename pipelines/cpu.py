@@ -65,27 +65,36 @@ class Blocks:
 
 
 def cpu_batches(
-    written: Generator[Written], normalize: Normalize, dtype: torch.dtype, *, threads: int
+    written: Generator[Written],
+    normalize: Normalize,
+    dtype: torch.dtype,
+    *,
+    threads: int,
+    memory: type[np.generic] | None = None,
 ) -> Generator[tuple[RawBatch, Tensor]]:
-    """Finished images of each batch, one batch early; closing it ends the threads."""
+    """Finished images of each batch, one batch early; closing it ends the threads.
+
+    memory: what is written, if it is not `normalize`'s; uint16 are bfloat16.
+    """
     count = JOBS * threads
-    with (
-        closing(written),
-        closing(prefetch(_jobs(written, normalize, count), _run, threads, count)) as finished,
-    ):
+    jobs = _jobs(written, normalize, memory or normalize.dtype, count)
+    with closing(written), closing(prefetch(jobs, _run, threads, count)) as finished:
         for job in finished:
             if job.numbers.stop == len(job.batch.jpgs):
                 images = torch.as_tensor(job.out)
+                images = images.view(torch.bfloat16) if memory is np.uint16 else images
                 images = images.permute(0, 3, 1, 2) if normalize.channels_last else images
                 yield job.batch, images.to(dtype)
 
 
-def _jobs(written: Iterator[Written], normalize: Normalize, count: int) -> Iterator[Job]:
+def _jobs(
+    written: Iterator[Written], normalize: Normalize, memory: type[np.generic], count: int
+) -> Iterator[Job]:
     """The work of each batch in up to `count` jobs."""
     blocks = Blocks()
     for batch, write in written:
         images = len(batch.jpgs)
-        out = blocks.empty(normalize.shape(images), normalize.dtype)
+        out = blocks.empty(normalize.shape(images), memory)
         step = -(-images // count)
         for start in range(0, images, step):
             yield Job(batch, write, out, range(start, min(images, start + step)))

@@ -155,7 +155,7 @@ class _Feed:
             self.failure = error
             raise StopIteration from None
         self.pending.append(batch)
-        return batch.jpgs, *self.arguments(batch)
+        return list(batch.jpgs), *self.arguments(batch)
 
 
 def arguments(batch: RawBatch, preprocess: Preprocess) -> Arguments:

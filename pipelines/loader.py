@@ -422,8 +422,12 @@ def _stream(
         return
     readers = config.reader_count if reader.concurrent else 1
     read = partial(read_batch, reader)
+    if config.backend == "planes":
+        from pipelines import planestore  # noqa: PLC0415 - optional, needs numba
+
+        read = cast(planestore.PlanesReader, reader).open_batch
     if preprocess.regions:
-        read = partial(read_regions, reader, preprocess)
+        read = partial(read_regions, read, reader.manifest, preprocess)
     with (
         closing(prefetch(plans, read, readers, config.reader_count + 1)) as raw,
         closing(backend_stream(raw, reader, preprocess, config)) as images,

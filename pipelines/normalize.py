@@ -43,6 +43,19 @@ class Factors(NamedTuple):
         return Factors(*arrays, divide=self.divide)
 
 
+class Crops(NamedTuple):
+    """All crops of the images of a batch: M are as many as images, or ten times that.
+
+    images: which image of the batch each crop is of, (M,)
+    corners: top, left and mirror, (M, 3)
+    factors: of the formula
+    """
+
+    images: NDArray[np.int64]
+    corners: NDArray[np.int64]
+    factors: Factors
+
+
 def factors(spec: AugmentSpec, colours: Colours, draws: Draws) -> Factors:
     """What the formula takes from the draws of N crops."""
     top = left = np.full(len(draws.y), (spec.side - spec.crop) // 2)
@@ -122,6 +135,24 @@ class Normalize:
     def factors(self, draws: Draws) -> Factors:
         """What `write` takes."""
         return factors(self.spec, self.colours, draws)
+
+    def crops(self, draws: Draws) -> Crops:
+        """Where all crops of a batch are in its images, and their factors."""
+        images = np.arange(len(draws.y))
+        if self.views == 1:
+            corners = np.stack([draws.y, draws.x, draws.mirror], axis=1).astype(np.int64)
+            return Crops(images, corners, self.factors(draws))
+        # Of each image the ten views one after the other.
+        count, ten = len(images), self.ten_factors
+        corners = np.tile(np.array(ten_views(self.spec), np.int64), (count, 1))
+        repeated = Factors(
+            mirror=np.tile(ten.mirror, count),
+            image=np.tile(ten.image, count),
+            origin=np.tile(ten.origin, (count, 1)),
+            levels=np.tile(ten.levels, (count, 1, 1)),
+            divide=ten.divide,
+        )
+        return Crops(np.repeat(images, VIEWS), corners, repeated)
 
     def shape(self, images: int) -> tuple[int, ...]:
         """Of the output for so many images, as it lies in memory."""

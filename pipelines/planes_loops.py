@@ -1,15 +1,18 @@
-# pyright: basic, reportPrivateImportUsage=false
+# pyright: basic, reportPrivateImportUsage=false, reportAttributeAccessIssue=false
 # ruff: noqa: N802
 """The formulas of pipelines.planes and pipelines.normalize compiled by numba, row by row.
 
 What pipelines.row_loops says of the loops' form holds here too. A crop for a network is made in one
-pass: its pixels are never stored as bytes, which saves a third of the time.
+pass: its file is read into memory that stays in the processor's cache, and its pixels are never
+stored as bytes. All of that is one call for some images of a batch, without Python's lock.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from numba import float32, int16, int32, njit, uint8, uintp
+from numba import float32, int16, int32, njit, types, uint8, uint32, uintp
+from numba.extending import overload
+from numpy.typing import NDArray
 
 from pipelines.row_loops import compiled
 
@@ -21,9 +24,35 @@ SCALE = 65536
 RED_CR, BLUE_CB = np.float32(91881 / SCALE), np.float32(116130 / SCALE)
 GREEN_CB, GREEN_CR = np.float32(22554 / SCALE), np.float32(46802 / SCALE)
 HALF, LEAST, MOST = np.float32(0.5), np.float32(0), np.float32(255)
+# The C library's own; numba finds it in the process, and a call of it needs no Python.
+_pread = types.ExternalFunction(
+    "pread", types.intp(types.int32, types.voidptr, types.uintp, types.int64)
+)
 
 
-@njit
+_inlined = njit(inline="always")
+
+
+class StoredCrops(NamedTuple):
+    """Where N crops are, and their numbers in the formula.
+
+    files: descriptors of the files that hold the planes, int32 (N,)
+    offsets: of the planes in their files, int64 (N,)
+    corners: top, left and mirror of each crop, int64 (N, 3)
+    images: which mean image, int64 (N,)
+    origins: row and column of that image at the crop's first pixel, int64 (N, 2)
+    levels: unit and added of each colour, float32 (N, 2, 3)
+    """
+
+    files: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+    corners: NDArray[np.int64]
+    images: NDArray[np.int64]
+    origins: NDArray[np.int64]
+    levels: NDArray[np.float32]
+
+
+@_inlined
 def _chroma_row(near: Array, far: Array, sums: Array, out: Array) -> None:
     """An upsampled row of chroma: `near` and `far` have n bytes, `sums` n + 2, `out` 2 * n."""
     count = near.size
@@ -37,7 +66,7 @@ def _chroma_row(near: Array, far: Array, sums: Array, out: Array) -> None:
         out[2 * x + 1] = (three + sums[x + 2] + int16(7)) >> 4
 
 
-@njit
+@_inlined
 def _rgb_row(luma: Array, cb: Array, cr: Array, out: Array) -> None:
     """A row of pixels, red, green and blue together; `out` has three bytes a pixel."""
     for x in range(luma.size):
@@ -52,91 +81,113 @@ def _rgb_row(luma: Array, cb: Array, cr: Array, out: Array) -> None:
         out[3 * x + 2] = uint8(min(max(blue, int32(0)), int32(255)))
 
 
-@njit
+@_inlined
 def _red(y: Any, cr: Any) -> Any:
     return min(max(y + np.floor(RED_CR * cr + HALF), LEAST), MOST)
 
 
-@njit
+@_inlined
 def _green(y: Any, cb: Any, cr: Any) -> Any:
     return min(max(y + np.floor(HALF - GREEN_CB * cb - GREEN_CR * cr), LEAST), MOST)
 
 
-@njit
+@_inlined
 def _blue(y: Any, cb: Any) -> Any:
     return min(max(y + np.floor(BLUE_CB * cb + HALF), LEAST), MOST)
 
 
-@njit
+@_inlined
 def _centred(chroma: Any) -> Any:
     return float32(int16(chroma - int16(128)))
 
 
-@njit
-def _row_CHW(luma: Array, cb: Array, cr: Array, outs: Array, means: Array, levels: Array) -> None:
+def _cast(value: Any, row: Array) -> Any:
+    """A float32 as what `row` holds: that, bfloat16 (as uint16), or bytes of whole numbers."""
+
+
+def _cast_half(value: Any, row: Array) -> Any:
+    # The upper half of its bits, rounded to the nearest and to even, as PyTorch does.
+    bits = np.float32(value).view(np.uint32)
+    return (bits + uint32(0x7FFF) + ((bits >> uint32(16)) & uint32(1))) >> uint32(16)
+
+
+def _cast_byte(value: Any, row: Array) -> Any:
+    return uint8(int32(value))
+
+
+def _cast_float(value: Any, row: Array) -> Any:
+    return value
+
+
+@overload(_cast, inline="always")
+def _cast_for(value: Any, row: Array) -> Any:
+    return {types.uint16: _cast_half, types.uint8: _cast_byte}.get(row.dtype, _cast_float)
+
+
+@_inlined
+def _row_CHW(row: Array, means: Array, levels: Array, outs: Array) -> None:
+    luma, cb, cr = row
     red, green, blue = outs
     mean_r, mean_g, mean_b = means
     unit_r, unit_g, unit_b = levels[0, 0], levels[0, 1], levels[0, 2]
     add_r, add_g, add_b = levels[1, 0], levels[1, 1], levels[1, 2]
     for x in range(luma.size):
         y, blue_chroma, red_chroma = float32(luma[x]), _centred(cb[x]), _centred(cr[x])
-        red[x] = (_red(y, red_chroma) - mean_r[x]) * unit_r + add_r
-        green[x] = (_green(y, blue_chroma, red_chroma) - mean_g[x]) * unit_g + add_g
-        blue[x] = (_blue(y, blue_chroma) - mean_b[x]) * unit_b + add_b
+        red[x] = _cast((_red(y, red_chroma) - mean_r[x]) * unit_r + add_r, red)
+        level = _green(y, blue_chroma, red_chroma)
+        green[x] = _cast((level - mean_g[x]) * unit_g + add_g, green)
+        blue[x] = _cast((_blue(y, blue_chroma) - mean_b[x]) * unit_b + add_b, blue)
 
 
-@njit
-def _row_HWC(luma: Array, cb: Array, cr: Array, out: Array, mean: Array, levels: Array) -> None:
+# Written with a step of 1 or 3 the two loops would be one, and not become vectors.
+@_inlined
+def _row_HWC(row: Array, means: Array, levels: Array, out: Array) -> None:
+    luma, cb, cr = row
+    mean_r, mean_g, mean_b = means
     unit_r, unit_g, unit_b = levels[0, 0], levels[0, 1], levels[0, 2]
     add_r, add_g, add_b = levels[1, 0], levels[1, 1], levels[1, 2]
     for x in range(luma.size):
         y, blue_chroma, red_chroma = float32(luma[x]), _centred(cb[x]), _centred(cr[x])
-        out[3 * x] = (_red(y, red_chroma) - mean[3 * x]) * unit_r + add_r
-        green = _green(y, blue_chroma, red_chroma)
-        out[3 * x + 1] = (green - mean[3 * x + 1]) * unit_g + add_g
-        out[3 * x + 2] = (_blue(y, blue_chroma) - mean[3 * x + 2]) * unit_b + add_b
+        out[3 * x] = _cast((_red(y, red_chroma) - mean_r[x]) * unit_r + add_r, out)
+        level = _green(y, blue_chroma, red_chroma)
+        out[3 * x + 1] = _cast((level - mean_g[x]) * unit_g + add_g, out)
+        out[3 * x + 2] = _cast((_blue(y, blue_chroma) - mean_b[x]) * unit_b + add_b, out)
 
 
-@njit
-def _copy(row: Array, mirror: bool, out: Array) -> None:
-    if mirror:
-        last = uintp(row.size - 1)
-        for x in range(row.size):
-            out[last - uintp(x)] = row[x]
-    else:
-        for x in range(row.size):
-            out[x] = row[x]
+@_inlined
+def _reverse(row: Array, out: Array) -> None:
+    last = uintp(row.size - 1)
+    for x in range(row.size):
+        out[last - uintp(x)] = row[x]
 
 
-@njit
-def _buffers(size: int, left: int, width: int) -> Any:
-    """Memory for the rows of a crop, and the first and last chroma column that it needs.
+@_inlined
+def _chroma_columns(size: int, left: int, width: int) -> Any:
+    """First and last chroma column that a crop needs.
 
     The filter looks at one column more on each side. At the edges of the image there is none, and
     _chroma_row repeats the last one as the decoder does.
     """
-    first, stop = max(left // 2 - 1, 0), min((left + width - 1) // 2 + 2, size // 2)
-    count = stop - first
-    wide = (np.empty(count + 2, np.int16), np.empty(2 * count, np.int16))
-    rows = (np.empty(width, np.uint8), np.empty(width, np.int16), np.empty(width, np.int16))
-    return first, stop, wide, rows
+    return max(left // 2 - 1, 0), min((left + width - 1) // 2 + 2, size // 2)
 
 
-@njit
-def _load_row(planes: Array, size: int, y: int, left: int, mirror: bool, buffers: Any) -> None:
-    """Luma and upsampled chroma of a crop's pixels in row `y` of the image, into its rows."""
-    first, stop, (sums, upsampled), (luma, cb, cr) = buffers
-    start, width, half = y * size + left, luma.size, size // 2
-    _copy(planes[start : start + width], mirror, luma)
-    near = y // 2
+@_inlined
+def _upsample_row(planes: Array, size: int, y: int, columns: Any, buffers: Any) -> None:
+    """Chroma of row `y` of the image, from the first of the columns on, into two rows."""
+    first, stop = columns
+    sums, cb, cr = buffers
+    half, near = size // 2, y // 2
     far = min(max(near + (1 if y % 2 else -1), 0), half - 1)
-    shift = left - 2 * first
     a, b = size * size + near * half, size * size + far * half
-    _chroma_row(planes[a + first : a + stop], planes[b + first : b + stop], sums, upsampled)
-    _copy(upsampled[shift : shift + width], mirror, cb)
+    _chroma_row(planes[a + first : a + stop], planes[b + first : b + stop], sums, cb)
     a, b = a + half * half, b + half * half
-    _chroma_row(planes[a + first : a + stop], planes[b + first : b + stop], sums, upsampled)
-    _copy(upsampled[shift : shift + width], mirror, cr)
+    _chroma_row(planes[a + first : a + stop], planes[b + first : b + stop], sums, cr)
+
+
+@_inlined
+def _buffers(size: int) -> Any:
+    """Memory for column sums and for upsampled rows of both chroma planes."""
+    return np.empty(size // 2 + 2, np.int16), np.empty(size, np.int16), np.empty(size, np.int16)
 
 
 @compiled
@@ -147,49 +198,65 @@ def rgb_crop(planes: Array, size: int, top: int, left: int, out_HWC: Array) -> N
     begins at (top, left) and lies inside.
     """
     height, width = out_HWC.shape[0], out_HWC.shape[1]
-    buffers = _buffers(size, left, width)
-    luma, cb, cr = buffers[3]
+    columns, buffers = _chroma_columns(size, left, width), _buffers(size)
+    _, cb, cr = buffers
+    a = left - 2 * columns[0]
+    b = a + width
     for row in range(height):
-        _load_row(planes, size, top + row, left, False, buffers)
-        _rgb_row(luma, cb, cr, out_HWC[row].reshape(3 * width))
+        _upsample_row(planes, size, top + row, columns, buffers)
+        start = (top + row) * size + left
+        luma, out = planes[start : start + width], out_HWC[row].reshape(3 * width)
+        _rgb_row(luma, cb[a:b], cr[a:b], out)
 
 
-@compiled
-def crop_CHW(
-    out: Array, planes: Array, position: Array, mean: Array, origin: Array, levels: Array
+@njit
+def _write_crop(
+    out: Array, planes: Array, crops: Any, number: int, means: Array, buffers: Any
 ) -> None:
-    """One crop as a network takes it, colours first.
-
-    out: float32 (3, H, W); planes: uint8 (plane_bytes(S),); position: top, left and mirror of the
-    crop; mean: float32 (3, S, S); origin: row and column of the mean image that belong to the first
-    pixel of `out`; levels: float32 (2, 3), unit and added.
-    """
-    height, width, size = out.shape[1], out.shape[2], mean.shape[1]
-    top, left, mirror = position
-    y, x = origin
-    buffers = _buffers(size, left, width)
-    luma, cb, cr = buffers[3]
-    for row in range(height):
-        _load_row(planes, size, top + row, left, mirror != 0, buffers)
-        outs = (out[0, row], out[1, row], out[2, row])
-        means = (
-            mean[0, y + row, x : x + width],
-            mean[1, y + row, x : x + width],
-            mean[2, y + row, x : x + width],
+    side, size = out.shape[-2], means.shape[2]
+    top, left, mirror = crops.corners[number]
+    mean, levels = means[crops.images[number]], crops.levels[number]
+    y, x = crops.origins[number]
+    chroma, mirrored = buffers
+    _, cb, cr = chroma
+    columns = _chroma_columns(size, left, side)
+    a = left - 2 * columns[0]
+    b = a + side
+    for row in range(side):
+        _upsample_row(planes, size, top + row, columns, chroma)
+        start = (top + row) * size + left
+        row_means = (
+            mean[0, y + row, x : x + side],
+            mean[1, y + row, x : x + side],
+            mean[2, y + row, x : x + side],
         )
-        _row_CHW(luma, cb, cr, outs, means, levels)
+        if mirror:
+            _reverse(planes[start : start + side], mirrored[0])
+            _reverse(cb[a:b], mirrored[1])
+            _reverse(cr[a:b], mirrored[2])
+            pixels = mirrored
+        else:
+            pixels = (planes[start : start + side], cb[a:b], cr[a:b])
+        if out.ndim == 3:  # known to the compiler, which keeps one of the two
+            _row_CHW(pixels, row_means, levels, (out[0, row], out[1, row], out[2, row]))
+        else:
+            _row_HWC(pixels, row_means, levels, out[row])
 
 
 @compiled
-def crop_HWC(
-    out: Array, planes: Array, position: Array, mean: Array, origin: Array, levels: Array
-) -> None:
-    """One crop, colours last: as `crop_CHW`, but out is (H, 3 W) and mean (S, 3 S)."""
-    height, width, size = out.shape[0], out.shape[1] // 3, mean.shape[0]
-    top, left, mirror = position
-    y, x = origin
-    buffers = _buffers(size, left, width)
-    luma, cb, cr = buffers[3]
-    for row in range(height):
-        _load_row(planes, size, top + row, left, mirror != 0, buffers)
-        _row_HWC(luma, cb, cr, out[row], mean[y + row, 3 * x : 3 * (x + width)], levels)
+def write_crops(out: Array, crops: StoredCrops, means: Array, start: int, stop: int) -> int:
+    """Write crops start..stop-1; the number of the first whose file could not be read, or `stop`.
+
+    out: float32, uint16 for bfloat16, or uint8, which takes whole numbers as they are: (N, 3, H, W)
+    or (N, H, 3 W); means: float32 (images, 3, S, S).
+    """
+    size, side = means.shape[2], out.shape[-2]
+    planes = np.empty(size * size * 3 // 2, np.uint8)
+    mirrored = (np.empty(side, np.uint8), np.empty(side, np.int16), np.empty(side, np.int16))
+    buffers = (_buffers(size), mirrored)
+    for number in range(start, stop):
+        file, offset = crops.files[number], crops.offsets[number]
+        if _pread(file, planes.ctypes, uintp(planes.size), offset) != planes.size:
+            return number
+        _write_crop(out[number], planes, crops, number, means, buffers)
+    return stop

@@ -14,10 +14,11 @@
     4096     N * S * S * 3/2   planes of each sample in tar order: Y, Cb, Cr (pipelines.planes)
     ...      N * 4             label of each sample, unsigned
 
-Files are read, not mapped into memory: a mapped file that shrinks ends the process, and copying an
-image's planes takes a tenth of the time of making a crop of them.
+Files are read, not mapped into memory: a mapped file that shrinks ends the process, and reading an
+image's planes takes a fifth of the time of making a crop of them.
 """
 
+import contextlib
 import hashlib
 import os
 import struct
@@ -85,7 +86,9 @@ class PlanesHeader(NamedTuple):
                 f"{path} has version {version}, this alexprep reads {VERSION}. {remedy}"
             )
         (checksum,) = CHECKSUM.unpack_from(data, FIELDS.size)
-        if checksum != zlib.crc32(magic_to_digests) or any(data[FIELDS.size + 4 : HEADER_BYTES]):
+        if checksum != zlib.crc32(magic_to_digests) or data[FIELDS.size + 4 : HEADER_BYTES].strip(
+            b"\0"
+        ):
             raise DataError(f"{path}: the header is damaged. {remedy}")
         return cls(size, samples, tar_digest.hex(), body_digest.hex())
 
@@ -144,10 +147,21 @@ class PlanesFile:
             self.close()
             raise
 
+    def offset(self, row: int) -> int:
+        """Where the planes of a sample begin."""
+        return HEADER_BYTES + row * plane_bytes(self.size)
+
+    def read_ahead(self, row: int) -> None:
+        """Ask the system to have the planes of a sample in its memory soon."""
+        # Not every system can; if the file is gone, the read that follows says so.
+        with contextlib.suppress(OSError, AttributeError):
+            length = plane_bytes(self.size)
+            os.posix_fadvise(self.descriptor, self.offset(row), length, os.POSIX_FADV_WILLNEED)
+
     def planes(self, row: int) -> NDArray[np.uint8]:
         """Planes of a sample, (plane_bytes(size),), in memory of their own."""
         length = plane_bytes(self.size)
-        data = self._read(length, HEADER_BYTES + row * length)
+        data = self._read(length, self.offset(row))
         if len(data) != length:
             raise DataError(
                 f"{self.path}: it ends {length - len(data)} bytes before sample {row} does: it was "

@@ -5,22 +5,57 @@ from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.augment import Draws
 from pipelines.cpu import Written, write_normalized
 from pipelines.errors import DataError
 from pipelines.format import Manifest
-from pipelines.normalize import Factors, Normalize, Pixels, Preprocess
+from pipelines.normalize import Crops, Normalize, Pixels, Preprocess
 from pipelines.order import BatchPlan, BatchSchedule
-from pipelines.planes_loops import crop_CHW, crop_HWC, rgb_crop
+from pipelines.planes_loops import StoredCrops, rgb_crop, write_crops
 from pipelines.planesfile import PlanesFile, planes_file_bytes, planes_path
 from pipelines.regions import finish_box
-from pipelines.shards import HASHED_BYTES, Check, Image, RawBatch, SplitReader
+from pipelines.shards import (
+    HASHED_BYTES,
+    Check,
+    Image,
+    RawBatch,
+    SplitReader,
+    first_indices,
+    most_open_files,
+)
 
-OPEN_FILES = 256
+
+class StoredBatch(Sequence[NDArray[np.uint8]]):
+    """Planes of the images of a batch in their open files; an item is read when it is asked for."""
+
+    def __init__(self, files: Sequence[PlanesFile], rows: Sequence[int]) -> None:
+        self.files, self.rows = files, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, number: Any) -> Any:
+        return self.files[number].planes(self.rows[number])
+
+    def crops(self, crops: Crops) -> StoredCrops:
+        """What the compiled loops take of crops of these images."""
+        numbers = crops.images.tolist()
+        files = [self.files[number].descriptor for number in numbers]
+        offsets = [self.files[number].offset(self.rows[number]) for number in numbers]
+        factors = crops.factors
+        return StoredCrops(
+            files=np.array(files, np.int32),
+            offsets=np.array(offsets, np.int64),
+            corners=crops.corners,
+            images=factors.image,
+            origins=factors.origin,
+            levels=factors.levels,
+        )
 
 
 class PlanesReader:
@@ -43,10 +78,12 @@ class PlanesReader:
         self._samples = SplitReader(root, manifest, split, "size")
         self.root, self.manifest, self.split = root, manifest, self._samples.split
         self.lengths = self._samples.lengths
+        self._firsts = first_indices(self.lengths)
         stored = sum(planes_file_bytes(manifest.size, length) for length in self.lengths)
         self._hashes = check == "sha256" or (check == "auto" and stored <= HASHED_BYTES)
-        self._hashed: set[int] = set()
-        self._open: OrderedDict[int, tuple[PlanesFile, NDArray[np.int64]]] = OrderedDict()
+        self._labels: dict[int, NDArray[np.int64]] = {}
+        self._files: OrderedDict[int, PlanesFile] = OrderedDict()
+        self._most_files = most_open_files()
         self._lock = threading.Lock()
         for shard in self.split.shards:
             PlanesFile(root, shard, manifest.size).close()
@@ -56,6 +93,21 @@ class PlanesReader:
         number, row = self._samples.locate(index)
         file, labels = self._file(number)
         return Image(file.planes(row), int(labels[row]))
+
+    def open_batch(self, plan: BatchPlan) -> RawBatch:
+        """Labels and open files of the samples of a plan; the system reads ahead meanwhile."""
+        files: list[PlanesFile] = []
+        rows: list[int] = []
+        values: list[int] = []
+        numbers = np.searchsorted(self._firsts, plan.indices, side="right") - 1
+        places = (numbers.tolist(), (plan.indices - self._firsts[numbers]).tolist())
+        for number, row in zip(*places, strict=True):
+            file, labels = self._file(number)
+            file.read_ahead(row)
+            files.append(file)
+            rows.append(row)
+            values.append(int(labels[row]))
+        return RawBatch(plan, StoredBatch(files, rows), np.array(values, np.int64))
 
     def where(self, index: int) -> str:
         """File and row of a sample, for messages."""
@@ -72,30 +124,31 @@ class PlanesReader:
 
     def close(self) -> None:
         with self._lock:
-            self._open.clear()
+            self._files.clear()
 
     def _file(self, number: int) -> tuple[PlanesFile, NDArray[np.int64]]:
         with self._lock:
-            opened = self._open.get(number)
-            if opened is None:
-                opened = self._open[number] = self._opened(number)
-                if len(self._open) > OPEN_FILES:
-                    self._open.popitem(last=False)
-            self._open.move_to_end(number)
-            return opened
+            file = self._files.get(number)
+            if file is None:
+                file = PlanesFile(self.root, self.split.shards[number], self.manifest.size)
+                if number not in self._labels:
+                    self._labels[number] = self._checked_labels(file)
+                self._files[number] = file
+                if len(self._files) > self._most_files:
+                    self._files.popitem(last=False)
+            self._files.move_to_end(number)
+            return file, self._labels[number]
 
-    def _opened(self, number: int) -> tuple[PlanesFile, NDArray[np.int64]]:
-        file = PlanesFile(self.root, self.split.shards[number], self.manifest.size)
-        if self._hashes and number not in self._hashed:
+    def _checked_labels(self, file: PlanesFile) -> NDArray[np.int64]:
+        if self._hashes:
             file.check_body()
-            self._hashed.add(number)
         labels = file.labels()
         if labels.max(initial=0) >= len(self.manifest.classes):
             raise DataError(
                 f"{file.path} has label {labels.max()}, the data set has "
                 f"{len(self.manifest.classes)} classes. Run `alexprep planes` again."
             )
-        return file, labels
+        return labels
 
 
 def has_planes(root: Path, manifest: Manifest, split: str) -> bool:
@@ -104,56 +157,60 @@ def has_planes(root: Path, manifest: Manifest, split: str) -> bool:
     return bool(shards) and all(planes_path(root, shard).is_file() for shard in shards)
 
 
+def written_type(preprocess: Preprocess) -> type[np.generic] | None:
+    """What `planes_written` writes, where that is not what `Normalize` does: bfloat16's bits."""
+    halves = preprocess.dtype == "bfloat16" and not preprocess.regions
+    return np.uint16 if halves else None
+
+
 def planes_written(
     raw: Iterator[RawBatch], size: int, preprocess: Preprocess, normalize: Normalize
 ) -> Generator[Written]:
-    """Batches whose images are made from planes of `size` pixels in the threads that write them.
+    """Batches whose images are read and made from planes in the threads that write them.
 
-    In one pass, but for bytes, ten views and regions that are resized: their pixels come first.
+    In one pass, but for regions that are resized: their pixels come first.
     """
-    two_passes = normalize.dtype == np.uint8 or normalize.views > 1
+    means = normalize.mean_images
+    if normalize.channels_last:
+        means = np.ascontiguousarray(means.transpose(0, 3, 1, 2))
     for batch in raw:
-        draws = batch.plan.draws
-        factors = normalize.factors(draws)
-        if two_passes or draws.regions is not None:
-            pixels = _crops(batch, preprocess, size)
+        stored = cast(StoredBatch, batch.jpgs)
+        if preprocess.regions:
+            pixels = _regions(stored, batch.plan.draws, preprocess, size)
+            factors = normalize.factors(batch.plan.draws)
             yield batch, partial(write_normalized, normalize, pixels, factors)
         else:
-            corners = np.stack([draws.y, draws.x, draws.mirror], axis=1).tolist()
-            yield batch, partial(_write_crops, batch.jpgs, corners, normalize, factors)
+            crops = normalize.crops(batch.plan.draws)
+            yield batch, partial(_write, stored, stored.crops(crops), means, normalize)
 
 
-def _write_crops(
-    planes: Sequence[NDArray[np.uint8]],
-    corners: Sequence[Sequence[int]],
+def _write(
+    stored: StoredBatch,
+    crops: StoredCrops,
+    means: NDArray[np.float32],
     normalize: Normalize,
-    factors: Factors,
     out: NDArray[Any],
     numbers: range,
 ) -> None:
-    crop, images = crop_CHW, normalize.mean_images
-    if normalize.channels_last:  # rows of colours, as the kernel's loop takes them
-        crop, out = crop_HWC, out.reshape(*out.shape[:2], -1)
-        images = images.reshape(*images.shape[:2], -1)
-    for i in numbers:
-        top, left, mirror = corners[i]
-        image, origin = images[factors.image[i]], tuple(factors.origin[i].tolist())
-        crop(out[i], planes[i], (top, left, mirror), image, origin, factors.levels[i])
+    # Rows of colours, as the kernel's loop takes them, or the crops of all views.
+    shape = (out.shape[1], -1) if normalize.channels_last else out.shape[-3:]
+    memory, views = out.reshape(len(crops.files), *shape), normalize.views
+    number, stop = numbers.start * views, numbers.stop * views
+    while number < stop:
+        number = write_crops(memory, crops, means, number, stop)
+        if number < stop:
+            _ = stored[number // views]  # says why it cannot be read
 
 
-def _crops(batch: RawBatch, preprocess: Preprocess, size: int) -> Callable[[int], Pixels]:
-    draws, side = batch.plan.draws, preprocess.side
-    regions = draws.regions
-
+def _regions(
+    stored: StoredBatch, draws: Draws, preprocess: Preprocess, size: int
+) -> Callable[[int], Pixels]:
     def pixels(i: int) -> Pixels:
-        if regions is not None:
-            y, x, height, width = regions.box[i].tolist()
-        elif preprocess.views > 1:
-            y, x, height, width = 0, 0, size, size
-        else:
-            y, x, height, width = int(draws.y[i]), int(draws.x[i]), side, side
+        if draws.regions is None:
+            raise ValueError("These draws have no regions.")
+        y, x, height, width = draws.regions.box[i].tolist()
         pixels_HWC = np.empty((height, width, 3), np.uint8)
-        rgb_crop(batch.jpgs[i], size, y, x, pixels_HWC)
-        return pixels_HWC if regions is None else finish_box(pixels_HWC, regions, i, preprocess)
+        rgb_crop(stored[i], size, y, x, pixels_HWC)
+        return finish_box(pixels_HWC, draws.regions, i, preprocess)
 
     return pixels

@@ -7,15 +7,18 @@ into pixels, so that every backend gets the same numbers. Pillow resizes for all
 its antialiased filters, as torchvision uses them on Pillow images.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 from PIL import Image
 
 from pipelines.augment import AugmentSpec, Draws, Integers, Interpolation, Pair, Regions
+from pipelines.format import Manifest
 from pipelines.jpeg import jpeg_size
 from pipelines.normalize import Pixels, Preprocess
 from pipelines.order import BatchPlan
 from pipelines.philox import Words, below, uniforms
-from pipelines.shards import RawBatch, SampleReader, read_batch
+from pipelines.shards import RawBatch
 
 FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -23,11 +26,16 @@ FILTERS = {
 }
 
 
-def read_regions(reader: SampleReader, preprocess: Preprocess, plan: BatchPlan) -> RawBatch:
-    """`read_batch` with the regions of the images it read."""
-    batch = read_batch(reader, plan)
-    sizes = np.full((len(batch.jpgs), 2), reader.manifest.size)
-    if reader.manifest.keep_aspect:
+def read_regions(
+    read: Callable[[BatchPlan], RawBatch],
+    manifest: Manifest,
+    preprocess: Preprocess,
+    plan: BatchPlan,
+) -> RawBatch:
+    """The batch that `read` gives, with the regions of its images."""
+    batch = read(plan)
+    sizes = np.full((len(batch.jpgs), 2), manifest.size)
+    if manifest.keep_aspect:
         sizes = np.array([jpeg_size(jpg.tobytes()) for jpg in batch.jpgs])
     draws = set_regions(preprocess, plan.draws, sizes)
     return batch._replace(plan=plan._replace(draws=draws))

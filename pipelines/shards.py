@@ -87,7 +87,7 @@ class RawBatch(NamedTuple):
     """The stored bytes of one batch and how they are to be augmented."""
 
     plan: BatchPlan
-    jpgs: list[NDArray[np.uint8]]
+    jpgs: Sequence[NDArray[np.uint8]]
     labels: NDArray[np.int64]  # (N,)
 
 
@@ -120,6 +120,11 @@ class _File:
             os.close(self.fd)
 
 
+def most_open_files() -> int:
+    """How many files a reader keeps open: half of what the process may."""
+    return max(16, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
+
+
 class SplitReader:
     """Random access to one split; safe to use from several threads.
 
@@ -150,7 +155,7 @@ class SplitReader:
         self._index_locks = [threading.Lock() for _ in self.lengths]
         self._changed: dict[int, str] = {}  # shards whose hash is wrong, and what to say of them
         self._files: OrderedDict[int, _File] = OrderedDict()
-        self._most_files = max(16, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
+        self._most_files = most_open_files()
         self._lock = threading.Lock()
         for shard in self.split.shards:
             self._check_size(shard)

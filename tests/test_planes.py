@@ -1,12 +1,14 @@
 """Planes: the decoder's own pixels from half the bytes, and files that cannot lie about them."""
 
 import io
+import os
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import simplejpeg
+import torch
 from drawing import jpeg, photograph
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,7 +18,7 @@ from pipelines.errors import DataError
 from pipelines.format import Shard
 from pipelines.normalize import normalize
 from pipelines.planes import decode_planes, rgb_from_planes
-from pipelines.planes_loops import crop_CHW, crop_HWC, rgb_crop
+from pipelines.planes_loops import StoredCrops, rgb_crop, write_crops
 from pipelines.planesfile import (
     HEADER_BYTES,
     PlanesFile,
@@ -92,26 +94,65 @@ def test_odd_sides_are_refused():
         planes_of(noisy_jpeg(0, 90, 9, size=63), 63)
 
 
-@pytest.mark.parametrize("mirror", [0, 1])
-@pytest.mark.parametrize(
-    ("top", "left", "side"), [(0, 0, SIZE), (0, 3, 45), (19, 18, 45), (7, 0, 50)]
-)
-def test_a_crop_in_one_pass_is_the_formula_on_the_decoders_pixels(rng, top, left, side, mirror):
+@pytest.mark.parametrize(("side", "number"), [(SIZE, 2), (45, 0), (50, 1), (1, 2)])
+def test_crops_in_one_pass_are_the_formula_on_the_decoders_pixels(rng, tmp_path, side, number):
     # Noise in all three planes reaches every chroma and, with extreme values, every clipping.
-    planes = rng.choice([0, 1, 127, 128, 254, 255, 77], SIZE * SIZE * 3 // 2).astype(np.uint8)
-    mean_HWC = (rng.random((SIZE, SIZE, 3)) * 255).astype(np.float32)
-    levels = np.array([[0.9, 1.1, 1.3], [-0.3, 0.2, 0.1]], np.float32)
-    y, x = SIZE - side, 0
-    pixels = rgb_from_planes(planes, SIZE)[top : top + side, left : left + side]
-    expected = np.empty((side, side, 3), np.float32)
-    pixels = pixels[:, ::-1] if mirror else pixels
-    normalize(expected, pixels, mean_HWC[y : y + side, x : x + side], levels)
-    rows, mean = np.empty((side, 3 * side), np.float32), mean_HWC.reshape(SIZE, -1)
-    crop_HWC(rows, planes, (top, left, mirror), mean, (y, x), levels)
-    np.testing.assert_array_equal(rows.reshape(side, side, 3), expected)
-    out, mean = np.empty((3, side, side), np.float32), mean_HWC.transpose(2, 0, 1).copy()
-    crop_CHW(out, planes, (top, left, mirror), mean, (y, x), levels)
-    np.testing.assert_array_equal(out, expected.transpose(2, 0, 1))
+    levels = [0, 1, 127, 128, 254, 255, 77]
+    images = rng.choice(levels, (3, SIZE * SIZE * 3 // 2)).astype(np.uint8)
+    means_HWC = (rng.random((2, SIZE, SIZE, 3)) * 255).astype(np.float32)
+    room = SIZE - side
+    corners = np.array([[0, 0, 0], [room, room, 1], [room, min(room, 3), 1], [0, room // 2, 0]])
+    file = tmp_path / "planes"
+    file.write_bytes(b"front" + images.tobytes())
+    count = len(corners)
+    with file.open("rb") as opened:
+        crops = StoredCrops(
+            files=np.full(count, opened.fileno(), np.int32),
+            offsets=5 + np.arange(number, number + count) % 3 * images.shape[1],
+            corners=corners,
+            images=np.array([0, 1, 0, 1]),
+            origins=np.array([[room, 0], [0, room], [0, 0], [room // 2, room]]),
+            levels=np.stack([[0.9, 1.1, 1.3], [-0.3, 0.2, 0.1]] * count, dtype=np.float32).reshape(
+                count, 2, 3
+            ),
+        )
+        expected = np.empty((count, side, side, 3), np.float32)
+        for i, (top, left, mirror) in enumerate(corners):
+            decoded = rgb_from_planes(images[(number + i) % 3], SIZE)
+            pixels = decoded[top : top + side, left : left + side]
+            pixels = pixels[:, ::-1] if mirror else pixels
+            y, x = crops.origins[i]
+            mean = means_HWC[crops.images[i], y : y + side, x : x + side]
+            normalize(expected[i], pixels, mean, crops.levels[i])
+        means = means_HWC.transpose(0, 3, 1, 2).copy()
+        bits = torch.from_numpy(expected).to(torch.bfloat16).view(torch.uint16).numpy()
+        for values in (expected, bits):
+            rows = np.zeros((count, side, 3 * side), values.dtype)
+            assert write_crops(rows, crops, means, 0, count) == count
+            np.testing.assert_array_equal(rows.reshape(values.shape), values)
+            colours = np.zeros((count, 3, side, side), values.dtype)
+            # In two calls, as two threads write the halves of a batch.
+            assert write_crops(colours, crops, means, 0, 1) == 1
+            assert not colours[1:].any()
+            assert write_crops(colours, crops, means, 1, count) == count
+            np.testing.assert_array_equal(colours, values.transpose(0, 3, 1, 2))
+
+
+def test_the_loops_stop_at_the_first_image_that_its_file_does_not_hold(tmp_path):
+    length = SIZE * SIZE * 3 // 2
+    file = tmp_path / "planes"
+    file.write_bytes(bytes(2 * length))
+    zeros = np.zeros((3, 3), np.int64)
+    with file.open("rb") as opened:
+        crops = StoredCrops(
+            np.full(3, opened.fileno(), np.int32), np.array([0, length + 1, 0]), zeros, zeros[:, 0],
+            zeros[:, :2], np.ones((3, 2, 3), np.float32),
+        )  # fmt: skip
+        out = np.zeros((3, 3, SIZE, SIZE), np.float32)
+        means = np.zeros((2, 3, SIZE, SIZE), np.float32)
+        assert write_crops(out, crops, means, 0, 3) == 1
+        os.truncate(file, 0)
+        assert write_crops(out, crops, means, 0, 3) == 0
 
 
 @pytest.fixture
