@@ -181,6 +181,14 @@ def test_what_is_whole_is_kept_and_what_is_not_is_written_again(root):
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
 
+def test_a_call_with_nothing_to_do_says_so(drawn):
+    result = CliRunner().invoke(cli, ["planes", str(drawn)])
+    assert result.exit_code == 0, result.output
+    (line,) = result.output.splitlines()
+    assert line.startswith("Nothing to do: 48 images in 8 files of planes, ")
+    assert line.endswith("are stored already.")
+
+
 def test_a_killed_call_leaves_whole_files_only_and_the_next_one_ends_it(root):
     shutil.rmtree(root / "planes")
     command = [sys.executable, "-m", "alexprep", "planes", str(root), "--workers", "2"]
@@ -200,7 +208,7 @@ def test_too_small_a_disk_is_one_line_before_anything_is_written(root, monkeypat
     result = CliRunner().invoke(cli, ["planes", str(root)])
     assert result.exit_code == 1
     assert len(result.output.splitlines()) == 1
-    assert "the disk has 0.0 GB free" in result.output
+    assert "the disk has 0.00 GB free" in result.output
     assert list((root / "planes").iterdir()) == []
 
 

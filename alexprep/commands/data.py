@@ -18,7 +18,7 @@ from alexprep.commands.options import (
     usage,
     workers_option,
 )
-from alexprep.errors import OptionError
+from alexprep.errors import OptionError, counted
 
 
 @click.command()
@@ -253,10 +253,12 @@ def planes(dataset: Path, splits: tuple[str, ...], workers: int | None) -> None:
     from alexprep.dataset.decode import store_planes
 
     summary = store_planes(dataset, splits, workers=workers)
-    click.echo(
-        f"{summary.images:,} images in {summary.files:,} files of planes, {summary.written:,} "
-        f"written now, {summary.bytes / 1e9:,.2f} GB."
-    )
+    stored = f"{counted(summary.images, 'image')} in {counted(summary.files, 'file')} of planes"
+    amount = f"{summary.bytes / 1e9:,.2f} GB"
+    if summary.written:
+        click.echo(f"{stored}, {summary.written:,} written now, {amount}.")
+    else:
+        click.echo(f"Nothing to do: {stored}, {amount}, are stored already.")
 
 
 @click.command("check-imagenet")

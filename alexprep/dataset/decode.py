@@ -84,6 +84,8 @@ def _write_missing(root: Path, manifest: Manifest, names: Sequence[str], workers
         for number, shard in enumerate(manifest.splits[name].shards)
         if not _is_stored(root, shard, manifest.size)
     ]
+    if not tasks:
+        return 0
     pending = [manifest.splits[task.split].shards[task.number] for task in tasks]
     _check_space(root, sum(planes_file_bytes(manifest.size, shard.samples) for shard in pending))
     with (
@@ -107,7 +109,7 @@ def _check_space(root: Path, needed: int) -> None:
     free = shutil.disk_usage(root).free
     if needed > free:
         raise PrepareError(
-            f"{root / FOLDER} needs {needed / 1e9:,.1f} GB more, the disk has {free / 1e9:,.1f} GB "
+            f"{root / FOLDER} needs {needed / 1e9:,.2f} GB more, the disk has {free / 1e9:,.2f} GB "
             "free. Make room, or store one split with --split."
         )
 
