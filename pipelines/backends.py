@@ -79,9 +79,9 @@ def prefer_planes(
         return config
     from pipelines import resident  # noqa: PLC0415 - optional, needs numba
 
-    samples, device = manifest.splits[split].samples, torch.device(config.device)
+    samples, devices = manifest.splits[split].samples, resident.devices_of(config)
     fits = torch.cuda.is_available() and find_spec("triton") is not None
-    fits = fits and resident.fits_on_device(samples, manifest.size, device)
+    fits = fits and resident.fits_on_devices(samples, manifest.size, devices)
     return replace(config, backend="resident") if fits else config
 
 

@@ -44,9 +44,11 @@ class LoaderConfig:
             same images, such as the two columns of one network).
         world: how many share them.
         device: where the images are delivered, "cpu" or "cuda:N".
+        peers: other GPUs of this process whose memory "resident" may fill after that of `device`,
+            which reads it over NVLink or the bus; those that it cannot read are left out.
         backend: "planes": from the images that `alexprep planes` stored decoded. "resident": from
-            the whole split held decoded in GPU memory, and in the host's as far as it does not fit
-            there. "dali", "torch": decode JPEGs with DALI or Pillow. "auto": where planes are
+            the whole split held decoded in memory: of `device`, then of its `peers`, then of the
+            host. "dali", "torch": decode JPEGs with DALI or Pillow. "auto": where planes are
             stored, resident on a GPU that takes them all and planes on a CPU; else DALI if it is
             installed, else torch. "webdataset": DALI or torch, fed by the webdataset library
             instead of by index; a URL is always read so.
@@ -78,6 +80,7 @@ class LoaderConfig:
     rank: int = 0
     world: int = 1
     device: str = "cpu"
+    peers: tuple[str, ...] = ()
     backend: BackendName = "auto"
     decode: Literal["auto", "cpu", "mixed"] = "auto"
     hw_decoder_load: float = 1.0
@@ -104,12 +107,17 @@ class LoaderConfig:
             raise ValueError(
                 f"LoaderConfig.rank must be in 0..world-1, got {self.rank} of {self.world}."
             )
-        if not DEVICE.fullmatch(self.device):
-            raise ValueError(f"LoaderConfig.device must be 'cpu' or 'cuda:N', got {self.device!r}.")
+        self._check_devices()
         for name, kind in get_type_hints(LoaderConfig).items():
             choices, value = get_args(kind), getattr(self, name)
             if get_origin(kind) is Literal and value not in choices:
                 raise ValueError(f"LoaderConfig.{name} must be one of {choices}, got {value!r}.")
+
+    def _check_devices(self) -> None:
+        if not DEVICE.fullmatch(self.device):
+            raise ValueError(f"LoaderConfig.device must be 'cpu' or 'cuda:N', got {self.device!r}.")
+        if not all(DEVICE.fullmatch(name) and ":" in name for name in self.peers):
+            raise ValueError(f"LoaderConfig.peers must be 'cuda:N' each, got {self.peers!r}.")
 
     @property
     def thread_count(self) -> int:

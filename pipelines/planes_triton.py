@@ -1,6 +1,6 @@
 # pyright: basic, reportMissingImports=false, reportIndexIssue=false, reportArgumentType=false
 # pyright: reportGeneralTypeIssues=false, reportReturnType=false, reportCallIssue=false
-# ruff: noqa: ANN001, ANN202, PLR0913, PLR0915
+# ruff: noqa: ANN001, ANN202, PLR0913
 # Triton's kernels are Python to the eye alone, and a user without CUDA need not have Triton.
 """From planes to a network's input on CUDA: one kernel for everything an augmentation does.
 
@@ -25,8 +25,7 @@ BLOCK = 512
 
 
 def crop_planes(
-    planes: tuple[Tensor, Tensor],
-    rows: Tensor,
+    addresses: Tensor,
     origins: Tensor,
     levels: Tensor,
     mean_HWC: Tensor,
@@ -39,9 +38,8 @@ def crop_planes(
     """Fill `out` with crops of stored images.
 
     Args:
-        planes: the store in two parts, uint8 (M, size * size * 3 / 2) each; either may be on the
-            device, in pinned host memory or on another GPU, and the second may be empty.
-        rows: int64 (N,), which stored image each crop is of.
+        addresses: int64 (N,), where the planes of the image of each crop begin: in memory of the
+            device, of the host, page-locked, or of another GPU that the device may read.
         origins: int32 (N, 3): top, left and mirror of each crop.
         levels: float32 (N, 6): unit of red, green and blue, then `added` of each.
         mean_HWC: float32 (size, size, 3), or (1, 1, 3) for one mean a channel.
@@ -57,7 +55,7 @@ def crop_planes(
     # Triton launches on the current device, which need not be that of `out`.
     with torch.cuda.device_of(out):
         _crop_planes[grid](
-            *planes, len(planes[0]), rows, origins, levels, mean_HWC, out,
+            addresses, origins, levels, mean_HWC, out,
             SIZE=size, CROP=crop, SIDE=side, MEAN=mean_HWC.shape[0], MOVES=mean_moves,
             BLOCK=BLOCK, enable_fp_fusion=False,
         )  # fmt: skip
@@ -81,7 +79,7 @@ def _grey_level(value):
 
 @triton.jit
 def _crop_planes(
-    planes, more_planes, boundary, rows, origins, levels, mean, out,
+    addresses, origins, levels, mean, out,
     SIZE: tl.constexpr, CROP: tl.constexpr, SIDE: tl.constexpr, MEAN: tl.constexpr,
     MOVES: tl.constexpr, BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
@@ -94,12 +92,8 @@ def _crop_planes(
     mirror = tl.load(origins + 3 * number + 2)
     y = out_y + tl.load(origins + 3 * number)
     x = tl.load(origins + 3 * number + 1) + tl.where(mirror != 0, CROP - 1 - out_x, out_x)
-    # 126 GB of planes: offsets of images need 64 bits.
-    stored = tl.load(rows + number).to(tl.int64)
-    BYTES: tl.constexpr = SIZE * SIZE + 2 * HALF * HALF
-    image = planes + stored * BYTES
-    if stored >= boundary:
-        image = more_planes + (stored - boundary) * BYTES
+    # One kernel for every memory: what differs between them is where an image is.
+    image = tl.load(addresses + number).to(tl.pointer_type(tl.uint8))
     luma = tl.load(image + y * SIZE + x, mask=inside, other=0).to(tl.int32)
     row, column = y >> 1, x >> 1
     far_row = tl.minimum(tl.maximum(row + tl.where((y & 1) == 1, 1, -1), 0), HALF - 1)

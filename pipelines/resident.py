@@ -2,15 +2,16 @@
 
 At the start every image of the split becomes planes (pipelines.planes), read from the files that
 `alexprep planes` wrote or decoded by all cores. They are held in GPU memory as far as they fit,
-the rest in page-locked host memory, which a GPU reads over its bus. A batch is then one kernel
-(pipelines.planes_triton); per image the host sends where its crop is and six factors. For all of
-ILSVRC that is 126 GB.
+then in that of other GPUs, which a GPU reads over NVLink, then in page-locked host memory, which it
+reads over its bus. A batch is then one kernel (pipelines.planes_triton); per image the host sends
+its address, where its crop is and six factors. For all of ILSVRC that is 126 GB.
 """
 
 import os
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from importlib.util import find_spec
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipelines.augment import ten_views
 from pipelines.config import LoaderConfig
 from pipelines.errors import DataError
 from pipelines.format import Manifest
@@ -37,15 +37,29 @@ CHUNK = 512  # images that are decoded, then copied together
 RESERVED_BYTES = 16 << 30
 
 
-class ResidentStore(NamedTuple):
-    """Planes of a split in two parts, in the split's own order, and the label of each image.
+class Share(NamedTuple):
+    """How many images a memory holds."""
 
-    planes: uint8 (M, plane_bytes(size)) on the device and (samples - M, ...) in host memory.
+    device: torch.device
+    images: int
+
+
+class ResidentStore(NamedTuple):
+    """Planes of a split in parts, in the split's own order, and the label of each image.
+
+    parts: uint8 (M, plane_bytes(size)) each, in the memory of a GPU or of the host.
     labels: int64 (samples,).
     """
 
-    planes: tuple[Tensor, Tensor]
+    parts: tuple[Tensor, ...]
     labels: NDArray[np.int64]
+
+    def addresses(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where the planes of images begin, by their number in the split."""
+        firsts = np.cumsum([0, *(len(part) for part in self.parts[:-1])])
+        bases = np.array([part.data_ptr() for part in self.parts], np.int64)
+        numbers = np.searchsorted(firsts, rows, side="right") - 1
+        return bases[numbers] + (rows - firsts[numbers]) * self.parts[0].shape[1]
 
 
 def interpreted() -> bool:
@@ -53,63 +67,99 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def images_on_device(samples: int, size: int, device: torch.device) -> int:
-    """How many images GPU memory takes; DataError if the host cannot hold the others."""
-    if device.type != "cuda":
-        return samples
-    free, _ = torch.cuda.mem_get_info(device)
-    count = max(0, min(samples, (free - RESERVED_BYTES) // plane_bytes(size)))
+def share_images(samples: int, size: int, devices: Sequence[torch.device]) -> list[Share]:
+    """How many images each GPU holds, in the order they are filled, and the host at last.
+
+    The first of the devices is the one that makes the batches; of the others those count whose
+    memory it can read. DataError if the host cannot hold what does not fit on them.
+    """
+    if devices[0].type != "cuda":
+        return [Share(devices[0], samples)]
+    free = {device: _free_bytes(device) for device in _readable(devices)}
+    shares: list[Share] = []
+    surplus = samples
+    for device, available in free.items():
+        count = max(0, min(surplus, (available - RESERVED_BYTES) // plane_bytes(size)))
+        shares.append(Share(device, int(count)))
+        surplus -= int(count)
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    on_host, available = (samples - count) * plane_bytes(size), _available_host_bytes()
+    on_host, available = surplus * plane_bytes(size), _available_host_bytes()
     # Page-locked memory cannot be swapped: half of the host's stays for everything else.
     if on_host * processes > available // 2:
-        raise DataError(
-            _too_little_memory(samples * plane_bytes(size), on_host, free, available, processes)
-        )
-    return int(count)
+        needed = samples * plane_bytes(size)
+        raise DataError(_too_little_memory(needed, on_host, free, available, processes))
+    return [*shares, Share(torch.device("cpu"), surplus)]
 
 
-def _too_little_memory(needed: int, on_host: int, free: int, available: int, processes: int) -> str:
+def _readable(devices: Sequence[torch.device]) -> list[torch.device]:
+    """The first device, and those GPUs whose memory it can read."""
+    first, *peers = devices
+    number = torch.cuda.current_device() if first.index is None else first.index
+    others = [peer for peer in dict.fromkeys(peers) if peer.index != number]
+    return [first, *(peer for peer in others if torch.cuda.can_device_access_peer(first, peer))]
+
+
+def _free_bytes(device: torch.device) -> int:
+    return torch.cuda.mem_get_info(device)[0]
+
+
+def _too_little_memory(
+    needed: int, on_host: int, free: Mapping[torch.device, int], available: int, processes: int
+) -> str:
+    gpus = " and ".join(f"{device} has {count / 1e9:,.1f} GB" for device, count in free.items())
     host = f"{on_host / 1e9:,.1f} GB"
-    # Another GPU's memory could be read over NVLink; that is not done, since nobody could try it.
+    # Processes could read each other's GPUs too; nobody could try that.
     shared = (
-        f"{host} in each of {processes} processes, which do not share them between GPUs,"
-        if processes > 1
-        else f"{host}"
+        f"{host} in each of {processes} processes, which share none," if processes > 1 else host
     )
     return (
-        f"The images need {needed / 1e9:,.1f} GB decoded: the GPU has {free / 1e9:,.1f} GB free, "
-        f"{RESERVED_BYTES / 1e9:,.1f} of them left to the network, and {shared} are more than half "
-        f"of the host's {available / 1e9:,.1f}. Use backend='dali', or 'planes' after `alexprep "
-        "planes`."
+        f"The images need {needed / 1e9:,.1f} GB decoded: {gpus} free, {RESERVED_BYTES / 1e9:,.1f} "
+        f"of each left to the network, and {shared} are more than half of the host's "
+        f"{available / 1e9:,.1f}. Use backend='dali', 'planes' after `alexprep planes`, or more "
+        "GPUs that can read each other in one process (LoaderConfig.peers)."
     )
 
 
-def fits_on_device(samples: int, size: int, device: torch.device) -> bool:
-    """Whether all images fit into GPU memory beside a network."""
-    return device.type == "cuda" and (
-        torch.cuda.mem_get_info(device)[0] - RESERVED_BYTES >= samples * plane_bytes(size)
-    )
+def fits_on_devices(samples: int, size: int, devices: Sequence[torch.device]) -> bool:
+    """Whether all images fit into the memory of GPUs beside a network."""
+    if devices[0].type != "cuda":
+        return False
+    rooms = (_free_bytes(device) - RESERVED_BYTES for device in _readable(devices))
+    return sum(max(0, room) // plane_bytes(size) for room in rooms) >= samples
 
 
 def _available_host_bytes() -> int:
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
+def _empty_part(share: Share, size: int, first: torch.device) -> Tensor:
+    """Memory for a share of the images that `first` can read."""
+    pinned = share.device.type == "cpu" and first.type == "cuda"
+    part = torch.empty(
+        (share.images, plane_bytes(size)), dtype=torch.uint8, device=share.device, pin_memory=pinned
+    )
+    if share.device.type == "cuda" and share.device != first:
+        # With a copy to another GPU, PyTorch lets this one read and write all of its memory.
+        torch.zeros(1, dtype=torch.uint8, device=first).to(share.device)
+    return part
+
+
 def load_store(
-    reader: SampleReader, device: torch.device, progress: Callable[[int], None], *, threads: int
+    reader: SampleReader,
+    shares: Sequence[Share],
+    progress: Callable[[int], None],
+    *,
+    threads: int,
 ) -> ResidentStore:
-    """Read or decode the whole split by `threads` threads.
+    """Read or decode the whole split by `threads` threads, into the memories of `share_images`.
 
     `progress` is called with the number of images loaded since its last call. DataError for an
-    image that planes cannot hold, with its shard and key, or for too little memory.
+    image that planes cannot hold, with its shard and key.
     """
     samples, size = sum(reader.lengths), reader.manifest.size
-    count = images_on_device(samples, size, device)
-    on_device = torch.empty((count, plane_bytes(size)), dtype=torch.uint8, device=device)
-    on_host = torch.empty(
-        (samples - count, plane_bytes(size)), dtype=torch.uint8, pin_memory=device.type == "cuda"
-    )
+    first = shares[0].device
+    parts = tuple(_empty_part(share, size, first) for share in shares)
+    ends = list(accumulate(share.images for share in shares))
     labels = np.empty(samples, np.int64)
 
     def load(start: int) -> int:
@@ -117,9 +167,12 @@ def load_store(
         chunk = np.empty((stop - start, plane_bytes(size)), np.uint8)
         for index in range(start, stop):
             labels[index] = _load(reader, index, size, chunk[index - start])
-        planes, middle = torch.as_tensor(chunk), max(start, min(stop, count))
-        on_device[start:middle].copy_(planes[: middle - start])
-        on_host[middle - count : stop - count].copy_(planes[middle - start :])
+        planes = torch.as_tensor(chunk)
+        for part, end in zip(parts, ends, strict=True):
+            origin = end - len(part)
+            a, b = max(start, origin), min(stop, end)
+            if a < b:
+                part[a - origin : b - origin].copy_(planes[a - start : b - start])
         return stop
 
     with closing(prefetch(range(0, samples, CHUNK), load, threads, threads)) as loaded:
@@ -127,10 +180,11 @@ def load_store(
         for stop in loaded:
             progress(stop - done)
             done = stop
-    if device.type == "cuda":
-        # Batches are made on other streams than the one that the copies were queued on.
-        torch.cuda.synchronize(device)
-    return ResidentStore((on_device, on_host), labels)
+    for share in shares:
+        if share.device.type == "cuda":
+            # Batches are made on other streams than those that the copies were queued on.
+            torch.cuda.synchronize(share.device)
+    return ResidentStore(parts, labels)
 
 
 def _load(reader: SampleReader, index: int, size: int, out: NDArray[np.uint8]) -> int:
@@ -154,25 +208,30 @@ class ResidentReader:
 
     Args:
         reader: of the samples, as JPEGs or as planes.
-        device: whose memory is filled first.
+        devices: whose memory is filled, one after the other; the first makes the batches.
         threads: that read and decode.
     """
 
     concurrent = True
     means = ""
 
-    def __init__(self, reader: SampleReader, device: torch.device, *, threads: int) -> None:
-        self.reader, self.device, self.threads = reader, device, threads
+    def __init__(
+        self, reader: SampleReader, devices: Sequence[torch.device], *, threads: int
+    ) -> None:
+        self.reader, self.devices, self.threads = reader, devices, threads
         self.manifest, self.split, self.lengths = reader.manifest, reader.split, reader.lengths
-        images_on_device(sum(self.lengths), self.manifest.size, device)
+        self._shares()
         self._store: ResidentStore | None = None
 
     def store(self, progress: Callable[[int], None] = lambda _count: None) -> ResidentStore:
         """The split in memory; it stays there when the loader starts anew from another state."""
         if self._store is None:
-            self._store = load_store(self.reader, self.device, progress, threads=self.threads)
+            self._store = load_store(self.reader, self._shares(), progress, threads=self.threads)
             self.reader.close()
         return self._store
+
+    def _shares(self) -> list[Share]:
+        return share_images(sum(self.lengths), self.manifest.size, self.devices)
 
     def batches(self, schedule: BatchSchedule, epoch: int, step: int) -> Iterator[BatchPlan]:
         return schedule.batches(epoch, step)
@@ -190,6 +249,11 @@ class ResidentReader:
         self.reader.close()
 
 
+def devices_of(config: LoaderConfig) -> list[torch.device]:
+    """The device of the batches, and its peers."""
+    return [torch.device(name) for name in (config.device, *config.peers)]
+
+
 def open_resident(
     root: Path, manifest: Manifest, split: str, *, check: Check, config: LoaderConfig
 ) -> ResidentReader:
@@ -198,7 +262,7 @@ def open_resident(
     samples = PlanesReader if has_planes(root, manifest, split) else SplitReader
     return ResidentReader(
         samples(root, manifest, split, check),
-        torch.device(config.device),
+        devices_of(config),
         threads=config.thread_count,
     )
 
@@ -207,13 +271,13 @@ class ResidentImages:
     """Makes images of plans from a store.
 
     Images are (N, 3, crop, crop), or (N, 10, 3, crop, crop) with ten views, and channels_last in
-    memory if `preprocess` says so.
+    memory if `preprocess` says so. The store's first part is on the device that makes them.
     """
 
     def __init__(self, store: ResidentStore, preprocess: Preprocess, size: int) -> None:
         self.store, self.preprocess, self.size = store, preprocess, size
         self.normalize = Normalize(preprocess)
-        self.device = store.planes[0].device
+        self.device = store.parts[0].device
         image = preprocess.colours.image_HWC
         mean = np.zeros((1, 1, 3)) if image is None else image
         self.mean_HWC = torch.as_tensor(mean.astype(np.float32)).to(self.device)
@@ -227,19 +291,18 @@ class ResidentImages:
         from pipelines.planes_triton import crop_planes  # noqa: PLC0415 - Triton is optional
 
         preprocess, crop = self.preprocess, self.preprocess.spec.crop
-        rows, origins, levels = self._arguments(plan)
+        crops = self.normalize.crops(plan.draws)
         if out is None:
             out = torch.empty(
-                (len(rows), 3, crop, crop),
+                (len(crops.images), 3, crop, crop),
                 dtype=self.dtype,
                 device=self.device,
                 memory_format=torch.channels_last,
             )
         crop_planes(
-            self.store.planes,
-            self._sent(rows),
-            self._sent(origins),
-            self._sent(levels),
+            self._sent(self.store.addresses(plan.indices[crops.images])),
+            self._sent(crops.corners.astype(np.int32)),
+            self._sent(crops.factors.levels.reshape(-1, 6)),
             self.mean_HWC,
             out,
             size=self.size,
@@ -249,18 +312,6 @@ class ResidentImages:
         if preprocess.views > 1:
             return out.contiguous().view(-1, VIEWS, *out.shape[1:])
         return out if preprocess.channels_last else out.contiguous()
-
-    def _arguments(self, plan: BatchPlan) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-        """Stored image (N,), top, left and mirror (N, 3), and factors (N, 6) of each crop."""
-        draws, rows = plan.draws, plan.indices
-        if self.preprocess.views == 1:
-            origins = np.stack([draws.y, draws.x, draws.mirror], axis=1)
-            levels = self.normalize.factors(draws).levels
-        else:
-            origins = np.tile(np.array(ten_views(self.preprocess.spec)), (len(rows), 1))
-            levels = np.tile(self.normalize.ten_factors.levels, (len(rows), 1, 1))
-            rows = np.repeat(rows, VIEWS)
-        return rows, origins.astype(np.int32), levels.reshape(-1, 6)
 
     def _sent(self, values: NDArray[Any]) -> Tensor:
         tensor = torch.as_tensor(np.ascontiguousarray(values))

@@ -14,12 +14,20 @@ import numpy as np, torch
 from tests.test_planes import SIZE, noisy_jpeg, planes_of
 from pipelines.planes import rgb_from_planes
 from pipelines.planes_triton import crop_planes
+from pipelines.resident import ResidentStore
 
 rng = np.random.default_rng(5)
 CROP, SIDE, N = 50, 53, 5
 images = [planes_of(noisy_jpeg(seed, 90, 60)) for seed in range(4)]
-store = torch.from_numpy(np.stack(images))
-rows = torch.from_numpy(rng.integers(0, 4, N))
+rows = np.array([0, 3, 1, 2, 3])
+
+def store(*lengths):
+    # Apart from each other in memory, as on several GPUs.
+    ends = np.cumsum(lengths)
+    parts = [np.stack(images[end - n : end]) if n else np.empty((0, len(images[0])), np.uint8)
+             for n, end in zip(lengths, ends)]
+    return ResidentStore(tuple(torch.from_numpy(part) for part in parts), np.zeros(4))
+
 origins = torch.from_numpy(np.stack(
     [rng.integers(0, SIZE - CROP + 1, N), rng.integers(0, SIZE - CROP + 1, N),
      rng.integers(0, 2, N)], axis=1).astype(np.int32))
@@ -30,13 +38,17 @@ added = rng.uniform(-50, 50, (N, 3)).astype(np.float32)
 levels = torch.from_numpy(np.concatenate([units, added], axis=1))
 whole = rng.uniform(90, 140, (SIZE, SIZE, 3)).astype(np.float32)
 centre = (SIZE - CROP) // 2
+def crops(held, dtype, mean, moves):
+    out = torch.full((N, 3, SIDE, SIDE), 7.0, dtype=dtype).to(memory_format=torch.channels_last)
+    mean_HWC = torch.from_numpy(np.ascontiguousarray(mean))
+    addresses = torch.from_numpy(held.addresses(rows))
+    crop_planes(addresses, origins, levels, mean_HWC, out, size=SIZE, crop=CROP, mean_moves=moves)
+    return out
+
+one = store(4)
 for mean, moves in ((whole, False), (whole, True), (whole[:1, :1], False)):
     for dtype in (torch.float32, torch.bfloat16):
-        out = torch.full((N, 3, SIDE, SIDE), 7.0, dtype=dtype)
-        out = out.to(memory_format=torch.channels_last)
-        mean_HWC = torch.from_numpy(np.ascontiguousarray(mean))
-        crop_planes((store[:3], store[3:]), rows, origins, levels, mean_HWC, out,
-                    size=SIZE, crop=CROP, mean_moves=moves)
+        out = crops(one, dtype, mean, moves)
         for n in range(N):
             y, x, mirror = origins[n].tolist()
             pixels = rgb_from_planes(images[rows[n]], SIZE)[y:y+CROP, x:x+CROP].astype(np.float32)
@@ -53,6 +65,9 @@ for mean, moves in ((whole, False), (whole, True), (whole[:1, :1], False)):
                 expected = (expected.view(torch.int32) & -65536).view(torch.float32).to(dtype)
             assert torch.equal(out[n, :, :CROP, :CROP], expected), (n, moves, dtype)
         assert not out[:, :, CROP:].any() and not out[:, :, :, CROP:].any()
+expected = crops(one, torch.float32, whole, True)
+for parts in ((1, 3), (3, 1), (0, 4, 0), (2, 1, 1)):
+    assert torch.equal(crops(store(*parts), torch.float32, whole, True), expected), parts
 """
 
 
@@ -69,21 +84,15 @@ def compiled(capability, dtype):
 
     from pipelines.planes_triton import BLOCK, _crop_planes  # noqa: PLC0415
 
-    types = {
-        **{"planes": "*u8", "more_planes": "*u8", "boundary": "i32", "rows": "*i64"},
-        **{"origins": "*i32", "levels": "*fp32"},
-        **{"mean": "*fp32", "out": dtype},
-    }
+    types = {"addresses": "*i64", "origins": "*i32", "levels": "*fp32", "mean": "*fp32"}
+    types["out"] = dtype
     values = {"SIZE": 256, "CROP": 224, "SIDE": 227, "MEAN": 256, "MOVES": False, "BLOCK": BLOCK}
     signature, constants, attributes = {}, {}, {}
     for number, name in enumerate(_crop_planes.arg_names):
+        signature[name] = types.get(name, "constexpr")
         if name in types:
-            signature[name] = types[name]
-            if name == "boundary":
-                continue
             attributes[(number,)] = [["tt.divisibility", 16]]
         else:
-            signature[name] = "constexpr"
             constants[(number,)] = values[name]
     source = ASTSource(_crop_planes, signature, constants, attributes)
     target = GPUTarget("cuda", capability, 32)

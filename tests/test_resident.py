@@ -1,14 +1,22 @@
 """A split held decoded in memory gives the CPU's own pixels, by Triton's interpreter."""
 
+import ctypes
 import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
 from pipelines import AugmentSpec, DataError, LoaderConfig, open_loader, resident
+from pipelines.augment import colours
+from pipelines.format import Manifest
+from pipelines.normalize import Preprocess
+from pipelines.order import BatchSchedule
 from pipelines.planesfile import FOLDER, plane_bytes
+from pipelines.resident import ResidentImages, Share, fits_on_devices, load_store, share_images
+from pipelines.shards import SplitReader
 from tests.tarsets import drawn_items, measured, write_dataset
 
 pytest.importorskip("triton", reason="Triton comes for Linux alone")
@@ -126,20 +134,99 @@ def test_without_a_gpu_the_reason_and_another_backend_are_named(root):
         open_loader(root, "train", LoaderConfig(batch=6, backend="resident"), spec)
 
 
+def gpus(monkeypatch, free, readable=True):
+    """GPUs that have so many bytes free, of which the first reads the others or not."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free[device.index], 80 << 30))
+    monkeypatch.setattr(torch.cuda, "can_device_access_peer", lambda _device, _peer: readable)
+    return [torch.device(f"cuda:{number}") for number in range(len(free))]
+
+
+def images_of(shares):
+    return [(str(share.device), share.images) for share in shares]
+
+
 def test_memory_is_checked_before_it_is_taken_and_every_process_counts(monkeypatch):
-    gpu = torch.device("cuda:0")
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (20 << 30, 80 << 30))
+    devices = gpus(monkeypatch, [20 << 30])
     image = plane_bytes(256)
-    assert resident.images_on_device(10, 256, gpu) == 10
+    assert images_of(share_images(10, 256, devices)) == [("cuda:0", 10), ("cpu", 0)]
     fitting = (4 << 30) // image  # 16 of 20 GiB are the network's
-    assert resident.images_on_device(fitting + 10, 256, gpu) == fitting
-    assert not resident.fits_on_device(fitting + 10, 256, gpu)
+    expected = [("cuda:0", fitting), ("cpu", 10)]
+    assert images_of(share_images(fitting + 10, 256, devices)) == expected
+    assert fits_on_devices(fitting, 256, devices)
+    assert not fits_on_devices(fitting + 10, 256, devices)
     host = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     more = fitting + host // 3 // image  # a third of the host for a process, half for all of them
-    assert resident.images_on_device(more, 256, gpu) == fitting
+    assert share_images(more, 256, devices)[0].images == fitting
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     with pytest.raises(DataError, match=r"in each of 2 processes, .* more than half of the host's"):
-        resident.images_on_device(more, 256, gpu)
+        share_images(more, 256, devices)
+
+
+def test_peers_hold_what_the_first_gpu_does_not_and_the_host_the_surplus(monkeypatch):
+    image = plane_bytes(256)
+    devices = gpus(monkeypatch, [20 << 30, 10 << 30, 17 << 30])
+    first, third = (4 << 30) // image, (1 << 30) // image  # the second has nothing to spare
+    shares = share_images(first + third + 7, 256, devices)
+    expected = [("cuda:0", first), ("cuda:1", 0), ("cuda:2", third), ("cpu", 7)]
+    assert images_of(shares) == expected
+    assert fits_on_devices(first + third, 256, devices)
+    assert not fits_on_devices(first + third + 1, 256, devices)
+    # The same GPU by another name is one, and one that cannot be read is none.
+    assert images_of(share_images(first + 5, 256, [devices[0], devices[0]])) == [
+        ("cuda:0", first),
+        ("cpu", 5),
+    ]
+    gpus(monkeypatch, [20 << 30, 10 << 30, 17 << 30], readable=False)
+    assert images_of(share_images(first + 5, 256, devices)) == [("cuda:0", first), ("cpu", 5)]
+
+
+def test_too_little_memory_names_every_gpu_and_what_to_do(monkeypatch):
+    devices = gpus(monkeypatch, [20 << 30, 18 << 30])
+    samples = 10**9
+    with pytest.raises(DataError, match=r"cuda:0 has 21.5 GB and cuda:1 has 19.3 GB free") as error:
+        share_images(samples, 256, devices)
+    assert "backend='dali'" in str(error.value)
+
+
+def test_parts_hold_the_split_between_them_in_its_order(root):
+    manifest = Manifest.load(root)
+    cpu, images = torch.device("cpu"), []
+    for counts in ((21,), (5, 0, 9, 7)):
+        reader = SplitReader(root, manifest, "train")
+        shares = [Share(cpu, count) for count in counts]
+        store = load_store(reader, shares, lambda _count: None, threads=2)
+        assert [len(part) for part in store.parts] == list(counts)
+        images.append((torch.cat(store.parts), store.labels))
+        addresses = store.addresses(np.arange(21))
+        for row, address in enumerate(addresses.tolist()):
+            stored = ctypes.string_at(address, plane_bytes(64))
+            assert stored == images[0][0][row].numpy().tobytes()
+    assert torch.equal(images[0][0], images[1][0])
+    assert np.array_equal(images[0][1], images[1][1])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_a_gpu_reads_the_memory_of_its_peer(root, monkeypatch):
+    manifest, devices = Manifest.load(root), [torch.device("cuda:0"), torch.device("cuda:1")]
+    if not torch.cuda.can_device_access_peer(*devices):
+        pytest.skip("cuda:0 cannot read cuda:1")
+    monkeypatch.setattr(resident, "CHUNK", 4)
+    spec = AugmentSpec(source=64, crop=44, mean="none", lighting=0, divide=1)
+    schedule = BatchSchedule(
+        lengths=[21], spec=spec, train=True, seed=0, batch=21, rank=0, world=1, order="global",
+        window=1,
+    )  # fmt: skip
+    plan = next(schedule.batches(0, 0))
+    preprocess = Preprocess(spec, colours(spec, None))
+    images = []
+    for counts in ((21, 0), (8, 13), (0, 21)):
+        reader = SplitReader(root, manifest, "train")
+        shares = [Share(*pair) for pair in zip(devices, counts, strict=True)]
+        store = load_store(reader, shares, lambda _count: None, threads=2)
+        images.append(ResidentImages(store, preprocess, 64).images(plan).cpu())
+    assert torch.equal(images[0], images[1])
+    assert torch.equal(images[0], images[2])
 
 
 @pytest.mark.gpu

@@ -28,7 +28,7 @@ LOCK, LEASE = ".lock", ".lease"
 FREE = (
     *("train.log_steps", "train.checkpoint_minutes", "train.keep", "train.cuda_graph"),
     *("loader.backend", "loader.decode", "loader.device", "loader.threads", "loader.readers"),
-    *("loader.hw_decoder_load",),
+    *("loader.hw_decoder_load", "loader.peers"),
     *("loader.prefetch", "loader.pin_memory", "loader.check", "loader.rank", "loader.world"),
 )
 # Fields that earlier releases did not record, and what they did.

@@ -216,6 +216,8 @@ def _open_loaders(
     config = replace(
         recipe.loader,
         device=placement.devices[0],
+        # The other columns' GPUs hold parts of images that do not fit on one.
+        peers=tuple(name for name in placement.devices[1:] if name.startswith("cuda")),
         channels_last=recipe.train.channels_last,
         rank=placement.replicas.rank,
         world=placement.replicas.world,
