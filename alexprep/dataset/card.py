@@ -11,13 +11,11 @@ import html
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import msgspec
 import yaml
 
@@ -37,6 +35,24 @@ IMAGENET_TERMS = "https://www.image-net.org/download.php"
 IMAGENET_PROMPT = (
     "The images are of ImageNet. By requesting access you agree to its terms of access "
     f"({IMAGENET_TERMS}): non-commercial research and education only."
+)
+IMAGENET_LICENSE = (
+    "The images are of ImageNet. Its terms of access allow non-commercial research and education "
+    "only, the images belong\nto their owners, and whoever gets a copy must have agreed to the "
+    "terms: keep a copy on the Hub private or gated.\n"
+    f"See <{IMAGENET_TERMS}>."
+)
+HOW_TO_READ = """\
+```python
+from datasets import load_dataset
+
+train = load_dataset("PATH", split="train", streaming=True)
+```
+
+The tars are also read by webdataset, wids, timm and DALI (with the files of `index/`)."""
+CHECKS = (
+    "`sha256sum -c SHA256SUMS` checks the files, `alexprep verify` every image. `croissant.json` "
+    "describes the data set for\nmachines."
 )
 IMAGENET_CITATION = """\
 @article{ILSVRC15,
@@ -285,37 +301,95 @@ def _description(manifest: Manifest, publication: Publication) -> str:
 
 
 def _body(manifest: Manifest, publication: Publication, stats: Sequence[ImageStats]) -> str:
-    environment = jinja2.Environment(  # autoescape is for HTML; `plain` escapes Markdown too
-        undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False
+    """The text below the front matter: paragraphs, those that say nothing left out."""
+    rows = [_split_row(name, split) for name, split in manifest.splits.items()]
+    paragraphs = [
+        f"# {plain(manifest.name)}",
+        _description(manifest, publication),
+        _table(
+            "| split | images | images per class | shards | bytes |",
+            "|---|---:|---:|---:|---:|",
+            rows,
+        ),
+        f"A sample is three files of a tar: `KEY.jpg` (a baseline JPEG of {manifest.dimensions}), "
+        "`KEY.cls` (the label in\ndigits) and `KEY.json` (class, width, height and SHA-256 of the "
+        "source image).",
+        HOW_TO_READ,
+        "## Classes",
+        f"{len(manifest.classes):,} classes; `synsets.txt` has them in label order.",
+        _class_table(manifest) if len(manifest.classes) <= MAX_CLASSES else "",
+        *(_statistics(stats) if stats else ()),
+        *_origin(manifest, publication),
+        *(f"Warning: {plain(warning)}" for warning in manifest.warnings),
+        CHECKS,
+        "## License",
+        _license(manifest, publication),
+        f"Published by {plain(publication.author)}." if publication.author else "",
+    ]
+    if is_imagenet(manifest):
+        paragraphs += ["## Citation", f"```bibtex\n{IMAGENET_CITATION}\n```"]
+    return re.sub(r"\n{3,}", "\n\n", "\n\n".join(filter(None, paragraphs))) + "\n"
+
+
+def _table(head: str, rule: str, rows: Iterable[Iterable[str]]) -> str:
+    return "\n".join([head, rule, *(f"| {' | '.join(cells)} |" for cells in rows)])
+
+
+def _class_table(manifest: Manifest) -> str:
+    head = f"| label | class | names | images of {' | images of '.join(manifest.splits)} |"
+    return _table(head, "|---:|---|---|" + "---:|" * len(manifest.splits), _class_rows(manifest))
+
+
+def _statistics(stats: Sequence[ImageStats]) -> list[str]:
+    head = (
+        "| split | images | mean | standard deviation | standard deviation along the colour axes |"
     )
-    environment.filters["plain"] = plain
-    template = environment.from_string(
-        files("alexprep").joinpath("data/card.md").read_text("utf-8")
+    return [
+        "## Statistics",
+        "RGB in 0..255, over every pixel of the split; the mean image is in `stats.npz` and "
+        "`mean.png`.",
+        _table(head, "|---|---:|---|---|---|", map(_stats_row, stats)),
+    ]
+
+
+def _origin(manifest: Manifest, publication: Publication) -> list[str]:
+    """What it was made from and how, what was repaired and what left out."""
+    source = {"name": "", "kind": "", "sha256": ""} | dict(manifest.source)
+    facts = [(plain(name), plain(value)) for name, value in _facts(manifest, publication)]
+    fixes, duplicates = (
+        ", ".join(f"{plain(name)} {count:,}" for name, count in sorted(counts.items()))
+        for counts in (manifest.fixes, manifest.duplicates)
     )
-    imagenet = is_imagenet(manifest)
-    text = template.render(
-        title=manifest.name,
-        description=_description(manifest, publication),
-        splits=[_split_row(name, split) for name, split in manifest.splits.items()],
-        split_names=list(manifest.splits),
-        dimensions=manifest.dimensions,
-        class_count=len(manifest.classes),
-        classes=_class_rows(manifest) if len(manifest.classes) <= MAX_CLASSES else [],
-        stats=[_stats_row(entry) for entry in stats],
-        alexprep=manifest.alexprep,
-        source={"name": "", "kind": "", "sha256": ""} | dict(manifest.source),
-        facts=_facts(manifest, publication),
-        fixes=sorted(manifest.fixes.items()),
-        duplicates=sorted(manifest.duplicates.items()),
-        skipped=manifest.left_out,
-        max_skipped=MAX_SKIPPED,
-        warnings=manifest.warnings,
-        terms=IMAGENET_TERMS if imagenet and publication.license is None else "",
-        license=publication.license or "unknown",
-        author=publication.author,
-        citation=IMAGENET_CITATION if imagenet else "",
-    )
-    return re.sub(r"\n{3,}", "\n\n", text)
+    return [
+        "## How it was made",
+        f"By `alexprep shard` {plain(manifest.alexprep)} from {plain(source['name'])} "
+        f"({plain(source['kind'])}, SHA-256 of its list of files\n`{plain(source['sha256'])}`). "
+        "The bytes of the shards are a function of source, configuration and codec.",
+        _table("| | |", "|---|---|", facts),
+        f"Repaired images: {fixes}." if fixes else "No image needed a repair.",
+        f"Files that are there more than once: {duplicates}." if duplicates else "",
+        *_skipped(manifest),
+    ]
+
+
+def _skipped(manifest: Manifest) -> list[str]:
+    files = manifest.left_out
+    if not files:
+        return ["Every image of the source is in the data set."]
+    rows = [(plain(entry.path), plain(entry.reason)) for entry in files[:MAX_SKIPPED]]
+    return [
+        f"Files of the source that are not in the data set: {len(files):,}.",
+        _table("| file | reason |", "|---|---|", rows),
+        "The others are in `left_out` of `manifest.json`." if len(files) > MAX_SKIPPED else "",
+    ]
+
+
+def _license(manifest: Manifest, publication: Publication) -> str:
+    if publication.license is not None:
+        return publication.license
+    if not is_imagenet(manifest):
+        return "Not stated. `alexprep card --license ID` states it."
+    return IMAGENET_LICENSE
 
 
 def plain(value: object) -> str:
@@ -356,12 +430,12 @@ def _facts(manifest: Manifest, publication: Publication) -> list[tuple[str, str]
     ]
 
 
-def _stats_row(stats: ImageStats) -> dict[str, Any]:
-    numbers = {
-        name: ", ".join(f"{value:.2f}" for value in getattr(stats, name).tolist())
+def _stats_row(stats: ImageStats) -> list[str]:
+    numbers = (
+        ", ".join(f"{value:.2f}" for value in getattr(stats, name).tolist())
         for name in ("mean", "sd", "stdevs")
-    }
-    return {"split": stats.split, "images": stats.images, **numbers}
+    )
+    return [stats.split, f"{stats.images:,}", *numbers]
 
 
 def renew_card(
