@@ -66,7 +66,7 @@ def http_root(root):
 
 
 def config(**changes):
-    return LoaderConfig(**{"batch": 8, "order": "shards", "seed": 6, "timeout": 5.0} | changes)
+    return LoaderConfig(**{"batch": 8, "order": "shards", "seed": 6, "timeout": 60.0} | changes)
 
 
 def batches(root, epochs=2, augment=None, **changes):
@@ -207,7 +207,7 @@ def test_a_server_that_dies_in_the_middle_is_an_error_in_the_consumer(root):
             return None
 
     server, thread, url = serve(functools.partial(Mortal, directory=root))
-    loader = open_loader(url, "train", config(readers=1, timeout=3.0), RAW)
+    loader = open_loader(url, "train", config(readers=1), RAW)
     given = iter(loader)
     next(given)
     server.shutdown()

@@ -5,8 +5,6 @@ import os
 import socket
 import subprocess
 import sys
-import threading
-import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -75,19 +73,18 @@ def test_a_finished_run_says_so(run, capsys):
     assert capsys.readouterr().out.splitlines()[-1] == f"{run}: finished after 4 of 4 epochs"
 
 
-def test_records_are_lines_while_a_process_trains_and_it_ends_with_the_process(run, capsys):
+def test_records_are_lines_while_a_process_trains_and_it_ends_with_the_process(
+    run, capsys, monkeypatch
+):
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
         lock(run, process.pid)
 
-        def train():
-            time.sleep(0.2)
+        def train_on(_seconds):
             write(run, [step(1, 10), epoch(1)], mode="a")
             process.communicate(b"\n")
 
-        thread = threading.Thread(target=train)
-        thread.start()
-        watch(run, interval=0.05)
-        thread.join()
+        monkeypatch.setattr(watching.time, "sleep", train_on)  # between two looks
+        watch(run, interval=60)
     lines = capsys.readouterr().out.splitlines()
     # 35 steps of 200 images at 100 a second, and three validations of 5 s.
     assert lines[2].startswith(f"{run}: 1:05 left, process {process.pid} on {socket.gethostname()}")
