@@ -2,25 +2,25 @@
 
 import os
 import socket
-import subprocess
 import time
 
+from tests.forks import Fork
 
-def start_ranks(world, command, **options):
-    """The same command in `world` processes; a process's rank comes after its options."""
+
+def start_ranks(world, command, *, env=os.environ, **options):
+    """The same command in `world` processes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
     return [
-        subprocess.Popen(
-            [str(part) for part in command],
+        Fork(
+            command,
             env={
-                **os.environ,
+                **env,
                 **meeting,
                 **{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)},
             },
-            text=True,
             **options,
         )
         for rank in range(world)

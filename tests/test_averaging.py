@@ -7,8 +7,8 @@ from torch import nn
 
 from alexnet.distributed import averaging
 from alexnet.distributed.averaging import GradientAverage
-from alexnet.distributed.mesh import Replicas
-from tests.test_mesh import assert_same, enlist, finished
+from alexnet.distributed.mesh import Replicas, join
+from tests.test_mesh import assert_same, finished
 
 IMAGES = 5  # one process has three of them, the other two
 # Which layers a schedule has frozen in each step.
@@ -44,7 +44,7 @@ def gradients(average, share):
 
 def worker(rank, folder):
     averaging.FIRST_BUCKET_BYTES, averaging.BUCKET_BYTES = 100, 3000
-    team = enlist(rank, columns=1)
+    team = join(columns=1)
     replicas = Replicas(team=team)
     computed = gradients(
         lambda model: GradientAverage(model.parameters(), replicas), slice(rank, None, 2)
@@ -76,7 +76,7 @@ def test_buckets_hold_every_gradient_in_the_order_of_backward(monkeypatch, first
 
 
 def timeouts_worker(rank, folder):
-    team = enlist(rank, timeout=70.0)
+    team = join(timeout=70.0)
     groups = (team.feed, team.group, team.mesh.get_group("replica"))
     limits = [group._get_backend(torch.device("cpu")).options._timeout for group in groups]
     torch.save([limit.total_seconds() for limit in limits], folder / f"{rank}.pt")

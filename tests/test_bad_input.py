@@ -5,15 +5,13 @@ checkpoints; folders that may not be written. Nothing is left behind.
 """
 
 import json
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from alexprep.cli import cli
+from tests.forks import run_fork
 from tests.reports import make_dataset, make_run
 
 ON_DATA = {
@@ -155,21 +153,18 @@ LOCKED = {
 def without_privileges(*words):
     """The command in a process of its own that may not write what its permissions forbid."""
     program = """
-import ctypes, sys
-# prctl(PR_CAPBSET_DROP) of CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH, for those who are root
-for capability in (1, 2):
-    ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)
-import os
-os.execv(sys.executable, [sys.executable, "-m", "alexprep", *sys.argv[1:]])
+import ctypes
+# For those who are root: without CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH, bits 1 and 2.
+version = (ctypes.c_uint32 * 2)(0x20080522, 0)
+capabilities = (ctypes.c_uint32 * 6)()
+assert ctypes.CDLL(None).capget(version, capabilities) == 0
+for word in range(3):
+    capabilities[word] &= ~0b110
+assert ctypes.CDLL(None).capset(version, capabilities) == 0
+from alexprep.cli import cli
+cli(prog_name="alexprep")
 """
-    return subprocess.run(
-        [sys.executable, "-c", program, *map(str, words)],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        cwd=Path(__file__).parents[1],
-        timeout=240,
-    )
+    return run_fork([sys.executable, "-c", program, *words])
 
 
 @pytest.mark.parametrize("command", LOCKED)

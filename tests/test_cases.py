@@ -56,6 +56,7 @@ from tests.archives import (
     write_sorted,
 )
 from tests.drawing import jpeg, photograph
+from tests.forks import run_fork
 from tests.tarsets import drawn_items, write_dataset
 
 SMALL = ("--smoke", "--no-validation")
@@ -170,7 +171,7 @@ for words in json.loads(sys.argv[2]):
 def audited(root, *commands):
     lines = json.dumps([[str(word) for word in words] for words in commands])
     command = [sys.executable, "-c", AUDITED, str(root), lines]
-    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    process = run_fork(command)
     assert process.returncode == 0, process.stderr
 
 

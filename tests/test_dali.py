@@ -1,7 +1,6 @@
 """DALI on the CPU, torch and plain NumPy make the same pictures of real and drawn photographs."""
 
 import io
-import subprocess
 import sys
 import tarfile
 
@@ -16,6 +15,7 @@ from pipelines.finish import Finish
 from pipelines.normalize import Normalize, Preprocess, compiled, normalize
 from pipelines.order import global_order
 from tests.drawing import jpeg
+from tests.forks import Fork
 from tests.tarsets import Item, drawn_items, measured, write_dataset
 
 BACKENDS = ("dali", "torch")
@@ -64,13 +64,12 @@ def oracle(item, spec, stats, chance, divide):
     power = power.get(spec.lighting_scale, stats.eigenvalues / 255)
     light = stats.eigenvectors @ (alpha * power)
     sd = {None: np.ones(3), "channel": stats.sd}.get(spec.sd, spec.sd)
+    columns = np.arange(x, x + spec.crop)[:: -1 if mirror else 1]
     for row in range(spec.crop):
-        for_columns = range(x + spec.crop - 1, x - 1, -1) if mirror else range(x, x + spec.crop)
-        for column, source in enumerate(for_columns):
-            there = mean[middle + row, middle + column]
-            if spec.mean == "image_at_crop":
-                there = mean[y + row, source]
-            out[row, column] = (pixels[y + row, source] - there + light) / (divide * np.array(sd))
+        row_mean = mean[middle + row, middle : middle + spec.crop]
+        if spec.mean == "image_at_crop":
+            row_mean = mean[y + row, columns]
+        out[row] = (pixels[y + row, columns] - row_mean + light) / (divide * np.array(sd))
     return out.transpose(2, 0, 1)
 
 
@@ -267,7 +266,7 @@ def test_without_numba_the_images_are_the_same_bits(tmp_path, rng):
     root, saved = tmp_path / "set", tmp_path / "images.pt"
     write_dataset(root, {"train": drawn_items(rng, 24)}, size=64)
     measured(root)
-    subprocess.run([sys.executable, "-c", WITHOUT_NUMBA, root, saved], check=True, timeout=120)
+    assert Fork([sys.executable, "-c", WITHOUT_NUMBA, root, saved]).wait(120) == 0
     spec = AugmentSpec(source=64, crop=56, mean="image_at_crop")
     with open_loader(root, "train", LoaderConfig(batch=8, backend="dali"), spec) as loader:
         assert torch.equal(next(iter(loader))[0], torch.load(saved))

@@ -4,7 +4,6 @@ import json
 import re
 import runpy
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from alexnet.training import checkpoint
 from alexprep.dataset.manifest import sidecars
 from pipelines.format import Manifest
 from tests.drawing import jpeg, photograph
+from tests.forks import run_fork
 from tests.reports import make_dataset, make_run
 from tests.tarsets import Item, write_dataset
 
@@ -63,13 +63,7 @@ def test_another_network_learns_through_the_loader(root, start):
 
 
 def test_other_libraries_read_the_shards_in_a_few_lines(root):
-    done = subprocess.run(
-        [sys.executable, EXAMPLES / "read_shards.py", root],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=EXAMPLES.parent,
-    )
+    done = run_fork([sys.executable, EXAMPLES / "read_shards.py", root])
     assert done.stdout.splitlines() == [
         f"{library}: 64 samples; the first is item_000, label 0, 64x64"
         for library in ("webdataset", "wids", "datasets", "dali", "torch")

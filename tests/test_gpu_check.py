@@ -20,6 +20,7 @@ from alexprep.bench.suite import BenchConfig
 from benchmarks.gpu import layers, loads, steps
 from benchmarks.gpu.steps import step_bytes, step_flops, step_measurements
 from pipelines import LoaderConfig, open_loader
+from tests.forks import Fork, run_fork
 
 ROOT = Path(__file__).parents[1]
 
@@ -34,8 +35,7 @@ def check():
 
 def test_without_a_gpu_it_says_so_in_one_line(tmp_path):
     command = [sys.executable, ROOT / "benchmarks/gpu/check.py", "--out", tmp_path / "out"]
-    hidden = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=hidden)
+    done = run_fork(command, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""})
     assert (done.returncode, done.stderr) == (1, "")
     assert done.stdout.count("\n") == 1
     assert "sees no GPU; nothing was run" in done.stdout
@@ -66,7 +66,8 @@ def test_what_tests_measured_and_how_they_went_become_rows(check, tmp_path):
     (tmp_path / "test_some.py").write_text(TESTS)
     report = tmp_path / "report.xml"
     command = [sys.executable, "-m", "pytest", "-q", f"--junitxml={report}", "test_some.py"]
-    subprocess.run(command, cwd=tmp_path, capture_output=True, check=False)
+    alone = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    subprocess.run(command, cwd=tmp_path, capture_output=True, check=False, env=alone)
     check.keep_tests(report, tmp_path / "out")
     (path,) = (tmp_path / "out").glob("*.json")
     rows = {figure.name: figure.median for figure in Result.load(path).rows}
@@ -116,8 +117,7 @@ check.measure("step", figures, Path(sys.argv[1]), BenchConfig())
 
 
 def test_a_figure_that_ends_its_process_loses_itself_alone(check, tmp_path):
-    done = subprocess.run([sys.executable, "-c", CRASH, tmp_path], cwd=ROOT, check=False)
-    assert done.returncode == 11
+    assert Fork([sys.executable, "-c", CRASH, tmp_path]).wait() == 11
     assert measured(tmp_path) == (["a"], [])
     figures = [figure("a"), ("b", broken), figure("c")]
     assert check.measure("step", figures, tmp_path, BenchConfig()) == check.FAILED

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 import sys
 import threading
 
@@ -12,6 +11,7 @@ import torch
 
 from pipelines import AugmentSpec, DataError, LoaderConfig, open_loader
 from pipelines.config import default_threads
+from tests.forks import run_fork
 from tests.tarsets import drawn_items, measured, write_dataset
 
 BACKENDS = ("dali", "torch")
@@ -296,7 +296,7 @@ def test_a_program_may_end_without_closing_its_loader(root, backend):
         f"batches = iter(open_loader({str(root)!r}, config=config))\n"
         "next(batches), print(len(next(batches)[1]))\n"
     )
-    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    run = run_fork([sys.executable, "-c", program])
     assert (run.returncode, run.stdout, run.stderr) == (0, "8\n", "")
 
 
@@ -328,7 +328,8 @@ loader.close()
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_fork_is_refused_with_one_line_and_leaves_the_loader_of_its_parent_alone(root, backend):
     command = [sys.executable, "-c", FORK, root, backend]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
+    done = run_fork(command)
+    assert done.returncode == 0, done.stderr
     *refusals, last = done.stdout.splitlines()
     parent, child, status, labels = last.split(" ", 3)
     line = f"opened by process {parent} and cannot be used in process {child}, a fork of it"

@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+from functools import cache
 
 import numpy as np
 import pytest
@@ -23,7 +24,8 @@ def photographs(shared_data):
     with tarfile.open(shared_data / "ilsvrc-sample-500.tar") as tar:
         members = sorted((m for m in tar if m.isfile()), key=lambda m: m.name)[:24]
         files = [tar.extractfile(member).read() for member in members]
-    return torch.stack([centre(Image.open(io.BytesIO(data))) for data in files]) - MEAN
+    yield torch.stack([centre(Image.open(io.BytesIO(data))) for data in files]) - MEAN
+    network.cache_clear()
 
 
 def centre(image, size=227):
@@ -35,10 +37,16 @@ def centre(image, size=227):
     return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 
 
+@cache
+def network(config):
+    """Drawing its 61 million weights takes longer than the images do."""
+    return build(config, seed=0).eval()
+
+
 def logit_sd(config, images):
     """How much logits depend on the image: sd around each class's mean over the images, in use."""
     with torch.no_grad():
-        logits = build(config, seed=0).eval()(images[:, :, : config.crop, : config.crop])
+        logits = network(config)(images[:, :, : config.crop, : config.crop])
     return (logits - logits.mean(0)).square().mean().sqrt().item()
 
 

@@ -1,5 +1,4 @@
 import os
-import subprocess
 import sys
 
 import pytest
@@ -9,6 +8,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from alexnet.model.norms import local_response_norm, lrn_formula
 from alexnet.model.spec import Lrn
+from tests.forks import Fork
 
 CODE = Lrn(size=5, alpha=1e-4, beta=0.75, k=2.0)
 # Constants with which the sum matters, so that a wrong window would show.
@@ -138,7 +138,7 @@ for norm in (Lrn(), Lrn(alpha=0.5, k=1.0), Lrn(3, 0.1, 0.5, 1.0)):
 def test_the_triton_kernels_compute_what_the_cpu_ones_compute():
     # Triton's interpreter runs them on a CPU; it must be chosen before Triton is imported.
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    subprocess.run([sys.executable, "-c", INTERPRETED], env=environment, check=True)
+    assert Fork([sys.executable, "-c", INTERPRETED], env=environment).wait() == 0
 
 
 @pytest.mark.gpu

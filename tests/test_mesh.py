@@ -4,7 +4,6 @@ import math
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,7 +13,6 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import multiprocessing
 
 from alexnet import build
 from alexnet.distributed.averaging import GradientAverage
@@ -25,6 +23,7 @@ from alexnet.model.columns import exchanges
 from alexnet.model.networks import code2012, smoke
 from alexnet.model.spec import Conv, with_rows
 from alexnet.model.weights import to_grouped
+from tests.ranks import ended, start_ranks
 
 SMOKE = smoke(code2012(), crop=48, classes=10)
 # Few maps and units, for float64.
@@ -120,35 +119,25 @@ def one_step(mode, **build_options):
     return logits.detach().double(), gradient
 
 
+CALL = """
+import os, sys, torch
+from importlib import import_module
+from pathlib import Path
+torch.set_num_threads(1)
+module, worker, folder = sys.argv[1:]
+getattr(import_module(module), worker)(int(os.environ["RANK"]), Path(folder))
+"""
+
+
 def start(worker, processes, folder, **environment):
-    """Start `processes` of worker(rank, folder); returns the process objects."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
-    started = [
-        context.Process(target=worker, args=(rank, folder), daemon=True)
-        for rank in range(processes)
-    ]
-    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    # For the processes alone: later tests would be taken for one of several.
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {**environment, "WORLD_SIZE": str(processes)}.items():
-            patch.setenv(name, value)
-        for process in started:
-            process.start()
-    return started
-
-
-def enlist(rank, **options):
-    """What torchrun would have set, then join."""
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
-    torch.set_num_threads(1)
-    return join(**options)
+    """`processes` that call worker(rank, folder)."""
+    module = f"tests.{worker.__module__.rpartition('.')[2]}"
+    command = [sys.executable, "-c", CALL, module, worker.__name__, folder]
+    return start_ranks(processes, command, env=os.environ | environment)
 
 
 def train_worker(rank, folder):
-    team = enlist(rank)
+    team = join()
     model = build(CONFIG, form="columns", team=team, seed=3).double()
     replicas = Replicas(team=team)
     with Lockstep(team, Batches(replicas) if team.column == 0 else None) as loader:
@@ -163,10 +152,7 @@ def train_worker(rank, folder):
 
 def finished(worker, processes, folder):
     """What each process of worker(rank, folder) wrote, once all have ended well."""
-    started = start(worker, processes, folder)
-    for process in started:
-        process.join(250)
-    assert [process.exitcode for process in started] == [0] * processes
+    assert ended(start(worker, processes, folder))[0] == [0] * processes
     return [torch.load(folder / f"{rank}.pt") for rank in range(processes)]
 
 
@@ -244,7 +230,7 @@ def test_processes_run_channels_last_bf16_and_compiled_within_tolerance(trained)
 
 def broken_worker(rank, folder):
     """Trains until the last rank dies or stands still; the errors of the others go to files."""
-    team = enlist(rank, timeout=float(os.environ["TIMEOUT"]))
+    team = join(timeout=float(os.environ["TIMEOUT"]))
     model = build(CONFIG, form="columns", team=team, seed=3)
     last = rank == int(os.environ["WORLD_SIZE"]) - 1
     began = time.monotonic()
@@ -275,10 +261,9 @@ def test_a_lost_process_ends_the_others_in_time_with_one_line(tmp_path, processe
     started = start(broken_worker, processes, tmp_path, **environment)
     *others, lost = started
     for process in others:
-        process.join(200)
-        assert process.exitcode == 1
+        assert process.wait(200) == 1
     lost.kill()
-    lost.join()
+    lost.wait()
     for rank in range(processes - 1):
         seconds, _, text = (tmp_path / str(rank)).read_text().partition(" ")
         assert float(seconds) < limit
@@ -302,20 +287,20 @@ def test_torchrun_ends_the_others_and_names_the_process_that_died(tmp_path):
     (tmp_path / "dies.py").write_text(DIES)
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2")
     command = [*torchrun, "--standalone", str(tmp_path / "dies.py")]
-    ended = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=120, check=False)
-    assert ended.returncode == 1
-    first = ended.stderr.partition("Root Cause (first observed failure):")[2]
-    assert re.search(r"rank\s*: 1 \(local_rank: 1\)\s+exitcode\s*: -9 ", first), ended.stderr
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    first = done.stderr.partition("Root Cause (first observed failure):")[2]
+    assert re.search(r"rank\s*: 1 \(local_rank: 1\)\s+exitcode\s*: -9 ", first), done.stderr
 
 
 def odd_worker(rank, folder):
     try:
-        enlist(rank)
+        join()
     except RunError as error:
         (folder / str(rank)).write_text(str(error))
 
 
 def test_processes_that_make_no_replicas_are_refused(tmp_path):
     for process in start(odd_worker, 1, tmp_path):
-        process.join(60)
+        assert process.wait(60) == 0
     assert "1 processes do not make replicas of 2 columns" in (tmp_path / "0").read_text()

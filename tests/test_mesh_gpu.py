@@ -5,12 +5,11 @@ import torch
 
 from alexnet import build
 from alexnet.distributed.feed import Lockstep
-from alexnet.distributed.mesh import Replicas
+from alexnet.distributed.mesh import Replicas, join
 from tests.test_mesh import (
     CONFIG,
     Batches,
     assert_same,
-    enlist,
     finished,
     joined,
     train,
@@ -20,7 +19,7 @@ pytestmark = pytest.mark.two_gpus
 
 
 def nccl_worker(rank, folder):
-    team = enlist(rank, device="cuda")
+    team = join(device="cuda")
     model = build(CONFIG, form="columns", team=team, seed=3).double()
     replicas = Replicas(team=team)
     with Lockstep(team, Batches(replicas) if team.column == 0 else None) as loader:

@@ -11,6 +11,8 @@ import pytest
 from drawing import jpeg, photograph
 from PIL import Image
 
+from tests.forks import Fork
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
@@ -38,7 +40,7 @@ child.communicate(b"\\n")
 assert own + .25 < both < own + 1.5, (own, both)
 assert cpu_seconds(child.pid) == 0
 """
-    subprocess.run([sys.executable, "-c", code, BENCHMARKS / "peers"], check=True)
+    assert Fork([sys.executable, "-c", code, BENCHMARKS / "peers"]).wait() == 0
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
@@ -46,8 +48,8 @@ def test_the_usual_script_writes_every_image_at_the_size_that_is_compared(
     source, tmp_path, workers
 ):
     script = BENCHMARKS / "peers" / "shard_webdataset.py"
-    command = [sys.executable, "-W", "ignore", script, source, tmp_path / "out"]
-    subprocess.run([*command, "--workers", workers], check=True)
+    command = [sys.executable, script, source, tmp_path / "out", "--workers", workers]
+    assert Fork(command).wait() == 0
     found = {}
     for path in (tmp_path / "out").glob("*.tar"):
         with tarfile.open(path) as tar:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from alexnet.training import checkpoint, metrics
+from tests.forks import Fork
 from tests.tarsets import drawn_items, measured, write_dataset
 
 BATCH = 4
@@ -38,12 +39,10 @@ def dataset(tmp_path):
 
 def start(dataset, run, *options):
     """A run in a process of its own, on one thread, whose words are kept."""
-    return subprocess.Popen(
-        [*COMMAND, str(dataset), "--run", str(run), *options],
+    return Fork(
+        [*COMMAND, dataset, "--run", run, *options],
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
 
 
@@ -215,7 +214,7 @@ fit(network(), CONFIG, data, RunContext(folder=Path(sys.argv[1])))
 )
 def test_a_second_signal_leaves_at_once(tmp_path, number):
     words = [sys.executable, "-c", IMPATIENT, str(tmp_path / "run"), str(int(number))]
-    assert subprocess.run(words, timeout=120).returncode == -number
+    assert Fork(words).wait(120) == -number
     assert not checkpoint.steps(tmp_path / "run")
 
 

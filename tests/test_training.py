@@ -3,7 +3,6 @@
 import json
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -25,6 +24,7 @@ from alexprep.report import write_report
 from pipelines.errors import DataError
 from pipelines.format import Manifest
 from tests.drawing import jpeg
+from tests.forks import Fork
 from tests.tarsets import Item, write_dataset
 
 OPTIONS = TrainOptions(
@@ -268,7 +268,7 @@ def test_a_run_killed_at_random_instants_ends_with_the_same_weights(dataset, tmp
     train(dataset, tmp_path / "once", OPTIONS)
     command = [sys.executable, "-c", COMMAND, str(dataset), str(tmp_path / "twice")]
     for step in np.sort(rng.choice(np.arange(1, 17), 3, replace=False)):
-        process = subprocess.Popen(command)
+        process = Fork(command)
         while (
             process.poll() is None and not checkpoint.step_path(tmp_path / "twice", step).exists()
         ):
@@ -276,7 +276,7 @@ def test_a_run_killed_at_random_instants_ends_with_the_same_weights(dataset, tmp
         time.sleep(rng.uniform(0, 0.1))
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
-    assert subprocess.run(command, check=True).returncode == 0
+    assert Fork(command).wait() == 0
     for name, tensor in weights(tmp_path / "once").items():
         assert torch.equal(tensor, weights(tmp_path / "twice")[name]), name
 
