@@ -2,7 +2,12 @@
 
 import errno
 import os
+import signal
 import sys
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import click
@@ -16,17 +21,39 @@ from pipelines.errors import DataError
 STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
+OUT_OF_MEMORY = (
+    "This process ran out of memory. Run the same command again on a machine with more, or with "
+    "fewer --workers."
+)
+# Of schedulers, of a terminal that is closed, and Slurm's; Ctrl-C is click's.
+STOPS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
+
+class StopSignal(BaseException):
+    """A signal asks the program to stop: as Ctrl-C does, by an exception that ends its workers."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.signal = signal.Signals(number)
+
+
 class Commands(click.Group):
     """Prints expected errors, ours and the file system's, as one line; bugs keep a traceback."""
 
     def main(self, *args: Any, **options: Any) -> Any:
         """The program: with all three standard streams, whichever its caller has closed."""
         open_standard_streams()
-        return super().main(*args, **options)
+        with raising_stop_signals():
+            return super().main(*args, **options)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except StopSignal as stop:
+            click.echo(f"Stopped by {stop.signal.name}. Run the same command again.", err=True)
+            raise SystemExit(128 + stop.signal) from None
+        except MemoryError as error:
+            raise click.ClickException(OUT_OF_MEMORY) from error
         except PrepareError as error:
             lines = [printable(str(line)) for line in error.args]
             raise click.ClickException("\n".join(lines)) from error
@@ -37,6 +64,28 @@ class Commands(click.Group):
                 raise
             where = f"{error.filename}: " if error.filename else ""
             raise click.ClickException(printable(f"{where}{error.strerror}.")) from error
+
+
+@contextmanager
+def raising_stop_signals() -> Generator[None]:
+    """Raise StopSignal for the first of each; those that the caller ignores (nohup) stay so."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = [number for number in STOPS if signal.getsignal(number) == signal.SIG_DFL]
+    for number in numbers:
+        signal.signal(number, _raise_stop)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _raise_stop(number: int, _frame: FrameType | None) -> None:
+    # A closed terminal sends SIGHUP twice; of the others the second ends the process at once.
+    signal.signal(number, signal.SIG_IGN if number == signal.SIGHUP else signal.SIG_DFL)
+    raise StopSignal(number)
 
 
 def open_standard_streams() -> None:

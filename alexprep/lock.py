@@ -79,6 +79,8 @@ def hold_lock(
         file.truncate(0)
         file.write(_owner())
         file.flush()
+        with suppress(OSError):
+            os.fsync(file.fileno())  # on NFS other machines see it only then
         try:
             yield
         finally:

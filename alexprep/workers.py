@@ -10,9 +10,9 @@ work begins; in any other program it is an interpreter of its own.
 import os
 import signal
 import sys
-import time
+import threading
 from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext, suppress
 from importlib import import_module
@@ -20,7 +20,6 @@ from itertools import islice
 from multiprocessing import forkserver, parent_process, resource_tracker, util
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
-from threading import Thread
 from typing import Any, Protocol, Self, TypeVar
 
 from alexprep.errors import PrepareError
@@ -29,8 +28,9 @@ T = TypeVar("T")
 R = TypeVar("R")
 POLL_SECONDS = 1.0
 EXIT_SECONDS = 3.0
-CONNECT_SECONDS = 15
-SECONDS_WITHOUT_WORKERS = 20
+# A terminal and Slurm send these to all processes; the parent decides what to do about them.
+PARENTS = (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+STOPS = (*PARENTS, signal.SIGTERM)
 
 
 def run_tasks(
@@ -54,7 +54,9 @@ def run_tasks(
     if workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}.")
     if scheduler is not None:
-        return _run(_Cluster(scheduler), function, tasks)
+        from alexprep.cluster import Cluster  # noqa: PLC0415 - Dask is an extra
+
+        return _run(Cluster(scheduler), function, tasks)
     if workers == 1:
         return ((index, function(task)) for index, task in enumerate(tasks))
     return _run(_Processes(workers, function.__module__), function, tasks)
@@ -207,16 +209,43 @@ class _Server:
 _server = _Server()
 
 
+class _Worker(ForkServerProcess):
+    """A process whose start no signal's exception interrupts: half-started it would fail aloud."""
+
+    def start(self) -> None:
+        with _delayed_signals():
+            super().start()
+
+
+@contextmanager
+def _delayed_signals() -> Generator[None]:
+    """Call Python's handlers of signals that arrive meanwhile at the end."""
+    handlers = {number: signal.getsignal(number) for number in STOPS}
+    handlers = {number: handler for number, handler in handlers.items() if callable(handler)}
+    if threading.current_thread() is not threading.main_thread():
+        handlers = {}
+    arrived: list[int] = []
+    for number in handlers:
+        signal.signal(number, lambda number, _frame: arrived.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number in arrived:
+            handlers[signal.Signals(number)](number, None)
+
+
 class _Context(ForkServerContext):
     """Where the pool gets its processes and its pipe from; keeps both at hand."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.workers: list[ForkServerProcess] = []
+        self.workers: list[_Worker] = []
         self.results: Any = None
 
-    def Process(self, *args: Any, **options: Any) -> ForkServerProcess:  # pyright: ignore # noqa: N802
-        self.workers.append(ForkServerProcess(*args, **options, daemon=True))
+    def Process(self, *args: Any, **options: Any) -> _Worker:  # pyright: ignore # noqa: N802
+        self.workers.append(_Worker(*args, **options, daemon=True))
         return self.workers[-1]
 
     def SimpleQueue(self) -> Any:  # noqa: N802
@@ -287,7 +316,8 @@ class _Processes:
                 if worker.is_alive():
                     stop(worker)
             for worker in self._context.workers:
-                worker.join(EXIT_SECONDS)
+                if worker.pid is not None:  # one that could not be started cannot be joined
+                    worker.join(EXIT_SECONDS)
         # A worker may have died in the middle of a result. The thread of the pool that reads it
         # would wait for the other half for ever, because this process could still write it.
         self._context.results._writer.close()
@@ -296,8 +326,9 @@ class _Processes:
 def _start_worker(environment: dict[str, str]) -> None:
     os.environ.clear()
     os.environ.update(environment)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    Thread(target=_exit_with_parent, daemon=True).start()
+    for number in PARENTS:
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
 def _exit_with_parent() -> None:
@@ -306,79 +337,3 @@ def _exit_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
-
-
-class _Cluster:
-    """A Dask cluster: source and output must be reachable from its workers under the same paths."""
-
-    def __init__(self, address: str) -> None:
-        self._address = address
-        # dask is an extra, and importing it takes longer than many a run
-        try:
-            self._dask: Any = import_module("distributed")
-        except ImportError as error:
-            raise PrepareError(
-                "--scheduler needs Dask, which is not installed. Install it with "
-                "`pip install 'alexprep[cluster]'`."
-            ) from error
-
-    def __enter__(self) -> Self:
-        try:
-            self._client = self._dask.Client(self._address, timeout=CONNECT_SECONDS)
-        except (OSError, TimeoutError, ValueError) as error:
-            raise PrepareError(
-                f"No Dask scheduler answers at {self._address} ({error or 'timed out'}). Start one "
-                "with `dask scheduler`, workers with `dask worker ADDRESS`, and give its address."
-            ) from error
-        self._pool = self._client.get_executor(pure=False)
-        self._last_seen = time.monotonic()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._pool.shutdown(wait=False)
-        self._client.close()
-
-    def capacity(self) -> int:
-        with self._lost_scheduler():
-            threads = sum(self._client.nthreads().values())
-        if threads:
-            self._last_seen = time.monotonic()
-        elif time.monotonic() - self._last_seen > SECONDS_WITHOUT_WORKERS:
-            raise PrepareError(
-                f"The Dask cluster has had no worker for {SECONDS_WITHOUT_WORKERS} seconds. Start "
-                "workers and run the same command again: finished work is kept."
-            )
-        return 2 * max(1, threads)
-
-    def submit(self, function: Callable[[T], R], task: T) -> Future[R]:
-        with self._lost_scheduler():
-            return self._pool.submit(function, task)
-
-    def result(self, future: Future[R]) -> R:
-        if not future.cancelled():
-            error = future.exception()
-            if isinstance(error, self._dask.scheduler.KilledWorker):
-                raise PrepareError(
-                    f"Several Dask workers died over one task ({error}). See the workers' logs; if "
-                    "memory ran out, start them with fewer threads."
-                ) from error
-            return future.result()
-        raise self._lost()
-
-    @contextmanager
-    def _lost_scheduler(self) -> Generator[None]:
-        try:
-            yield
-        except (
-            OSError,
-            TimeoutError,
-            CancelledError,
-            self._dask.client.ClosedClientError,
-        ) as error:
-            raise self._lost() from error
-
-    def _lost(self) -> PrepareError:
-        return PrepareError(
-            f"The Dask scheduler at {self._address} stopped answering. Start it again and run the "
-            "same command: finished work is kept."
-        )

@@ -40,9 +40,15 @@ def stop_requests() -> Generator[Stop]:
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    handlers = {number: signal.signal(number, stop.request) for number in SIGNALS}
+    numbers = [number for number in SIGNALS if number != signal.SIGHUP or not hangup_ignored()]
+    handlers = {number: signal.signal(number, stop.request) for number in numbers}
     try:
         yield stop
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+def hangup_ignored() -> bool:
+    """Whether this process was started to outlive its terminal (nohup)."""
+    return signal.getsignal(signal.SIGHUP) == signal.SIG_IGN

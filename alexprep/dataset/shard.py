@@ -18,7 +18,7 @@ from alexprep.dataset.sequential import recommend_sequential, spool_folder, writ
 from alexprep.dataset.shard_plan import ShardConfig, ShardPlan
 from alexprep.dataset.shard_writer import Fault, ShardRecord, write_shard
 from alexprep.dataset.splits import plan_source
-from alexprep.dataset.store import STATE, Store, open_store
+from alexprep.dataset.store import STATE, Store, local_path, open_store
 from alexprep.errors import PrepareError, warn
 from alexprep.machine import cores
 from alexprep.progress import ProgressBar
@@ -66,6 +66,8 @@ def shard(
     (with on_error="fail"), the store holds something else or cannot be written, or a worker died.
     Whatever ends it, finished shards stay, and the same call goes on from there.
     """
+    if options.scheduler is not None:  # workers have working folders of their own
+        source, out = Path(source).absolute(), _absolute(str(out))
     store = open_store(str(out))
     if options.check_archives:
         check_archives(Path(source))
@@ -88,6 +90,12 @@ def shard(
         warn(f"{sentence} `alexprep verify` names them.")
     refuse_empty(plan, manifest, store)
     return manifest
+
+
+def _absolute(out: str) -> str:
+    if out.startswith("memory://"):
+        raise PrepareError(f"{out} is the memory of one process: leave out --scheduler.")
+    return out if "://" in out else str(local_path(out).absolute())
 
 
 def _refuse_beginnings(plan: ShardPlan) -> None:
@@ -122,7 +130,12 @@ def _results(
 ) -> Generator[tuple[int, ShardRecord], None, None]:
     """Start the work in the way that source, store and options ask for."""
     known = _shards(finished) if finished else {}
-    tasks = plan.tasks(store.url, known, skip=options.on_error == "skip")
+    tasks = plan.tasks(
+        store.url,
+        known,
+        skip=options.on_error == "skip",
+        holder=store.holder() if options.scheduler else "",
+    )
     sequential = {samples.items.sequential for samples in plan.source.splits.values()}
     # What is written to memory:// in another process is lost with it.
     in_memory = store.url.startswith("memory://")

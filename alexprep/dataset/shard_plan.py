@@ -3,7 +3,7 @@
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -98,6 +98,10 @@ class ShardTask:
     skip: bool
     known: Shard | None
     """What the manifest of a finished data set says of it."""
+    holder: str = ""
+    """Of a task for a cluster: who holds the output, by which a worker knows that it sees it."""
+    codec: Mapping[str, str] = field(default_factory=lambda: dict(CODEC))
+    """Of the process that plans: a worker may have another one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,7 +134,9 @@ class ShardPlan:
         begin, end = self.cuts[split][number : number + 2]
         return self.source.splits[split].select(self.order[split][begin:end])
 
-    def tasks(self, out: str, known: Mapping[str, Shard], *, skip: bool) -> Iterator[ShardTask]:
+    def tasks(
+        self, out: str, known: Mapping[str, Shard], *, skip: bool, holder: str = ""
+    ) -> Iterator[ShardTask]:
         """Every shard of every split; made one by one, as they are handed out."""
         wnids = tuple(wnid for wnid, _ in self.source.classes)
         for split in self.order:
@@ -144,6 +150,7 @@ class ShardPlan:
                     config=self.config,
                     skip=skip,
                     known=known.get(name),
+                    holder=holder,
                 )
 
 

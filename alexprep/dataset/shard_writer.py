@@ -17,7 +17,7 @@ from typing import IO, Any, NamedTuple
 
 import msgspec
 
-from alexprep.dataset.codec import Encoded, ImageError, encode
+from alexprep.dataset.codec import CODEC, Encoded, ImageError, encode
 from alexprep.dataset.duplicates import UNKNOWN
 from alexprep.dataset.shard_plan import ShardConfig, ShardTask
 from alexprep.dataset.store import RECORDS, LocalStore, Store, open_store, write_bytes
@@ -89,8 +89,28 @@ def record_name(shard: str) -> str:
 def write_shard(task: ShardTask) -> ShardRecord:
     """Write a shard, unless an earlier run has. Runs in a worker, on any machine."""
     store = open_store(task.out)
+    _check_holder(store, task)
+    differences = [
+        f"{name} {CODEC[name]}, not {version}"
+        for name, version in task.codec.items()
+        if CODEC[name] != version
+    ]
+    if differences:
+        raise PrepareError(
+            f"the codec is {', '.join(differences)}: it would write other bytes. Install the same "
+            "versions as on the machine that runs `alexprep shard`, and run it again."
+        )
     record = find_shard(store, task.name, task.known)
     return record or publish_shard(store, task, outcomes(task.samples.items, task.config))
+
+
+def _check_holder(store: Store, task: ShardTask) -> None:
+    """A worker of a cluster must see the folder of the run, and write for no run that has ended."""
+    if task.holder != (store.holder() if task.holder else ""):
+        raise PrepareError(
+            f"{task.out} is not the folder that the run writes to, or that run has ended. Mount "
+            "the same folder there on all workers, and run the same command again."
+        )
 
 
 def outcomes(items: Items, config: ShardConfig) -> Iterator[Outcome]:
@@ -133,6 +153,7 @@ def publish_shard(store: Store, task: ShardTask, results: Iterable[Outcome]) -> 
             index.write_text(format_index(samples))
             if record.shard is None:
                 return record
+            _check_holder(store, task)
             # In this order: a visible tar has its index, and a record has both.
             store.publish(index, record.shard.index)
             store.publish(staged, task.name)
@@ -163,6 +184,13 @@ def _write(
             digests += bytes.fromhex(result.sha256) if result.encoded else UNKNOWN
             if result.encoded is None:
                 path = task.samples.items.path(number)
+                if task.holder and not result.sha256:
+                    # Another worker may be able to: which files are left out must not depend on
+                    # which worker does a shard.
+                    raise PrepareError(
+                        f"{path} {result.reason}. Give the workers' user the right to read it, or "
+                        "run without --scheduler."
+                    )
                 faults.append(Fault(path, result.sha256, result.reason, label))
                 continue
             key = text(task.samples.key[number])

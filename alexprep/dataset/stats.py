@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from alexprep.dataset.card import has_card, renew_card
 from alexprep.dataset.moments import Ints, Moments, image_stats
 from alexprep.dataset.store import LocalStore
-from alexprep.errors import warn
+from alexprep.errors import PrepareError, warn
 from alexprep.machine import cores
 from alexprep.progress import ProgressBar
 from alexprep.tar import TarMember, TarStream
@@ -31,6 +31,8 @@ from pipelines.format import Manifest, Shard
 from pipelines.imagestats import ImageStats
 from pipelines.planesfile import PlanesFile
 
+DECODER = f"simplejpeg {simplejpeg.__version__}"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StatsTask:
@@ -40,6 +42,12 @@ class StatsTask:
     shard: Shard
     size: int
     keep_aspect: bool = False
+    decoder: str = DECODER
+    """Of the process that plans: a worker may have another one."""
+
+    @property
+    def name(self) -> str:
+        return self.shard.name
 
 
 def compute_stats(
@@ -125,6 +133,11 @@ def shard_moments(task: StatsTask) -> Moments:
     Its images come from its file of planes if it has a good one, which gives the same pixels in a
     fraction of the time.
     """
+    if task.decoder != DECODER:
+        raise PrepareError(
+            f"the decoder is {DECODER}, not {task.decoder}: it may give other pixels. "
+            "Install the same version as on the machine that runs `alexprep stats`."
+        )
     # Compiles when it is imported: in the workers, which need it.
     from alexprep.dataset.pixelsums import Accumulator  # noqa: PLC0415
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from alexprep.errors import PrepareError
-from alexprep.lock import hold_lock, temporary_folder
+from alexprep.lock import hold_lock, lease_path, temporary_folder
 from pipelines.atomic import sync_folder
 
 STATE = ".alexprep"
@@ -33,6 +33,10 @@ class Store(Protocol):
 
     def locked(self) -> Any:
         """Hold the store for one run at a time."""
+        ...
+
+    def holder(self) -> str:
+        """Who holds the store, in the words of its lock; "" for a store that has none."""
         ...
 
     def staging(self) -> Any:
@@ -125,6 +129,11 @@ class LocalStore:
         finally:
             with suppress(OSError):  # not empty, or the next run is there
                 state.rmdir()
+
+    def holder(self) -> str:
+        lock = self.root / STATE / "lock"
+        texts = (path.read_text() for path in (lease_path(lock), lock) if path.is_file())
+        return next(texts, "nobody")
 
     def _sweep(self) -> None:
         """Remove the incomplete files of processes that were killed."""
@@ -219,6 +228,9 @@ class RemoteStore:
                 f"Cannot reach {self.url}: {error}. Check its address and credentials."
             ) from error
         yield
+
+    def holder(self) -> str:
+        return ""
 
     @contextmanager
     def staging(self) -> Generator[Path]:

@@ -7,6 +7,7 @@ process says it, once.
 
 import logging
 import os
+import signal
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from torch.distributed.elastic.rendezvous.api import RendezvousError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from alexnet.errors import LostConnection, RunError
+from alexnet.training.signals import SIGNALS, hangup_ignored
 from alexprep.errors import PrepareError
 from alexprep.machine import cores
 from alexprep.model.placement import Launch, process_device
@@ -76,6 +78,9 @@ def run_in_processes(
         max_restarts=0,
         start_method="spawn",
     )
+    # torch's own list has no SIGUSR1, as Slurm sends it: it would end this process alone.
+    stops = [number.name for number in SIGNALS if number != signal.SIGHUP or not hangup_ignored()]
+    config.signals_to_handle = ",".join([*stops, "SIGQUIT"])
     failure: Exception | None = None
     with _quiet(), _threads(processes):
         try:
