@@ -160,8 +160,10 @@ class Cluster:
 @contextmanager
 def _quiet() -> Generator[None]:
     """Keep Dask from logging tracebacks of lost connections, which are raised here as well."""
-    levels = {name: logging.getLogger(name).level for name in LOGGERS}
-    for name in LOGGERS:
+    # Each has a level of its own, from Dask's configuration.
+    names = [name for name in logging.root.manager.loggerDict if name.startswith(LOGGERS)]
+    levels = {name: logging.getLogger(name).level for name in names}
+    for name in names:
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     try:
         yield

@@ -515,3 +515,17 @@ def test_what_is_wrong_with_class_tars_that_are_not_kept_does_not_matter(tmp_pat
         assert find_source(tmp_path, options).splits["train"].label.tolist() == [1, 0]
     else:
         assert "notes.txt is not an image" in refused(tmp_path)
+
+
+def test_a_member_larger_than_any_image_is_left_out_unread(tmp_path):
+    huge = tarfile.TarInfo("huge.jpg")
+    huge.size = 1 << 36
+    with (tmp_path / "ant.tar").open("wb") as file:
+        file.write(huge.tobuf() + J)
+        file.seek(huge.size - len(J), io.SEEK_CUR)
+        file.write(tar_bytes({"a.jpg": J}))
+    (tmp_path / "bee.tar").write_bytes(tar_bytes({"b.jpg": J}))
+    with pytest.raises(PrepareError, match=r"huge.jpg has 68,719,476,736 bytes, more than any"):
+        find_source(tmp_path, READ)
+    source = find_source(tmp_path, SourceOptions(skip=True))
+    assert (source.images, len(source.left_out)) == (2, 1)

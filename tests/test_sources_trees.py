@@ -405,13 +405,38 @@ def test_what_is_no_regular_file_blocks_nothing(tmp_path):
     (tmp_path / "ant" / "gone.JPEG").symlink_to("nowhere.JPEG")
     (tmp_path / "bee" / "null.JPEG").symlink_to("/dev/null")
     os.mkfifo(tmp_path / "bee.jpg")
+    with (tmp_path / "ant" / "sparse.JPEG").open("wb") as file:
+        file.truncate(1 << 36)
     message = refused(tmp_path)
+    assert "ant/sparse.JPEG has 68,719,476,736 bytes, more than any image" in message
     assert "ant/pipe.JPEG is no regular file" in message
     assert "ant/gone.JPEG is a broken link (No such file or directory)" in message
     assert "bee/null.JPEG is no regular file" in message
     assert "bee.jpg is no regular file" in message
     source = find_source(tmp_path, SKIP)
-    assert (source.images, len(source.left_out)) == (2, 4)
+    assert (source.images, len(source.left_out)) == (2, 5)
+
+
+def test_a_class_whose_name_is_no_text_is_refused_also_where_keys_need_it(tmp_path):
+    for split in ("train", "val"):
+        write(tmp_path, [f"{split}/ant/1.jpg", f"{split}/{os.fsdecode(b'd' + bytes([255]))}/1.jpg"])
+    assert r"has a class 'd\\xff', which cannot be written to synsets.txt" in refused(tmp_path)
+
+
+def test_a_folder_that_may_not_be_read_is_named(tmp_path):
+    write(tmp_path, ["ant/a.jpg", "bee/c.jpg", "bee/deep/d.jpg"])
+    closed = [tmp_path / "bee/deep", tmp_path / "bee", tmp_path]
+    try:
+        for folder in closed:
+            folder.chmod(0)
+            if os.access(folder, os.R_OK):
+                pytest.skip("this user may read everything")
+            assert f"{folder}" in refused(tmp_path)
+            assert "Permission denied" in refused(tmp_path)
+            folder.chmod(0o755)
+    finally:
+        for folder in reversed(closed):
+            folder.chmod(0o755)
 
 
 def test_a_class_that_loses_all_its_files_to_skip_is_refused(tmp_path):

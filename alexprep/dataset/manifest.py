@@ -22,7 +22,7 @@ from alexprep.dataset.shard_writer import Fault, ShardRecord
 from alexprep.dataset.store import STATE, Store, write_bytes
 from alexprep.errors import PrepareError, counted, listed
 from alexprep.schema import parse
-from alexprep.sources.content import LITTER, Stray
+from alexprep.sources.content import LARGEST_FILE, LITTER, Stray
 from pipelines.format import MANIFEST, Left, Manifest, Split, cls_width
 
 PLAN = f"{STATE}/plan.json"
@@ -263,7 +263,7 @@ def _hash_file(stray: Stray) -> tuple[str, str, str]:
     """(path, sha256, reason) of a file that was left out when the source was listed."""
     path, sha256 = Path(stray.path), stray.sha256
     try:
-        if not sha256 and path.is_file():
+        if not sha256 and path.is_file() and path.stat().st_size <= LARGEST_FILE:
             sha256 = hash_file(path)
     except OSError:
         sha256 = ""  # it cannot be read, which is why it was left out

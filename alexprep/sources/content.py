@@ -4,6 +4,8 @@ import os
 from typing import NamedTuple
 
 HEAD_BYTES = 32
+# A JPEG of 2**27 pixels has no more, nor has any other format of 2**25, the most that are decoded.
+LARGEST_FILE = 2**29
 # What file managers, thumbnailers and disks leave behind; nobody means these as images.
 LITTER = frozenset(
     {
@@ -48,6 +50,11 @@ def is_litter(name: str) -> bool:
 def has_image_ending(name: bytes) -> bool:
     """Whether a path ends like one of an image; its content may be anything."""
     return name[name.rfind(b".") + 1 :].lower() in IMAGE_ENDINGS
+
+
+def too_large(size: int) -> str | None:
+    """Why a file of so many bytes is not read into memory; None if it is."""
+    return f"has {size:,} bytes, more than any image" if size > LARGEST_FILE else None
 
 
 def objection(head: bytes, name: bytes = b"") -> str | None:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from errno import EFBIG
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -13,12 +14,14 @@ from alexprep.errors import PrepareError
 from alexprep.sources.content import (
     ARCHIVES,
     HEAD_BYTES,
+    LARGEST_FILE,
     Stray,
     both_names,
     has_image_ending,
     is_litter,
     is_side_car,
     objection,
+    too_large,
 )
 from alexprep.sources.items import Items, Places, ReadAhead, Unreadable, chunks, text
 from alexprep.sources.listing import TRAIN, VALIDATION, WHAT_IS_LOOKED_FOR, Listing, split_of
@@ -54,7 +57,10 @@ class Files(Items):
         def content(descriptor: int, index: int) -> bytes:
             # To its end, not to the size it was listed with: it may have been written to since.
             with open(descriptor, "rb", buffering=0, closefd=False) as file:
-                return file.read(-1 if limit is None else limit)
+                data = file.read(LARGEST_FILE + 1 if limit is None else limit)
+            if len(data) > LARGEST_FILE:
+                raise OSError(EFBIG, os.strerror(EFBIG))
+            return data
 
         reader = ReadAhead(items=self, open_file=open_file, byte_range=byte_range, read=content)
         return reader.contents()
@@ -139,7 +145,8 @@ def irregular(entry: os.DirEntry[str]) -> str | None:
     """Why something that is no folder is no file either, as the end of a sentence."""
     try:
         if entry.is_file():
-            return None
+            image = has_image_ending(os.fsencode(entry.name))
+            return too_large(entry.stat().st_size) if image else None
         entry.stat()
     except OSError as error:
         kind = "is a broken link" if entry.is_symlink() else "cannot be read"
@@ -187,7 +194,7 @@ def sort_out(folder: Folder, known: Sequence[str] = ()) -> None:
     images = {name for path, _ in kept for name in both_names(path)}
     for file in suspects:
         path = os.path.join(os.fsencode(folder.path), file[0])  # noqa: PTH118 - names are bytes
-        reason = _look(path)
+        reason = _look(path) or too_large(file[1])
         if reason is None:
             kept.append(file)
         elif not is_side_car(file[0], images) and text(file[0]) not in known:

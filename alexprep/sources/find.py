@@ -1,5 +1,6 @@
 """Find out what SOURCE is by looking at what it holds."""
 
+import os
 import re
 from pathlib import Path
 
@@ -30,6 +31,7 @@ def find_source(path: Path, options: SourceOptions = SourceOptions()) -> Source:
     if not path.is_dir():
         raise PrepareError(f"{path} is a file; give the folder it is in. {WHAT_IS_LOOKED_FOR}")
     try:
+        next(path.iterdir(), None)  # it names the folder, not a file that was looked for in it
         source = _look(path, options)
     except OSError as error:
         raise PrepareError(
@@ -78,6 +80,8 @@ def _archive_of_classes(folder: Path) -> Path | None:
 def _refuse_official_below(folder: Path) -> None:
     """PrepareError where the archives of ILSVRC lie in folders of this one."""
     below = [folder / name for name in folder_names(folder)[:MOST_FOLDERS]]
+    # One that cannot be read is reported, or left out, as the files of a class are.
+    below = [path for path in below if os.access(path, os.R_OK | os.X_OK)]
     if holders := [path for path in below if find_official(path) and not folder_names(path)]:
         advice = (
             f"SOURCE is probably {holders[0]}."

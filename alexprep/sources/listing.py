@@ -5,6 +5,7 @@ parquet files of the same images list the same samples in the same order and bec
 """
 
 import hashlib
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -269,7 +270,7 @@ def make_source(
         # cat/1.jpg and dog/1.jpg, or train/cat/1.jpg and val/cat/1.jpg
         stems = {
             split: [
-                f"{split}_{classes[label][0]}_".encode() + name
+                os.fsencode(f"{split}_{classes[label][0]}_") + name
                 for label, name in zip(listed.label.tolist(), stems[split], strict=True)
             ]
             for split, listed in samples.items()

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from alexprep.errors import PrepareError
 from alexprep.sources.content import (
     HEAD_BYTES,
+    LARGEST_FILE,
     LFS_POINTER,
     Stray,
     both_names,
@@ -23,6 +24,7 @@ from alexprep.sources.content import (
     is_litter,
     is_side_car,
     objection,
+    too_large,
 )
 from alexprep.sources.items import Items, Places, ReadAhead, Unreadable, chunks, text
 from alexprep.sources.listing import Listing, split_of
@@ -120,18 +122,26 @@ def scan_images(
             images.append(entry)
         elif not _in_litter(entry.name):
             (images if has_image_ending(entry.name) else suspects).append(entry)
+    suspects += [entry for entry in images if entry.size > LARGEST_FILE]
     if not suspects:
         return images, []
+    images = [entry for entry in images if entry.size <= LARGEST_FILE]
     known = {name for entry in images for name in both_names(entry.name)}
     strays: list[Stray] = []
     for entry in suspects:
-        reason = objection(os.pread(file, min(HEAD_BYTES, entry.size), entry.offset), entry.name)
+        head = os.pread(file, min(HEAD_BYTES, entry.size), entry.offset)
+        reason = objection(head, entry.name) or too_large(entry.size)
         if reason is None:
             images.append(entry)
         elif not is_side_car(entry.name, known):
-            digest = hashlib.sha256(os.pread(file, entry.size, entry.offset)).hexdigest()
-            strays.append(Stray(f"{path}/{text(entry.name)}", reason, digest))
+            strays.append(Stray(f"{path}/{text(entry.name)}", reason, _digest(file, entry)))
     return images, strays
+
+
+def _digest(file: int, entry: Entry) -> str:
+    if entry.size > LARGEST_FILE:
+        return ""
+    return hashlib.sha256(os.pread(file, entry.size, entry.offset)).hexdigest()
 
 
 def _in_litter(name: bytes) -> bool:
