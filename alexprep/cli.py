@@ -8,7 +8,7 @@ import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, ClassVar
 
 import click
 
@@ -30,11 +30,12 @@ STOPS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class StopSignal(BaseException):
-    """A signal asks the program to stop: as Ctrl-C does, by an exception that ends its workers."""
+    """A signal asks the program to stop: as Ctrl-C does, by an exception that ends its workers.
 
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.signal = signal.Signals(number)
+    `first` is the first signal that did, for the line about it and the exit code.
+    """
+
+    first: ClassVar[signal.Signals | None] = None
 
 
 class Commands(click.Group):
@@ -48,10 +49,19 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
+            return self._invoke(ctx)
+        except (Exception, StopSignal):
+            # Whatever it is: a library may have caught the StopSignal amid its imports, and lack
+            # half of itself now.
+            stop = StopSignal.first
+            if stop is None:
+                raise
+            click.echo(f"Stopped by {stop.name}. Run the same command again.", err=True)
+            raise SystemExit(128 + stop) from None
+
+    def _invoke(self, ctx: click.Context) -> Any:
+        try:
             return super().invoke(ctx)
-        except StopSignal as stop:
-            click.echo(f"Stopped by {stop.signal.name}. Run the same command again.", err=True)
-            raise SystemExit(128 + stop.signal) from None
         except MemoryError as error:
             raise click.ClickException(OUT_OF_MEMORY) from error
         except PrepareError as error:
@@ -72,6 +82,7 @@ def raising_stop_signals() -> Generator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    StopSignal.first = None
     numbers = [number for number in STOPS if signal.getsignal(number) == signal.SIG_DFL]
     for number in numbers:
         signal.signal(number, _raise_stop)
@@ -85,6 +96,7 @@ def raising_stop_signals() -> Generator[None]:
 def _raise_stop(number: int, _frame: FrameType | None) -> None:
     # A closed terminal sends SIGHUP twice; of the others the second ends the process at once.
     signal.signal(number, signal.SIG_IGN if number == signal.SIGHUP else signal.SIG_DFL)
+    StopSignal.first = StopSignal.first or signal.Signals(number)
     raise StopSignal(number)
 
 

@@ -4,17 +4,16 @@ Each worker may be another machine, with other programs and another user. What a
 is checked with every task, since workers come and go. Errors name the worker.
 """
 
-import logging
 import pickle
 import time
 from collections.abc import Callable, Generator
 from concurrent.futures import CancelledError, Future
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from typing import Any, Self, TypeVar, cast
 
 from alexprep import __version__
-from alexprep.errors import PrepareError, counted
+from alexprep.errors import PrepareError, counted, quiet_loggers
 from pipelines.errors import DataError
 
 T = TypeVar("T")
@@ -42,25 +41,27 @@ class Cluster:
             ) from error
 
     def __enter__(self) -> Self:
-        self._quiet = _quiet()
-        self._quiet.__enter__()
-        try:
-            self._client = self._dask.Client(self._address, timeout=CONNECT_SECONDS)
-        except (OSError, TimeoutError, ValueError) as error:
-            self._quiet.__exit__(None, None, None)
-            raise PrepareError(
-                f"No Dask scheduler answers at {self._address} ({error or 'timed out'}). Start one "
-                "with `dask scheduler`, workers with `dask worker ADDRESS`, and give its address."
-            ) from error
-        self._pool = self._client.get_executor(pure=False)
+        with ExitStack() as stack:
+            # Dask logs the tracebacks of lost connections.
+            stack.enter_context(quiet_loggers(*LOGGERS))
+            try:
+                self._client = self._dask.Client(self._address, timeout=CONNECT_SECONDS)
+            except (OSError, TimeoutError, ValueError) as error:
+                raise PrepareError(
+                    f"No Dask scheduler answers at {self._address} ({error or 'timed out'}). Start "
+                    "one with `dask scheduler`, workers with `dask worker ADDRESS`, and give its "
+                    "address."
+                ) from error
+            stack.callback(self._client.close)
+            self._pool = self._client.get_executor(pure=False)
+            self._exits = stack.pop_all()
         self._last_seen = time.monotonic()
         self._call = _portable_call()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._pool.shutdown(wait=False)
-        self._client.close()
-        self._quiet.__exit__(None, None, None)
+        self._exits.close()
 
     def capacity(self) -> int:
         """Tasks in flight that keep all workers busy; PrepareError if none has worked for long."""
@@ -155,21 +156,6 @@ class Cluster:
         return PrepareError(
             f"The Dask scheduler at {self._address} stopped answering. Start it again and {RESUME}."
         )
-
-
-@contextmanager
-def _quiet() -> Generator[None]:
-    """Keep Dask from logging tracebacks of lost connections, which are raised here as well."""
-    # Each has a level of its own, from Dask's configuration.
-    names = [name for name in logging.root.manager.loggerDict if name.startswith(LOGGERS)]
-    levels = {name: logging.getLogger(name).level for name in names}
-    for name in names:
-        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
-    try:
-        yield
-    finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
 
 
 def _portable_call() -> Callable[[bytes, str], tuple[str, Any]]:

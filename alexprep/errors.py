@@ -1,5 +1,6 @@
 """What goes wrong while preparing data and is not a defect of this program."""
 
+import logging
 import sys
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -57,3 +58,20 @@ def printable(text: str, keep: str = "") -> str:
 def warn(text: str) -> None:
     """Say on stderr what a user should know of, though the work goes on."""
     sys.stderr.write(f"Warning: {printable(text)}\n")
+
+
+@contextmanager
+def quiet_loggers(*prefixes: str) -> Generator[None]:
+    """Keep libraries from logging what is raised here as well.
+
+    Each of their loggers may have a level of its own, so it is not enough to set the topmost.
+    """
+    names = [name for name in logging.root.manager.loggerDict if name.startswith(prefixes)]
+    levels = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)

@@ -105,6 +105,10 @@ def _fork_helper(_path: str, command: Sequence[str], descriptors: Sequence[int])
     if child:
         return child
     try:
+        for number in STOPS:
+            # Of the command line, which raise exceptions there. SIGINT is blocked, then ignored.
+            if number != signal.SIGINT and callable(signal.getsignal(number)):
+                signal.signal(number, signal.SIG_DFL)
         # Above all the writing end of the pipe whose end of file tells it to end.
         keep = {0, 1, 2, *descriptors}
         for number in [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]:
@@ -116,6 +120,19 @@ def _fork_helper(_path: str, command: Sequence[str], descriptors: Sequence[int])
         sys.excepthook(*sys.exc_info())
     finally:
         os._exit(0)
+
+
+def start_tracker() -> None:
+    """Start multiprocessing's tracker of semaphores so that only the end of its users ends it.
+
+    It ignores SIGINT and SIGTERM. Ended by another signal of the terminal, a second one would
+    print tracebacks about what the first knew.
+    """
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, PARENTS)
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 class _Crew(Protocol):
@@ -155,9 +172,9 @@ def _run(
 class _Server:
     """The process that workers are forked from, for as long as a pool of them lives.
 
-    It and its workers do not see Ctrl-C, which goes to every process of the terminal. The parent
-    decides what to do about it; a child that has not yet come to ignoring the signal must not print
-    a traceback, so it starts with the signal blocked.
+    It and its workers do not see Ctrl-C, which goes to every process of the terminal, nor the
+    others of PARENTS. The parent decides what to do about it; a child that has not yet come to
+    ignoring the signal must not print a traceback, so it starts with the signal blocked.
     """
 
     def __init__(self) -> None:
@@ -169,9 +186,8 @@ class _Server:
         if self._running:
             return
         with _forking() if fork else nullcontext():
-            # multiprocessing's tracker, started with the first child, would lift the block.
-            resource_tracker.ensure_running()
-            mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            start_tracker()  # which, started with the first child, would lift the block
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, PARENTS)
             try:
                 self._start(modules)
             finally:

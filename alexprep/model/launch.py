@@ -5,7 +5,6 @@ all when one fails, and passes signals on. Workers send their result or their er
 process says it, once.
 """
 
-import logging
 import os
 import signal
 from collections.abc import Callable, Generator, Mapping
@@ -22,9 +21,10 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from alexnet.errors import LostConnection, RunError
 from alexnet.training.signals import SIGNALS, hangup_ignored
-from alexprep.errors import PrepareError
+from alexprep.errors import PrepareError, quiet_loggers
 from alexprep.machine import cores
 from alexprep.model.placement import Launch, process_device
+from alexprep.workers import start_tracker
 from pipelines.errors import DataError
 
 Result = TypeVar("Result")
@@ -65,6 +65,7 @@ def run_in_processes(
     """
     processes = launch.processes(columns)
     _check_gpus(process_device(devices, columns), processes)
+    start_tracker()
     # Of workers that fail the launcher passes on no more than an exit code.
     reports = get_context("spawn").SimpleQueue()
     config = LaunchConfig(
@@ -82,7 +83,7 @@ def run_in_processes(
     stops = [number.name for number in SIGNALS if number != signal.SIGHUP or not hangup_ignored()]
     config.signals_to_handle = ",".join([*stops, "SIGQUIT"])
     failure: Exception | None = None
-    with _quiet(), _threads(processes):
+    with quiet_loggers("torch.distributed.elastic"), _threads(processes):
         try:
             elastic_launch(config, _worker)(work, exit_code, reports)
         except (ChildFailedError, SignalException) as error:
@@ -159,18 +160,6 @@ def _check_gpus(kind: str, processes: int) -> None:
             f"{processes} processes need a GPU each; torch {torch.__version__} sees {count}. "
             "Use fewer --replicas, or --devices cpu."
         )
-
-
-@contextmanager
-def _quiet() -> Generator[None]:
-    """Keep torch's launcher from logging what is raised here as well."""
-    logger = logging.getLogger("torch.distributed.elastic")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 @contextmanager
