@@ -48,7 +48,7 @@ def test_a_killed_scheduler_is_one_line_and_the_next_call_finishes(root, tmp_pat
     log = processes.folder / "scheduler.log"
     while "Receive client connection" not in log.read_text():
         assert process.poll() is None, process.communicate()
-    processes.scheduler.kill()
+    processes.close()
     lost = rf"(The Dask scheduler at {processes.address} stopped|No Dask scheduler) answer"
     assert re.match(f"Error: {lost}", error_of(process))
     compute_stats(root, workers=1)
