@@ -34,17 +34,19 @@ class StoredBatch(Sequence[NDArray[np.uint8]]):
     """Planes of the images of a batch in their open files; an item is read when it is asked for."""
 
     def __init__(self, files: Sequence[PlanesFile], rows: Sequence[int]) -> None:
-        self.files, self.rows = files, rows
+        self.files: Sequence[PlanesFile] = files
+        self.rows: Sequence[int] = rows
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, number: Any) -> Any:
-        return self.files[number].planes(self.rows[number])
+        index = int(number)
+        return self.files[index].planes(self.rows[index])
 
     def crops(self, crops: Crops) -> StoredCrops:
         """What the compiled loops take of crops of these images."""
-        numbers = crops.images.tolist()
+        numbers: list[int] = crops.images.tolist()
         files = [self.files[number].descriptor for number in numbers]
         offsets = [self.files[number].offset(self.rows[number]) for number in numbers]
         factors = crops.factors

@@ -94,7 +94,7 @@ def share_images(samples: int, size: int, devices: Sequence[torch.device]) -> li
 def _readable(devices: Sequence[torch.device]) -> list[torch.device]:
     """The first device, and those GPUs whose memory it can read."""
     first, *peers = devices
-    number = torch.cuda.current_device() if first.index is None else first.index
+    number = first.index if ":" in str(first) else torch.cuda.current_device()
     others = [peer for peer in dict.fromkeys(peers) if peer.index != number]
     return [first, *(peer for peer in others if torch.cuda.can_device_access_peer(first, peer))]
 

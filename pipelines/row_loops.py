@@ -9,15 +9,16 @@ numba keeps the code next to this file, or among the user's caches, for the next
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numba import float32, njit, uintp
 
 Array = Any  # numba's
+T = TypeVar("T")
 
 
-def compiled(function: Callable[..., None]) -> Callable[..., None]:
+def compiled(function: Callable[..., T]) -> Callable[..., T]:
     """Compile for threads that run at the same time; cached on disk if there is a place for it."""
     try:
         return njit(nogil=True, cache=True)(function)

@@ -2,6 +2,7 @@
 
 import io
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from pipelines.jpeg import decode
 from pipelines.normalize import Preprocess
 from pipelines.order import BatchPlan, global_order
 from pipelines.regions import cut_box, finish_box, read_regions, set_regions
-from pipelines.shards import SplitReader
+from pipelines.shards import SplitReader, read_batch
 from tests.tarsets import drawn_items, write_dataset
 from tests.vision_ops import InterpolationMode, RandomResizedCrop
 from tests.vision_ops import transforms as vision
@@ -189,7 +190,8 @@ def test_the_operators_of_a_gpu_give_pillows_pictures_within_their_bounds(
     preprocess = Preprocess(spec, colours(spec, None), views, "uint8", True, True)
     reader = SplitReader(root, Manifest.load(root), "train")
     draws = centre(spec, 12) if views == 10 else draw(spec, 0, 0, np.arange(12))
-    batch = read_regions(reader, preprocess, BatchPlan(0, 0, np.arange(12), draws))
+    plan = BatchPlan(0, 0, np.arange(12), draws)
+    batch = read_regions(partial(read_batch, reader), reader.manifest, preprocess, plan)
     config = LoaderConfig(threads=1, batch=12, prefetch=1)
     arguments = dali.arguments(batch, preprocess)
     with dali._pipeline(config) as pipeline:
