@@ -81,6 +81,26 @@ def test_help_imports_nothing_heavy():
     assert run.stdout.strip() == "[]"
 
 
+def test_shard_imports_nothing_that_it_does_not_use():
+    # Each takes .01 s of a processor or more, and half a second with torch.
+    unused = (
+        "torch",
+        "numba",
+        "jinja2",
+        "rich",
+        "fsspec",
+        "dask",
+        "numpy.ma",
+        "importlib.metadata",
+    )
+    code = (
+        "import sys, alexprep.cli, alexprep.dataset.shard\n"
+        f"print([name for name in {unused} if name in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
 def test_only_one_file_builds_dali_pipelines():
     importers = {
         str(path.relative_to(ROOT)) for path in MODULES if "from nvidia.dali" in path.read_text()
