@@ -19,13 +19,12 @@ from alexprep.errors import PrepareError, counted, listed
 from alexprep.sources.content import (
     HEAD_BYTES,
     Stray,
-    display,
     has_image_ending,
     objection,
     stem,
 )
 from alexprep.sources.files import IMAGE_FOLDERS, Branch, Folder, folder_names, has_images
-from alexprep.sources.items import Unreadable
+from alexprep.sources.items import Unreadable, text
 from alexprep.sources.listing import TRAIN, Samples, Source, split_of, splits_in
 
 # The share of a split's images with the name and size of a training image from which it is said.
@@ -244,7 +243,7 @@ def check_names(names: Sequence[str], origin: str, *, ordered: bool) -> Iterator
             raise PrepareError(f"{origin} has a class without a name, {name!r}. Give it one.")
         if any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in name):
             raise PrepareError(
-                f"{origin} has a class {display(name)!r}, which cannot be written to synsets.txt. "
+                f"{origin} has a class {text(name)!r}, which cannot be written to synsets.txt. "
                 "Rename it: without tabs, line ends and bytes that are no UTF-8."
             )
     if len(names) == 1:

@@ -1,6 +1,5 @@
 """What a file is, by its name and its first bytes: an image, litter, or something to ask about."""
 
-import os
 from typing import NamedTuple
 
 HEAD_BYTES = 32
@@ -94,8 +93,3 @@ def both_names(name: bytes) -> tuple[bytes, bytes]:
     """A path with its ending and without, for `is_side_car`."""
     head, slash, base = name.rpartition(b"/")
     return name, head + slash + stem(base)
-
-
-def display(path: str | bytes) -> str:
-    """A path as it may be printed: what is no UTF-8 is escaped."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")

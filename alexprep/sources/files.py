@@ -23,7 +23,7 @@ from alexprep.sources.content import (
     objection,
     too_large,
 )
-from alexprep.sources.items import Items, Places, ReadAhead, Unreadable, chunks, text
+from alexprep.sources.items import Items, Places, ReadAhead, Unreadable, chunks, concatenate, text
 from alexprep.sources.listing import TRAIN, VALIDATION, WHAT_IS_LOOKED_FOR, Listing, split_of
 
 CIRCLE = "is a link to a folder around it"
@@ -105,26 +105,35 @@ def walk(path: Path) -> Folder:
 
 
 def _visit(folder: Folder, below: str) -> None:
-    path = f"{folder.path}/{below}".rstrip("/")
-    count = 0
+    begin = len(folder.files)
     try:
-        with os.scandir(path) as entries:
-            for entry in entries:
-                if is_litter(entry.name):
-                    continue
-                if _is_circle(entry):
-                    folder.strays.append(Stray(entry.path, CIRCLE))
-                elif _is_folder(entry):
-                    _visit(folder, f"{below}{entry.name}/")
-                elif (reason := irregular(entry)) is not None:
-                    folder.strays.append(Stray(entry.path, reason))
-                else:
-                    name = os.fsencode(below + entry.name)
-                    folder.files.append((name, entry.stat().st_size))
-                    count += has_image_ending(name)
+        inner = _list(folder, below)
     except PermissionError as error:
+        path = f"{folder.path}/{below}".rstrip("/")
         folder.strays.append(Stray(path, f"cannot be read ({error.strerror})"))
-    folder.counts[below.rstrip("/")] = count
+        inner = []
+    images = sum(has_image_ending(name) for name, _ in folder.files[begin:])
+    folder.counts[below.rstrip("/")] = images
+    for name in inner:
+        _visit(folder, f"{below}{name}/")
+
+
+def _list(folder: Folder, below: str) -> list[str]:
+    """Add what lies directly in one of its folders, `below`; the folders in that."""
+    inner: list[str] = []
+    with os.scandir(folder.path / below) as entries:
+        for entry in entries:
+            if is_litter(entry.name):
+                continue
+            if _is_circle(entry):
+                folder.strays.append(Stray(entry.path, CIRCLE))
+            elif _is_folder(entry):
+                inner.append(entry.name)
+            elif (reason := irregular(entry)) is not None:
+                folder.strays.append(Stray(entry.path, reason))
+            else:
+                folder.files.append((os.fsencode(below + entry.name), entry.stat().st_size))
+    return inner
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -156,20 +165,9 @@ def irregular(entry: os.DirEntry[str]) -> str | None:
 
 def read_branch(path: Path) -> Branch:
     """List the class folders of a split, each with all that is under it."""
-    classes: dict[str, Folder] = {}
     loose = Folder(path)
-    with os.scandir(path) as entries:
-        for entry in sorted(entries, key=lambda entry: entry.name):
-            if is_litter(entry.name):
-                continue
-            if _is_circle(entry):
-                loose.strays.append(Stray(entry.path, CIRCLE))
-            elif _is_folder(entry):
-                classes[entry.name] = walk(path / entry.name)
-            elif (reason := irregular(entry)) is not None:
-                loose.strays.append(Stray(entry.path, reason))
-            else:
-                loose.files.append((os.fsencode(entry.name), entry.stat().st_size))
+    classes = {name: walk(path / name) for name in sorted(_list(loose, ""))}
+    loose.files.sort()
     return Branch(path, classes, loose)
 
 
@@ -257,42 +255,25 @@ def has_images(folder: Path, most: int = 1000) -> bool:
 
 def list_folders(folders: Mapping[str, Folder], path: Path) -> Listing:
     """Every file of each class folder; a class without any is refused."""
-    names: list[str] = []
-    counts: list[int] = []
-    containers: list[str] = []
-    files: list[tuple[bytes, int]] = []
-    for name, folder in folders.items():
+    for folder in folders.values():
         if not folder.files:
             others = f" but {len(folder.strays):,} that are no images" if folder.strays else ""
             raise PrepareError(
                 f"{folder.path} has no files{others}, so its class would have no images. "
                 "Put images there or remove the folder."
             )
-        names.append(name)
-        containers.append(str(folder.path))
-        counts.append(len(folder.files))
-        files += folder.files
-    container = np.repeat(np.arange(len(containers), dtype=np.int32), counts)
-    return Listing(_items(containers, container, files), tuple(names), container, path)
+    items = [files_of(folder) for folder in folders.values()]
+    class_of = np.repeat(np.arange(len(items)), [len(each) for each in items])
+    return Listing(concatenate(items), tuple(folders), class_of.astype(np.int32), path)
 
 
-def list_flat(folder: Folder, classes: Mapping[bytes, str]) -> Listing:
-    """The images of one folder, whose classes something else says."""
-    wnids = sorted(set(classes.values()))
-    number = {wnid: index for index, wnid in enumerate(wnids)}
-    index = np.array([number[classes[name]] for name, _ in folder.files], np.int32)
-    items = _items([str(folder.path)], np.zeros(len(folder.files), np.int32), folder.files)
-    return Listing(items, tuple(wnids), index, folder.path)
-
-
-def _items(
-    containers: list[str], container: NDArray[np.int32], files: list[tuple[bytes, int]]
-) -> Files:
+def files_of(folder: Folder) -> Files:
+    """The files of one folder as items."""
     return Files(
-        containers=tuple(containers),
-        container=container,
-        name=np.array([name for name, _ in files], dtype="S"),
-        size=np.array([size for _, size in files], np.int64),
+        containers=(str(folder.path),),
+        container=np.zeros(len(folder.files), np.int32),
+        name=np.array([name for name, _ in folder.files], dtype="S"),
+        size=np.array([size for _, size in folder.files], np.int64),
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from errno import EACCES, EIO, EISDIR, ELOOP, EPERM
-from typing import ClassVar, Literal, NamedTuple, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,6 @@ AHEAD = 16
 # sequential rate, short enough that several workers stay close together.
 CHUNK_BYTES = 32_000_000
 CHUNK_IMAGES = 512
-
 
 # Errors of one file; with any other the source has changed or gone, and the run ends.
 OWN_FAULTS = frozenset({EACCES, EPERM, EIO, ELOOP, EISDIR})
@@ -69,17 +68,18 @@ class Items:
         container = self.container[indices]
         used = distinct(container)
         containers: list[int] = used.tolist()
-        columns = {
-            field.name: getattr(self, field.name)[indices]
-            for field in fields(self)
-            if field.name != "container" and isinstance(getattr(self, field.name), np.ndarray)
-        }
         return replace(
             self,
             containers=tuple(self.containers[number] for number in containers),
             container=np.searchsorted(used, container).astype(np.int32),
-            **columns,
+            **{name: column[indices] for name, column in self.columns().items()},
         )
+
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """The arrays over samples, but for `container`."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        del values["container"]
+        return {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
 
     def path(self, index: int) -> str:
         """The path a person would look for."""
@@ -101,6 +101,9 @@ class Items:
         A sample that is at fault itself (no permission, bad sectors) is Unreadable; PrepareError
         where the source is. Close it when it is left early (`contextlib.closing`).
         """
+
+
+ItemsOfKind = TypeVar("ItemsOfKind", bound=Items)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, slots=True)
@@ -164,8 +167,26 @@ class Joined(Items):
                 reader.close()
 
 
+def concatenate(parts: Sequence[ItemsOfKind]) -> ItemsOfKind:
+    """All samples of `parts`, which are of one kind of storage, one part after the other."""
+    containers = dict.fromkeys(path for items in parts for path in items.containers)
+    number = {path: index for index, path in enumerate(containers)}
+    columns = [items.columns() for items in parts]
+    return replace(
+        parts[0],
+        containers=tuple(containers),
+        container=np.concatenate(
+            [
+                np.array([number[path] for path in items.containers], np.int32)[items.container]
+                for items in parts
+            ]
+        ),
+        **{name: np.concatenate([column[name] for column in columns]) for name in columns[0]},
+    )
+
+
 def join(parts: Sequence[Items]) -> Items:
-    """All samples of `parts`, one part after the other."""
+    """All samples of `parts`, of whatever kinds of storage, one part after the other."""
     if len(parts) == 1:
         return parts[0]
     counts = [len(items) for items in parts]
@@ -179,9 +200,9 @@ def join(parts: Sequence[Items]) -> Items:
     )
 
 
-def text(name: bytes | np.bytes_) -> str:
+def text(name: str | bytes) -> str:
     """A name as it may be shown: bytes that are no UTF-8 are escaped."""
-    return bytes(name).decode("utf-8", "backslashreplace")
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def chunks(order: Places, size: NDArray[np.int64]) -> Iterator[Places]:

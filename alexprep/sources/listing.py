@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from alexprep.sources.content import Stray, stem
 from alexprep.sources.items import Items, Names, Places, distinct, join, text
 from alexprep.sources.synsets import ilsvrc2012
 
+Classes = tuple[tuple[str, str], ...]  # (wnid, names) in label order
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 # Usual names of a split, in any case and with what people put around them (test_set, ILSVRC2012_
 # img_val): see `split_of`.
@@ -58,7 +59,7 @@ class Source:
     kind: str
     name: str
     root: str
-    classes: tuple[tuple[str, str], ...]
+    classes: Classes
     splits: Mapping[str, Samples]
     folders: Mapping[str, str] = field(default_factory=dict[str, str])
     left_out: tuple[Stray, ...] = ()
@@ -69,7 +70,7 @@ class Source:
         return sum(len(samples.key) for samples in self.splits.values())
 
     def identity(self) -> dict[str, Any]:
-        digest = hashlib.sha256("\n".join(f"{w}\t{n}" for w, n in self.classes).encode())
+        digest = hashlib.sha256("\n".join(map("\t".join, self.classes)).encode())
         for split, samples in sorted(self.splits.items()):
             digest.update(f"\n{split} {samples.key.dtype} {len(samples.key)}\n".encode())
             for column in (samples.key, samples.label, samples.items.fingerprint):
@@ -167,6 +168,54 @@ def list_by_name(items: Items, labels: Sequence[str], path: Path) -> Listing:
     return Listing(items, tuple(map(str, names)), name_of.astype(np.int32), path)
 
 
+class Table(NamedTuple):
+    """One split with the labels that it was stored with: all are numbers, or all are names."""
+
+    items: Items
+    labels: NDArray[Any] | list[str]
+    path: Path
+
+    @property
+    def is_named(self) -> bool:
+        return isinstance(self.labels, list)
+
+    @property
+    def is_unlabelled(self) -> bool:
+        """Whether all labels are -1, which stands for none."""
+        return not self.is_named and len(self.labels) > 0 and bool(np.all(self.labels == -1))
+
+
+def are_named(tables: Mapping[str, Table], folder: Path) -> bool:
+    """Whether labels are names; PrepareError where those of some splits are, and others not."""
+    kinds = {table.is_named for table in tables.values() if len(table.labels)}
+    if len(kinds) > 1:
+        raise PrepareError(f"{folder} has splits with names and with numbers as labels.")
+    return kinds == {True}
+
+
+def list_named(tables: Mapping[str, Table]) -> dict[str, Listing]:
+    """Splits whose labels are names."""
+    return {
+        split: list_by_name(table.items, cast(list[str], table.labels), table.path)
+        for split, table in tables.items()
+    }
+
+
+def list_numbered(
+    tables: Mapping[str, Table], classes: Classes, keep: Sequence[str] | None
+) -> tuple[dict[str, Listing], Classes]:
+    """Splits whose labels are numbers of `classes`, and those of the classes to `keep`."""
+    wnids = tuple(wnid for wnid, _ in classes)
+    listings = {
+        split: Listing(table.items, wnids, np.asarray(table.labels, np.int32), table.path)
+        for split, table in tables.items()
+    }
+    if keep is None:
+        return listings, classes
+    words = dict(classes)
+    return listings, tuple((wnid, words[wnid]) for wnid in label_space(listings, keep))
+
+
 def label_space(listings: Mapping[str, Listing], keep: Sequence[str] | None) -> list[str]:
     """The classes in label order: `keep`, else those of the training images by name, else all.
 
@@ -203,16 +252,14 @@ def _used_names(listing: Listing) -> set[str]:
 
 
 def integer_classes(
-    folder: Path,
-    names: Sequence[str],
-    used: Mapping[str, set[int]],
-    warnings: list[str],
-) -> tuple[tuple[str, str], ...]:
+    folder: Path, names: Sequence[str], tables: Mapping[str, Table], warnings: list[str]
+) -> Classes:
     """(wnid, names) in label order for labels that are numbers.
 
-    `names` is the list that goes with them, or empty; `used` has the labels of each split. Labels
-    that no image has are refused, or named in a warning where the list names them.
+    `names` is the list that goes with them, or empty. Labels that no image has are refused, or
+    named in a warning where the list names them.
     """
+    used = {split: set(np.unique(table.labels).tolist()) for split, table in tables.items()}
     everything: set[int] = set[int]().union(*used.values())
     highest, lowest = max(everything, default=-1), min(everything, default=0)
     count = len(names) or highest + 1
@@ -240,7 +287,7 @@ def integer_classes(
     return classes
 
 
-def _as_ilsvrc(names: Sequence[str]) -> tuple[tuple[str, str], ...]:
+def _as_ilsvrc(names: Sequence[str]) -> Classes:
     """(wnid, names) of the 1000 classes where most names are theirs, else each name twice."""
     table = ilsvrc2012()
     same = sum(a.names.split(",")[0] == b.split(",")[0] for a, b in zip(table, names))  # noqa: B905
@@ -250,10 +297,7 @@ def _as_ilsvrc(names: Sequence[str]) -> tuple[tuple[str, str], ...]:
 
 
 def make_source(
-    kind: str,
-    folder: Path,
-    classes: tuple[tuple[str, str], ...],
-    listings: Mapping[str, Listing],
+    kind: str, folder: Path, classes: Classes, listings: Mapping[str, Listing]
 ) -> Source:
     """Give every sample its label and key, refuse two of one key, and sort.
 
@@ -290,7 +334,7 @@ def make_source(
     )
 
 
-def _labelled(listing: Listing, classes: tuple[tuple[str, str], ...]) -> Samples:
+def _labelled(listing: Listing, classes: Classes) -> Samples:
     """Samples without keys yet; those of other classes are dropped."""
     labels = {name: label for label, (name, _) in enumerate(classes)}
     if listing.names == tuple(name for name, _ in classes):

@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,12 +17,15 @@ from alexprep.sources.content import HEAD_BYTES, objection, stem
 from alexprep.sources.items import Items, Places, Unreadable
 from alexprep.sources.listing import (
     TRAIN,
-    Listing,
+    Classes,
     Source,
     SourceOptions,
+    Table,
+    are_named,
     integer_classes,
     label_space,
-    list_by_name,
+    list_named,
+    list_numbered,
     make_source,
     split_of,
     with_findings,
@@ -100,25 +103,15 @@ def parquet_source(folder: Path, tables: list[Path], options: SourceOptions) -> 
         by_split.setdefault(_split_of_table(table), []).append(table)
     columns = options.image_column or "image", options.label_column or "label"
     listed = {split: _list_tables(paths, *columns) for split, paths in by_split.items()}
-    listed = {split: rows for split, rows in listed.items() if not rows.is_unlabelled()}
+    listed = {split: table for split, table in listed.items() if not table.is_unlabelled}
     warnings: list[str] = []
-    if any(isinstance(rows.labels, list) for rows in listed.values()):
-        listings = {s: _by_text(rows, by_split[s][0].parent) for s, rows in listed.items()}
+    if are_named(listed, folder):
+        listings = list_named(listed)
         classes = named(label_space(listings, options.classes), folder)
     else:
-        names = _schema_names(tables[0], columns[1])
-        used = {split: set(np.unique(rows.labels).tolist()) for split, rows in listed.items()}
-        classes = integer_classes(folder, names, used, warnings)
-        wnids = tuple(wnid for wnid, _ in classes)
-        listings = {
-            split: Listing(
-                _original_names(rows, wnids), wnids, rows.labels, by_split[split][0].parent
-            )
-            for split, rows in listed.items()
-        }
-        if options.classes is not None:
-            words = dict(classes)
-            classes = tuple((w, words.get(w, w)) for w in label_space(listings, options.classes))
+        classes = integer_classes(folder, _schema_names(tables[0], columns[1]), listed, warnings)
+        listed = {split: _with_original_names(rows, classes) for split, rows in listed.items()}
+        listings, classes = list_numbered(listed, classes, options.classes)
     return with_findings(make_source("parquet", folder, classes, listings), (), warnings)
 
 
@@ -128,17 +121,7 @@ def _split_of_table(path: Path) -> str:
     return split_of(word) or split_of(path.parent.name.removeprefix("partial-")) or TRAIN
 
 
-class _Tables(NamedTuple):
-    """What the tables of one split list: labels are an array of integers or a list of texts."""
-
-    rows: Rows
-    labels: Any
-
-    def is_unlabelled(self) -> bool:
-        return not isinstance(self.labels, list) and bool((self.labels == -1).all())
-
-
-def _list_tables(paths: list[Path], image: str, label: str) -> _Tables:
+def _list_tables(paths: list[Path], image: str, label: str) -> Table:
     """Only names and labels are read here, not the images."""
     labels: list[Any] = []
     names: list[bytes] = []
@@ -171,7 +154,8 @@ def _list_tables(paths: list[Path], image: str, label: str) -> _Tables:
     kinds = {type(some) for some in labels}
     if len(kinds) > 1:
         raise PrepareError(f"{paths[0].parent} has numbers and text as labels of one split.")
-    return _Tables(items, [*chain(*labels)] if kinds == {list} else np.concatenate(labels))
+    joined = [*chain(*labels)] if kinds == {list} else np.concatenate(labels)
+    return Table(items, joined, paths[0].parent)
 
 
 def _names(path: Path, group: int, count: int, images: Any) -> list[bytes]:
@@ -240,12 +224,6 @@ def _check_columns(path: Path, schema: Any, image: str, label: str) -> set[str]:
     return fields
 
 
-def _by_text(listed: _Tables, folder: Path) -> Listing:
-    if not isinstance(listed.labels, list):
-        raise PrepareError(f"{folder} has splits with text and with numbers as labels.")
-    return list_by_name(listed.rows, listed.labels, folder)
-
-
 def _schema_names(table: Path, column: str) -> list[str]:
     """The class list that Hugging Face puts into the schema, in label order; [] without one."""
     try:
@@ -266,16 +244,16 @@ def _schema_names(table: Path, column: str) -> list[str]:
     return [str(name) for name in names]
 
 
-def _original_names(listed: _Tables, wnids: tuple[str, ...]) -> Rows:
+def _with_original_names(table: Table, classes: Classes) -> Table:
     """Names without the wnid that Hugging Face puts behind ILSVRC's (n01440764_10026_n01440764)."""
-    endings = [f"_{wnid}".encode() for wnid in wnids]
-    before: list[bytes] = listed.rows.name.tolist()
-    labels: list[int] = listed.labels.tolist()
+    endings = [f"_{wnid}".encode() for wnid, _ in classes]
+    before: list[bytes] = table.items.name.tolist()
+    labels: list[int] = table.labels.tolist()
     names: list[bytes] = []
     for name, label in zip(before, labels, strict=True):
         folder, slash, base = name.rpartition(b"/")
         plain = stem(base)
         names.append(folder + slash + plain.removesuffix(endings[label]) + base[len(plain) :])
     if len({*zip(labels, names, strict=True)}) < len({*zip(labels, before, strict=True)}):
-        return listed.rows  # they end in their label by chance, and would no longer differ
-    return replace(listed.rows, name=np.array(names, "S"))
+        return table  # they end in their label by chance, and would no longer differ
+    return table._replace(items=replace(table.items, name=np.array(names, "S")))

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -26,7 +26,7 @@ from alexprep.sources.content import (
     objection,
     too_large,
 )
-from alexprep.sources.items import Items, Places, ReadAhead, Unreadable, chunks, text
+from alexprep.sources.items import Items, Places, ReadAhead, Unreadable, chunks, concatenate, text
 from alexprep.sources.listing import Listing, split_of
 from alexprep.tar import Entry, scan_tar
 
@@ -189,23 +189,13 @@ class ClassTars(dict[str, Tars]):
                 raise PrepareError(
                     f"{images.containers[0]} has no images in {name}.tar. Download it again."
                 )
-        classes = list(self.values())
-        containers = list(dict.fromkeys(images.containers[0] for images in classes))
-        number = {container: index for index, container in enumerate(containers)}
-        counts = [len(images) for images in classes]
-        container = np.repeat([number[images.containers[0]] for images in classes], counts)
-        items = Tars(
-            containers=tuple(containers),
-            container=container.astype(np.int32),
-            name=np.concatenate([images.name for images in classes]),
-            offset=np.concatenate([images.offset for images in classes]),
-            size=np.concatenate([images.size for images in classes]),
-        )
-        name_of = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-        return Listing(items, tuple(self), name_of, path)
+        items = list(self.values())
+        class_of = np.repeat(np.arange(len(items)), [len(images) for images in items])
+        return Listing(concatenate(items), tuple(self), class_of.astype(np.int32), path)
 
 
-def _items(path: Path, entries: list[Entry], prefix: bytes = b"") -> Tars:
+def members_of(path: Path, entries: list[Entry], prefix: bytes = b"") -> Tars:
+    """Members of one tar as items."""
     return Tars(
         containers=(str(path),),
         container=np.zeros(len(entries), np.int32),
@@ -233,7 +223,7 @@ def tar_of_class_tars(path: Path) -> ClassTars:
         def scan(name: bytes, entry: Entry) -> tuple[Tars, list[Stray]]:
             # Arrays at once: a million entries of Python would take a third of the memory.
             images, strays = scan_images(path, file, entry.offset, entry.size)
-            return _items(path, images, name + b"/"), strays
+            return members_of(path, images, name + b"/"), strays
 
         with ThreadPoolExecutor(THREADS) as pool:
             for name, (images, strays) in zip(names, pool.map(scan, names, outer), strict=True):
@@ -247,7 +237,7 @@ def folder_of_class_tars(paths: Sequence[Path]) -> ClassTars:
     def scan(path: Path) -> tuple[Tars, list[Stray]]:
         with opened(path) as file:
             images, strays = scan_images(path, file)
-        return _items(path, images), strays
+        return members_of(path, images), strays
 
     _refuse_splits(paths)
     classes = ClassTars()
@@ -301,14 +291,6 @@ def replace_images(items: Tars, patch: Path, images: Sequence[Entry]) -> Tars:
         offset=offset,
         size=size,
     )
-
-
-def list_flat_tar(path: Path, classes: Mapping[bytes, str], images: list[Entry]) -> Listing:
-    """The images of one tar, whose classes something else says."""
-    wnids = sorted(set(classes.values()))
-    number = {wnid: index for index, wnid in enumerate(wnids)}
-    index = np.array([number[classes[entry.name]] for entry in images], np.int32)
-    return Listing(_items(path, images), tuple(wnids), index, path)
 
 
 def kind_of_tar(path: Path) -> str:

@@ -12,7 +12,7 @@ from alexprep.sources.files import (
     IMAGE_FOLDERS,
     Branch,
     Folder,
-    list_flat,
+    files_of,
     list_folders,
     merged,
     read_branch,
@@ -30,7 +30,7 @@ from alexprep.sources.ilsvrc import (
     find_truth,
     year_of,
 )
-from alexprep.sources.items import text
+from alexprep.sources.items import Items, text
 from alexprep.sources.listing import (
     TEST,
     TRAIN,
@@ -40,6 +40,7 @@ from alexprep.sources.listing import (
     SourceOptions,
     join_listings,
     label_space,
+    list_by_name,
     make_source,
     refuse_unknown_classes,
     splits_in,
@@ -51,7 +52,7 @@ from alexprep.sources.tars import (
     ClassTars,
     Tars,
     folder_of_class_tars,
-    list_flat_tar,
+    members_of,
     opened,
     replace_images,
     scan_images,
@@ -194,8 +195,7 @@ def _official(split: str, path: Path, root: Path, options: SourceOptions) -> Spl
         images, strays = scan_images(path, file)
 
     def list_images() -> Listing:
-        truth = find_truth([root], [entry.name for entry in images])
-        return _patched(list_flat_tar(path, truth, images), path)
+        return _patched(_list_by_truth(members_of(path, images), [root], path), path)
 
     return Split(path, None, strays, list_images)
 
@@ -285,5 +285,11 @@ def _list_flat(folder: Folder, root: Path) -> Listing:
             f"{folder.path} has no files. Put the validation images there or remove it."
         )
     above = [*root.resolve().parents][:LEVELS_UP]
-    truth = find_truth([root, folder.path, *above], [name for name, _ in folder.files])
-    return list_flat(folder, truth)
+    return _list_by_truth(files_of(folder), [root, folder.path, *above], folder.path)
+
+
+def _list_by_truth(items: Items, folders: Sequence[Path], path: Path) -> Listing:
+    """Images whose classes a file in one of `folders` says."""
+    names: list[bytes] = items.name.tolist()
+    truth = find_truth(folders, names)
+    return list_by_name(items, [truth[name] for name in names], path)

@@ -13,20 +13,23 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from alexprep.errors import PrepareError
 from alexprep.machine import cores
 from alexprep.sources.content import IMAGE_ENDINGS, has_image_ending, is_litter
-from alexprep.sources.items import text
+from alexprep.sources.items import concatenate, text
 from alexprep.sources.listing import (
     TRAIN,
+    Classes,
     Listing,
     Source,
     SourceOptions,
+    Table,
+    are_named,
     integer_classes,
     label_space,
-    list_by_name,
+    list_named,
+    list_numbered,
     make_source,
     split_of,
     splits_in,
@@ -34,7 +37,7 @@ from alexprep.sources.listing import (
 )
 from alexprep.sources.synsets import ilsvrc2012, named
 from alexprep.sources.tables import decode_text
-from alexprep.sources.tars import Tars, kind_of_tar, opened
+from alexprep.sources.tars import Tars, kind_of_tar, members_of, opened
 from alexprep.tar import Entry, scan_tar
 from alexprep.workers import run_tasks
 from pipelines.format import BLOCK, MANIFEST, Manifest, Shard, ShardIndex
@@ -59,11 +62,9 @@ class Tar(NamedTuple):
 
 
 class Listed(NamedTuple):
-    """What a tar lists: arrays over samples, and labels that are all numbers or all names."""
+    """The samples of a tar; labels are all numbers or all names."""
 
-    name: NDArray[np.bytes_]
-    offset: NDArray[np.int64]
-    size: NDArray[np.int64]
+    items: Tars
     labels: list[int] | list[str]
 
 
@@ -104,29 +105,17 @@ def shard_source(
     manifest = _finished(folder)
     tars = _tars_of(manifest, folder) if manifest else _tars_of_others(by_split)
     listed = {split: _list_tars(some) for split, some in tars.items()}
-    listed = {s: table for s, table in listed.items() if set(table[1]) != {-1}}
-    kinds: set[type] = {type(label) for _, labels in listed.values() for label in labels[:1]}
-    if len(kinds) > 1:
-        raise PrepareError(f"{folder} has splits with names and with numbers as labels.")
-    paths = {split: by_split[split][0].parent for split in listed}
-    if kinds == {str}:
-        listings = {split: list_by_name(*table, paths[split]) for split, table in listed.items()}
+    listed = {split: table for split, table in listed.items() if not table.is_unlabelled}
+    if are_named(listed, folder):
+        listings = list_named(listed)
         classes = named(label_space(listings, options.classes), folder)
         warnings += _captions(folder, listings)
     else:
-        used = {split: {int(label) for label in labels} for split, (_, labels) in listed.items()}
         names = manifest.classes if manifest else _class_names(folder, listed, warnings)
-        classes = names if names else integer_classes(folder, [], used, warnings)
-        wnids = tuple(wnid for wnid, _ in classes)
-        if max(map(max, used.values()), default=0) >= len(wnids):
-            raise PrepareError(f"{folder} has labels beyond its {len(wnids):,} classes.")
-        listings = {
-            split: Listing(items, wnids, np.array(labels, np.int32), paths[split])
-            for split, (items, labels) in listed.items()
-        }
-        if options.classes is not None:
-            words = dict(classes)
-            classes = tuple((w, words[w]) for w in label_space(listings, options.classes))
+        classes = names if names else integer_classes(folder, [], listed, warnings)
+        if any(np.max(table.labels, initial=-1) >= len(classes) for table in listed.values()):
+            raise PrepareError(f"{folder} has labels beyond its {len(classes):,} classes.")
+        listings, classes = list_numbered(listed, classes, options.classes)
     if manifest:
         warnings.append(
             f"{folder} is a finished data set: its images are {manifest.dimensions}, "
@@ -158,7 +147,7 @@ def _tars_of_others(by_split: Mapping[str, list[Path]]) -> dict[str, list[Tar]]:
     return {split: [Tar(path) for path in paths] for split, paths in by_split.items()}
 
 
-def _list_tars(tars: Sequence[Tar]) -> tuple[Tars, list[Any]]:
+def _list_tars(tars: Sequence[Tar]) -> Table:
     workers = min(cores(), len(tars)) if len(tars) >= FEW_TARS else 1
     lists: list[Listed | None] = [None] * len(tars)
     with closing(run_tasks(list_tar, tars, workers=workers)) as results:
@@ -168,15 +157,10 @@ def _list_tars(tars: Sequence[Tar]) -> tuple[Tars, list[Any]]:
     kinds = {type(listed.labels[0]) for listed in complete if listed.labels}
     if len(kinds) > 1:
         raise PrepareError(f"{tars[0].path.parent} has tars with names and with numbers as labels.")
-    counts = [len(listed.labels) for listed in complete]
-    items = Tars(
-        containers=tuple(str(tar.path) for tar in tars),
-        container=np.repeat(np.arange(len(tars), dtype=np.int32), counts),
-        name=np.concatenate([listed.name for listed in complete]),
-        offset=np.concatenate([listed.offset for listed in complete]),
-        size=np.concatenate([listed.size for listed in complete]),
-    )
-    return items, [label for listed in complete for label in listed.labels]
+    labels: list[Any] = [label for listed in complete for label in listed.labels]
+    items = concatenate([listed.items for listed in complete])
+    # Numbers of any size: which of them are classes is found out for all splits together.
+    return Table(items, labels if kinds == {str} else np.array(labels, object), tars[0].path.parent)
 
 
 def list_tar(tar: Tar) -> Listed:
@@ -197,8 +181,14 @@ def _list_by_index(file: int, path: Path, shard: Shard, index_path: Path) -> Lis
             f"{path} has not the labels where {index_path} says. Run `alexprep verify` on the data "
             "set."
         )
-    names = np.char.add(index.keys, b".jpg")
-    return Listed(names, index.offsets, index.sizes, list(map(int, labels)))
+    items = Tars(
+        containers=(str(path),),
+        container=np.zeros(len(labels), np.int32),
+        name=np.char.add(index.keys, b".jpg"),
+        offset=index.offsets,
+        size=index.sizes,
+    )
+    return Listed(items, list(map(int, labels)))
 
 
 def _list_by_headers(file: int, path: Path) -> Listed:
@@ -216,12 +206,7 @@ def _list_by_headers(file: int, path: Path) -> Listed:
             )
         images += image
         labels.append(_label(path, file, members, image[0].name))
-    return Listed(
-        np.array([entry.name for entry in images], "S"),
-        np.array([entry.offset for entry in images], np.int64),
-        np.array([entry.size for entry in images], np.int64),
-        _of_one_kind(path, labels),
-    )
+    return Listed(members_of(path, images), _of_one_kind(path, labels))
 
 
 def _samples(entries: list[Entry]) -> Iterator[dict[bytes, Entry]]:
@@ -299,15 +284,13 @@ def _captions(folder: Path, listings: Mapping[str, Listing]) -> Iterator[str]:
             )
 
 
-def _class_names(
-    folder: Path, listed: Mapping[str, tuple[Tars, list[Any]]], warnings: list[str]
-) -> tuple[tuple[str, str], ...]:
+def _class_names(folder: Path, listed: Mapping[str, Table], warnings: list[str]) -> Classes:
     """(wnid, names) in label order, as far as something says them; () if nothing does."""
     if TRAIN not in listed:
         return ()
-    items, labels = listed[TRAIN]
+    table = listed[TRAIN]
     wnid_of: dict[int, bytes] = {}
-    for name, label in zip(items.name.tolist(), labels, strict=True):
+    for name, label in zip(table.items.name.tolist(), table.labels, strict=True):
         match = re.match(rb"(n\d{8})_", name[name.rfind(b"/") + 1 :])
         if match is None or wnid_of.setdefault(label, match[1]) != match[1]:
             return ()
