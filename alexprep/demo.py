@@ -144,9 +144,8 @@ def _draw(demo: Demo) -> tuple[int, str]:
 
 def _shard(demo: Demo) -> tuple[int, str]:
     manifest = shard(demo.source, demo.dataset, ShardConfig(size=demo.config.size))
-    images = sum(split.samples for split in manifest.splits.values())
     fixed = ", ".join(f"{count} {fix}" for fix, count in sorted(manifest.fixes.items()))
-    return images, f"fixed: {fixed}"
+    return manifest.samples, f"fixed: {fixed}"
 
 
 def _stats(demo: Demo) -> tuple[int, str]:

@@ -9,7 +9,6 @@ import io
 import os
 import platform
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from alexprep.machine import computes_bfloat16, cores, machine
+from alexprep.machine import computes_bfloat16, cores, free_bytes, machine
 
 PYTHONS = ((3, 11), (3, 14))
 ILSVRC_IMAGES = 1_281_167 + 50_000
@@ -61,7 +60,7 @@ def examine(folder: Path, images: int | None = None) -> list[Finding]:
         Finding(name="cores", state="ok", text=f"{cores()} of {host['cpu']}"),
         None if gpus else check_bfloat16(str(host["isa"]), fast=computes_bfloat16()),
         *check_threads(os.environ, cores()),
-        check_disk(folder, _free_gigabytes(folder), images),
+        check_disk(folder, free_bytes(folder) / 1e9, images),
     ]
     return [finding for finding in findings if finding is not None]
 
@@ -277,13 +276,6 @@ def _installed() -> dict[str, str]:
         if name:
             versions[name.lower().replace("_", "-")] = distribution.version
     return versions
-
-
-def _free_gigabytes(folder: Path) -> float:
-    """On the disk of a folder, which need not exist yet."""
-    path = folder.absolute()
-    existing = next(parent for parent in (path, *path.parents) if parent.exists())
-    return shutil.disk_usage(existing).free / 1e9
 
 
 def _driver_cuda() -> int:

@@ -79,6 +79,13 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def free_bytes(folder: Path) -> int:
+    """On the disk of a folder, which need not exist yet."""
+    path = folder.absolute()
+    existing = next(parent for parent in (path, *path.parents) if parent.exists())
+    return shutil.disk_usage(existing).free
+
+
 def peak_megabytes(process: int | str = "self") -> float:
     """The most memory a process ever held, in 10**6 bytes; Linux only.
 

@@ -13,7 +13,6 @@ import tarfile
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future
-from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Self
 
@@ -211,14 +210,11 @@ class TarStream:
 
     def __init__(self, path: Path, *, md5: bool = False, begin: int = 0) -> None:
         self.path = path
-        self._start = begin
         self.bytes = 0
+        self._start = begin
+        self._file = path.open("rb", buffering=READ_BYTES)
         self._sha256 = hashlib.sha256()
         self._md5 = hashlib.md5(usedforsecurity=False) if md5 else None
-        self._file: BufferedReader | None = None
-        self._length = 0
-        self._block = bytearray(READ_BYTES)
-        self._begin = self._filled = 0
 
     @property
     def sha256(self) -> str:
@@ -230,20 +226,16 @@ class TarStream:
         return self._md5.hexdigest() if self._md5 else ""
 
     def __enter__(self) -> Self:
-        self._file = self.path.open("rb")
-        self._length = self.path.stat().st_size
-        self._file.seek(self._start)
-        self._begin = self._start
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            self._file.close()
+        self._file.close()
 
     def __iter__(self) -> Iterator[TarMember]:
-        position = self._start
-        while position < self._length:
-            block = self._at(position, BLOCK)
+        length = os.fstat(self._file.fileno()).st_size
+        position = self._file.seek(self._start)
+        while position < length:
+            block = self._read(BLOCK)
             if not block.strip(b"\0"):
                 break
             header = parse_header(block)
@@ -251,51 +243,35 @@ class TarStream:
                 raise DataError(
                     f"{self.path} is damaged or cut off: no tar header at byte {position}."
                 )
-            available = self._length - position - BLOCK
+            available = length - position - BLOCK
             if header.size > available:
                 raise DataError(
                     f"{self.path} is cut off: the member at byte {position} has {header.size} "
                     f"bytes, {available} of them are in the file."
                 )
+            room = padded(header.size)
             if header.kind in FILE_TYPES:
                 name = header.name.decode("utf-8", "surrogateescape")
-                yield TarMember(name, position + BLOCK, self._at(position + BLOCK, header.size))
-            position += BLOCK + padded(header.size)
-        while self._read_into(memoryview(self._block)):  # the hash is of the whole file
-            pass
+                yield TarMember(name, position + BLOCK, self._read(header.size))
+                self._skip(room - header.size)
+            else:
+                self._skip(room)
+            position += BLOCK + room
+        self._skip(length)
 
-    def _at(self, offset: int, size: int) -> bytes:
-        """Bytes of the file, fewer at its end; what lies before `offset` is forgotten."""
-        start = offset - self._begin
-        if start + size > self._filled:
-            self._fill(start, size)
-            start = offset - self._begin
-        return bytes(memoryview(self._block)[start : min(start + size, self._filled)])
+    def _skip(self, size: int) -> None:
+        """Read what is not asked for, in pieces: the hash is of the whole file."""
+        while size > 0 and (data := self._read(min(size, READ_BYTES))):
+            size -= len(data)
 
-    def _fill(self, start: int, size: int) -> None:
-        """Read until `size` bytes from `start` are in the block, or the file ends."""
-        # Blocks, not members, are read and hashed: fewer calls, and the block is used again. A
-        # member that is skipped (a link, a folder) is read all the same, for the hash.
-        while start > self._filled > 0:
-            start -= self._filled
-            self._begin += self._filled
-            self._filled = self._read_into(memoryview(self._block))
-        tail = self._block[start : self._filled]
-        if len(tail) + size > len(self._block):
-            self._block = bytearray(size + READ_BYTES)
-        self._block[: len(tail)] = tail
-        self._begin += start
-        self._filled = len(tail)
-        self._filled += self._read_into(memoryview(self._block)[len(tail) :])
-
-    def _read_into(self, room: memoryview) -> int:
-        assert self._file is not None, "TarStream is entered before it is read"
-        count = self._file.readinto(room)
-        self._sha256.update(room[:count])
+    def _read(self, size: int) -> bytes:
+        """The next bytes of the file, fewer at its end."""
+        data = self._file.read(size)
+        self._sha256.update(data)
         if self._md5 is not None:
-            self._md5.update(room[:count])
-        self.bytes += count
-        return count
+            self._md5.update(data)
+        self.bytes += len(data)
+        return data
 
 
 class TarWriter:

@@ -100,6 +100,10 @@ class Split:
     def samples(self) -> int:
         return sum(shard.samples for shard in self.shards)
 
+    @property
+    def bytes(self) -> int:
+        return sum(shard.bytes for shard in self.shards)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Left:
@@ -169,6 +173,15 @@ class Manifest:
                         f"a shard of {split!r} is called {shard.name!r}, not "
                         "SPLIT/NAME-SPLIT-dddddd.tar in letters, digits, '_', '.' and '-'"
                     )
+
+    @property
+    def shards(self) -> list[Shard]:
+        """Those of all splits, in order."""
+        return [shard for split in self.splits.values() for shard in split.shards]
+
+    @property
+    def samples(self) -> int:
+        return sum(split.samples for split in self.splits.values())
 
     @property
     def keep_aspect(self) -> bool:

@@ -78,8 +78,7 @@ def _encode_all(paths: tuple[Path, ...]) -> int:
 def _shard(source: Path, out: Path, workers: int) -> int:
     shutil.rmtree(out, ignore_errors=True)
     config = ShardConfig(size=SIZE, quality=QUALITY)
-    manifest = shard(source, out, config, RunOptions(workers=workers))
-    return sum(split.samples for split in manifest.splits.values())
+    return shard(source, out, config, RunOptions(workers=workers)).samples
 
 
 def _originals(config: BenchConfig, folder: Path) -> list[Path]:

@@ -29,9 +29,7 @@ def parse_checksums(text: str) -> dict[str, str]:
 
 def shard_digests(manifest: Manifest) -> dict[str, str]:
     """SHA-256 of each tar, by its name."""
-    return {
-        shard.name: shard.sha256 for split in manifest.splits.values() for shard in split.shards
-    }
+    return {shard.name: shard.sha256 for shard in manifest.shards}
 
 
 def digests(root: Path, manifest: Manifest) -> dict[str, str]:
@@ -46,7 +44,7 @@ def digests(root: Path, manifest: Manifest) -> dict[str, str]:
         recorded = {}
     known = shard_digests(manifest)
     names = [MANIFEST, "synsets.txt", "_info.json", *(f"wids-{s}.json" for s in manifest.splits)]
-    names += [shard.index for split in manifest.splits.values() for shard in split.shards]
+    names += [shard.index for shard in manifest.shards]
     for name in names:
         if name in recorded:
             known[name] = recorded[name]

@@ -1,6 +1,5 @@
 """`alexprep planes`: decode every image once, into the files that pipelines.planesfile reads."""
 
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -9,7 +8,7 @@ from pathlib import Path
 
 from alexprep.dataset.store import LocalStore
 from alexprep.errors import PrepareError
-from alexprep.machine import cores
+from alexprep.machine import cores, free_bytes
 from alexprep.progress import ProgressBar
 from alexprep.workers import run_tasks
 from pipelines.errors import DataError
@@ -106,7 +105,7 @@ def _is_stored(root: Path, shard: Shard, size: int) -> bool:
 
 
 def _check_space(root: Path, needed: int) -> None:
-    free = shutil.disk_usage(root).free
+    free = free_bytes(root)
     if needed > free:
         raise PrepareError(
             f"{root / FOLDER} needs {needed / 1e9:,.2f} GB more, the disk has {free / 1e9:,.2f} GB "

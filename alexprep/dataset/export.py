@@ -87,7 +87,7 @@ def _write_export(
     kind: Literal["energon", "openclip"], root: Path, manifest: Manifest, out: Path
 ) -> list[Path]:
     written: list[Path] = []
-    shards = [shard for split in manifest.splits.values() for shard in split.shards]
+    shards = manifest.shards
     with ProgressBar("export", len(shards), "shards", delay=DELAY) as progress:
         for shard in shards:
             # A link takes no room, and a hard one outlives the data set.
@@ -115,7 +115,7 @@ def energon_index(root: Path, shard: Shard) -> bytes:
 
 
 def _energon_files(manifest: Manifest, out: Path) -> list[Path]:
-    counts = {s.name: s.samples for split in manifest.splits.values() for s in split.shards}
+    counts = {shard.name: shard.samples for shard in manifest.shards}
     parts = {
         ENERGON_SPLITS.get(name, name): [shard.name for shard in split.shards]
         for name, split in manifest.splits.items()

@@ -1,6 +1,5 @@
 """What a run would write, how long it would take and how much room it needs; writes nothing."""
 
-import shutil
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -8,13 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from alexprep.dataset.shard import RunOptions
+from alexprep.dataset.shard import RunOptions, plan_run
 from alexprep.dataset.shard_plan import ShardConfig, ShardPlan, permutation
 from alexprep.dataset.shard_writer import Outcome, outcomes
-from alexprep.dataset.splits import plan_source
-from alexprep.machine import cores
+from alexprep.dataset.store import is_local, local_path
+from alexprep.machine import cores, free_bytes
 from alexprep.progress import clock
-from alexprep.sources.check import check_target
 from alexprep.sources.listing import TRAIN
 from pipelines.format import BLOCK, MEMBERS, padded
 
@@ -89,11 +87,7 @@ def forecast(
     options: RunOptions = RunOptions(),  # noqa: B008 - frozen
 ) -> Forecast:
     """ShardPlan as `shard` would, encode 200 images in memory, and extrapolate."""
-    skip = options.on_error == "skip"
-    plan = plan_source(
-        Path(source), config, splits=options.splits, skip=skip, workers=options.workers
-    )
-    check_target(plan.source, str(out))
+    plan = plan_run(source, out, config, options)
     workers = options.workers or cores()
     results, seconds = _probe(plan)
     encoded = [result for result in results if result.encoded is not None]
@@ -112,7 +106,7 @@ def forecast(
         seconds=count * seconds / probed / workers,
         source_bytes=round(float(np.mean([result.source_bytes for result in results])) * count),
         bytes=round(float(sample_bytes) * count),
-        bytes_free=_free(str(out)),
+        bytes_free=free_bytes(local_path(str(out))) if is_local(str(out)) else None,
         folders=dict(plan.source.folders),
         class_names=tuple(wnid for wnid, _ in plan.source.classes),
         left_out=tuple((stray.path, stray.reason) for stray in plan.source.left_out),
@@ -135,13 +129,3 @@ def _probe(plan: ShardPlan) -> tuple[list[Outcome], float]:
 def _sample_bytes(result: Outcome) -> int:
     jpg = padded(len(result.encoded.jpg)) if result.encoded else 0
     return len(MEMBERS) * BLOCK + jpg + padded(NOTES_BYTES) + BLOCK
-
-
-def _free(out: str) -> int | None:
-    """Bytes free where a folder would be made; None for other storage."""
-    if "://" in out:
-        return None
-    path = Path(out).absolute()
-    while not path.exists():
-        path = path.parent
-    return shutil.disk_usage(path).free

@@ -45,7 +45,7 @@ def read_sample(root: Path, name: str) -> SampleFiles:
     DataError if there is none, or if its shard is not as indexed.
     """
     manifest = Manifest.load(root)
-    shards = [shard.name for split in manifest.splits.values() for shard in split.shards]
+    shards = [shard.name for shard in manifest.shards]
     keys = _possible_keys(name)
     path = root / "index" / f"by-hash-{hash_file(root / MANIFEST)[:16]}.npy"
     stored = _load_entries(path)

@@ -162,7 +162,7 @@ def _digests(store: Store, manifest: Manifest, texts: Mapping[str, str]) -> dict
         return store.sha256(name) or hashlib.sha256(store.read(name) or b"").hexdigest()
 
     digests = shard_digests(manifest)
-    indexes = [shard.index for split in manifest.splits.values() for shard in split.shards]
+    indexes = [shard.index for shard in manifest.shards]
     # No record of a shard has the hash of its index. They are small, but may be far away.
     with ThreadPoolExecutor(max_workers=16) as pool:
         digests |= dict(zip(indexes, pool.map(digest, indexes), strict=True))

@@ -41,7 +41,7 @@ def rebuild_shards(
     plan: ShardPlan, manifest: Manifest, count: int, workers: int
 ) -> tuple[tuple[str, ...], list[str]]:
     """Write random shards again in a temporary folder: their names, and the differences."""
-    shards = {shard.name: shard for split in manifest.splits.values() for shard in split.shards}
+    shards = {shard.name: shard for shard in manifest.shards}
     # Random ones, so that every call looks at others.
     names = sorted(random.sample(sorted(shards), min(count, len(shards))))
     rebuilt: dict[str, Shard | None] = {}

@@ -18,14 +18,14 @@ from alexprep.dataset.sequential import recommend_sequential, spool_folder, writ
 from alexprep.dataset.shard_plan import ShardConfig, ShardPlan
 from alexprep.dataset.shard_writer import Fault, ShardRecord, write_shard
 from alexprep.dataset.splits import plan_source
-from alexprep.dataset.store import STATE, Store, local_path, open_store
+from alexprep.dataset.store import STATE, Store, is_local, local_path, open_store
 from alexprep.errors import PrepareError, warn
 from alexprep.machine import cores
 from alexprep.progress import ProgressBar
 from alexprep.sources.check import check_beginnings, check_target, refuse_strays
 from alexprep.sources.ilsvrc import check_archives
 from alexprep.workers import run_tasks
-from pipelines.format import Manifest, Shard
+from pipelines.format import Manifest
 
 __all__ = ["RunOptions", "ShardConfig", "shard"]
 
@@ -53,6 +53,10 @@ class RunOptions:
         if self.on_error not in ("fail", "skip"):
             raise ValueError(f"RunOptions.on_error must be fail or skip, got {self.on_error!r}.")
 
+    @property
+    def skip(self) -> bool:
+        return self.on_error == "skip"
+
 
 def shard(
     source: Path | str,
@@ -71,17 +75,13 @@ def shard(
     store = open_store(str(out))
     if options.check_archives:
         check_archives(Path(source))
-    skip = options.on_error == "skip"
-    plan = plan_source(
-        Path(source), config, splits=options.splits, skip=skip, workers=options.workers
-    )
-    check_target(plan.source, str(out))
+    plan = plan_run(source, out, config, options)
     with store.locked():
         finished = begin(store, plan)
         for warning in plan.source.warnings if finished is None else ():
             warn(warning)
-        if finished is None and not skip:
-            _refuse_beginnings(plan)
+        if finished is None and not options.skip:  # now, not after hours of encoding
+            refuse_strays(check_beginnings(plan.source), plan.source.name)
         records = _write_all(plan, store, options, finished)
         manifest = finished or finish(store, plan, records)
         _refuse_change(finished, records)
@@ -98,9 +98,16 @@ def _absolute(out: str) -> str:
     return out if "://" in out else str(local_path(out).absolute())
 
 
-def _refuse_beginnings(plan: ShardPlan) -> None:
-    """PrepareError for files that plainly are no images, before hours of encoding."""
-    refuse_strays(check_beginnings(plan.source), plan.source.name)
+def plan_run(
+    source: Path | str, out: Path | str, config: ShardConfig, options: RunOptions
+) -> ShardPlan:
+    """The plan of `shard`; PrepareError where OUT lies in a folder that is searched for images."""
+    plan = plan_source(
+        Path(source), config, splits=options.splits, skip=options.skip, workers=options.workers
+    )
+    if is_local(str(out)):
+        check_target(plan.source, local_path(str(out)).resolve())
+    return plan
 
 
 def _write_all(
@@ -120,7 +127,7 @@ def _write_all(
             samples = record.shard.samples if record.shard else 0
             done = samples + len(record.faults)
             progress.advance(done, bytes=record.source_bytes, errors=len(record.faults))
-            if faults and options.on_error == "fail":
+            if faults and not options.skip:
                 raise faults_error(faults, plan.source.name)
     return {name: records[name] for name in names}
 
@@ -129,13 +136,9 @@ def _results(
     plan: ShardPlan, store: Store, options: RunOptions, finished: Manifest | None
 ) -> Generator[tuple[int, ShardRecord], None, None]:
     """Start the work in the way that source, store and options ask for."""
-    known = _shards(finished) if finished else {}
-    tasks = plan.tasks(
-        store.url,
-        known,
-        skip=options.on_error == "skip",
-        holder=store.holder() if options.scheduler else "",
-    )
+    known = {shard.name: shard for shard in finished.shards} if finished else {}
+    holder = store.holder() if options.scheduler else ""
+    tasks = plan.tasks(store.url, known, skip=options.skip, holder=holder)
     sequential = {samples.items.sequential for samples in plan.source.splits.values()}
     # What is written to memory:// in another process is lost with it.
     in_memory = store.url.startswith("memory://")
@@ -155,13 +158,9 @@ def _refuse_change(finished: Manifest | None, records: dict[str, ShardRecord]) -
     """A shard written again must be the one that the manifest names."""
     if finished is None:
         return
-    for name, shard in _shards(finished).items():
-        if records[name].shard != shard:
+    for shard in finished.shards:
+        if records[shard.name].shard != shard:
             raise PrepareError(
-                f"{name} was damaged and, written again, differs from the manifest. The source has "
-                "changed since: make the data set again in a new folder."
+                f"{shard.name} was damaged and, written again, differs from the manifest. The "
+                "source has changed since: make the data set again in a new folder."
             )
-
-
-def _shards(manifest: Manifest) -> dict[str, Shard]:
-    return {shard.name: shard for split in manifest.splits.values() for shard in split.shards}

@@ -83,9 +83,12 @@ def open_store(url: str) -> Store:
             "several. Shard to a folder, then upload it: "
             f"hf upload-large-folder {repository} FOLDER --repo-type dataset"
         )
-    if "://" not in url or url.startswith("file://"):
-        return LocalStore(local_path(url))
-    return RemoteStore(url)
+    return LocalStore(local_path(url)) if is_local(url) else RemoteStore(url)
+
+
+def is_local(url: str) -> bool:
+    """Whether it is a path or file:// URL."""
+    return "://" not in url or url.startswith("file://")
 
 
 def local_path(url: str) -> Path:

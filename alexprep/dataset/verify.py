@@ -202,8 +202,9 @@ def _check_shards(root: Path, manifest: Manifest, workers: int) -> dict[str, lis
 
 def _file_faults(root: Path, manifest: Manifest) -> Iterator[str]:
     """Files that the manifest does not name, and sidecars that differ from it."""
-    shards = [shard for split in manifest.splits.values() for shard in split.shards]
-    known = {root / shard.name for shard in shards} | {planes_path(root, shard) for shard in shards}
+    known = {
+        path for shard in manifest.shards for path in (root / shard.name, planes_path(root, shard))
+    }
     for folder in (*manifest.splits, FOLDER):
         for path in sorted((root / folder).glob("**/*")):
             if path.is_file() and path not in known and not is_litter(path.name):

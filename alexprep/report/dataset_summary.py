@@ -91,9 +91,8 @@ class SplitCounts(NamedTuple):
 def split_counts(split: Split) -> SplitCounts:
     """Count a split of at least one class."""
     counts = np.array(split.counts)
-    size = sum(shard.bytes for shard in split.shards)
     spread = (int(counts.min()), int(np.median(counts)), int(counts.max()))
-    return SplitCounts(split.samples, len(split.shards), size, *spread)
+    return SplitCounts(split.samples, len(split.shards), split.bytes, *spread)
 
 
 class Augmented(NamedTuple):

@@ -303,17 +303,13 @@ def _names_and_sizes(
     return {row for row in rows if only is None or row[0] in only}
 
 
-def check_target(source: Source, out: str) -> None:
+def check_target(source: Source, out: Path) -> None:
     """PrepareError where OUT lies in a folder that is searched for images."""
-    if "://" in out and not out.startswith("file://"):
-        return
-    target = Path(out.removeprefix("file://"))
-    target = (target.expanduser() if out.startswith("~/") else target).resolve()
     searched = [Path(folder) for folder in source.folders.values() if Path(folder).is_dir()]
     if source.kind == "folder":
         searched.append(Path(source.root))
     for folder in searched:
-        if target.is_relative_to(folder.resolve()):
+        if out.is_relative_to(folder.resolve()):
             raise PrepareError(
                 f"OUT, {out}, lies in SOURCE, {folder}, and would be read as images of it the next "
                 "time. Give a folder outside of it."

@@ -248,7 +248,7 @@ def _with_original_names(table: Table, classes: Classes) -> Table:
     """Names without the wnid that Hugging Face puts behind ILSVRC's (n01440764_10026_n01440764)."""
     endings = [f"_{wnid}".encode() for wnid, _ in classes]
     before: list[bytes] = table.items.name.tolist()
-    labels: list[int] = table.labels.tolist()
+    labels: list[int] = np.asarray(table.labels).tolist()
     names: list[bytes] = []
     for name, label in zip(before, labels, strict=True):
         folder, slash, base = name.rpartition(b"/")

@@ -289,8 +289,9 @@ def _class_names(folder: Path, listed: Mapping[str, Table], warnings: list[str])
     if TRAIN not in listed:
         return ()
     table = listed[TRAIN]
+    labels: list[int] = np.asarray(table.labels).tolist()
     wnid_of: dict[int, bytes] = {}
-    for name, label in zip(table.items.name.tolist(), table.labels, strict=True):
+    for name, label in zip(table.items.name.tolist(), labels, strict=True):
         match = re.match(rb"(n\d{8})_", name[name.rfind(b"/") + 1 :])
         if match is None or wnid_of.setdefault(label, match[1]) != match[1]:
             return ()
