@@ -2,11 +2,12 @@
 
 import sys
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
+
+    from pipelines.loader import Loader
 
 from alexprep.errors import counted, printable
 
@@ -121,15 +122,7 @@ def _new_bar(label: str) -> "Progress":
     )
 
 
-class Preloading(Protocol):
-    """A pipelines.loader.Loader."""
-
-    @property
-    def samples(self) -> int: ...
-    def load(self, progress: Callable[[int], None]) -> None: ...
-
-
-def preload(loader: Preloading, label: str) -> None:
+def preload(loader: "Loader", label: str) -> None:
     """Let a loader load what its backend holds in memory, with a bar if that takes long."""
     with ProgressBar(f"load {label}", loader.samples, delay=DELAY) as progress:
         loader.load(progress.advance)

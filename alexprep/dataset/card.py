@@ -20,7 +20,7 @@ import msgspec
 import yaml
 
 from alexprep.dataset.checksums import SUMS, checksums, digests
-from alexprep.dataset.croissant import CROISSANT, croissant
+from alexprep.dataset.croissant import CROISSANT, croissant, settings
 from alexprep.errors import PrepareError, checking_options
 from pipelines.atomic import write_whole
 from pipelines.errors import DataError
@@ -419,12 +419,7 @@ def _class_rows(manifest: Manifest) -> list[list[str]]:
 
 
 def _facts(manifest: Manifest, publication: Publication) -> list[tuple[str, str]]:
-    config = {name: value for name, value in manifest.config.items() if name != "classes"}
-    return [
-        ("version of the data", publication.version),
-        *((f"codec: {name}", str(value)) for name, value in sorted(manifest.codec.items())),
-        *((f"setting: {name}", json.dumps(value)) for name, value in sorted(config.items())),
-    ]
+    return [("version of the data", publication.version), *settings(manifest).items()]
 
 
 def _stats_row(stats: ImageStats) -> list[str]:

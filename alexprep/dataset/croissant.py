@@ -8,6 +8,7 @@ them by key: mlcroissant joins two sources and no more, so that KEY.json is not 
 import json
 import re
 from collections.abc import Mapping
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -18,30 +19,6 @@ from pipelines.format import Manifest
 
 CROISSANT = "croissant.json"
 VERSION = "http://mlcommons.org/croissant/1.1"
-CONTEXT: dict[str, Any] = {
-    "@language": "en",
-    "@vocab": "https://schema.org/",
-    "data": {"@id": "cr:data", "@type": "@json"},
-    "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
-    "description": {"@container": "@language"},
-    "examples": {"@id": "cr:examples", "@type": "@json"},
-    "name": {"@container": "@language"},
-    "conformsTo": "dct:conformsTo",
-    "cr": "http://mlcommons.org/croissant/",
-    "dct": "http://purl.org/dc/terms/",
-    "prov": "http://www.w3.org/ns/prov#",
-    "rai": "http://mlcommons.org/croissant/RAI/",
-    "sc": "https://schema.org/",
-} | {
-    name: f"cr:{name}"
-    for name in (
-        *("arrayShape", "citeAs", "column", "containedIn", "equivalentProperty", "extract"),
-        *("field", "fileObject", "fileProperty", "fileSet", "format", "includes", "isArray"),
-        *("isLiveDataset", "jsonPath", "key", "md5", "parentField", "path", "recordSet"),
-        *("references", "regex", "repeated", "replace", "samplingRate", "separator", "source"),
-        *("subField", "transform"),
-    )
-}
 SPLITS = {"train": "cr:TrainingSplit", "validation": "cr:ValidationSplit", "test": "cr:TestSplit"}
 MAX_NAMED = 100
 
@@ -59,7 +36,7 @@ def croissant(
     `publication` has version and, where they are known, author, url and published.
     """
     data: dict[str, Any] = {
-        "@context": CONTEXT,
+        "@context": _context(),
         "@type": "sc:Dataset",
         "conformsTo": VERSION,
         "name": manifest.name,
@@ -84,6 +61,11 @@ def croissant(
     return json.dumps(data, indent=1, ensure_ascii=False) + "\n"
 
 
+def _context() -> dict[str, Any]:
+    """As section "Context" of the specification prints it."""
+    return json.loads(files("alexprep").joinpath("data/croissant_context.json").read_text("utf-8"))
+
+
 def _license_url(license: str) -> str:
     """The address of a license that has one, as Croissant recommends."""
     if common := re.fullmatch(r"cc-(by(?:-nc)?(?:-sa|-nd)?)-(\d\.\d)", license):
@@ -95,15 +77,18 @@ def _license_url(license: str) -> str:
     return license
 
 
+def settings(manifest: Manifest) -> dict[str, str]:
+    """What the bytes of the shards follow from besides the source, by name."""
+    config = {name: value for name, value in manifest.config.items() if name != "classes"}
+    return {f"codec: {name}": value for name, value in sorted(manifest.codec.items())} | {
+        f"setting: {name}": json.dumps(value) for name, value in sorted(config.items())
+    }
+
+
 def _provenance(manifest: Manifest) -> dict[str, Any]:
     """Source, program, codec, settings and what was repaired or skipped, in PROV-O."""
     source = manifest.source
-    values = {f"codec: {name}": value for name, value in sorted(manifest.codec.items())}
-    values |= {
-        f"setting: {name}": json.dumps(value)
-        for name, value in sorted(manifest.config.items())
-        if name != "classes"
-    }
+    values: dict[str, str | int] = {**settings(manifest)}
     values |= {f"images repaired: {fix}": count for fix, count in sorted(manifest.fixes.items())}
     values |= {
         f"duplicate files: {kind}": count for kind, count in sorted(manifest.duplicates.items())

@@ -7,7 +7,7 @@ shard tells alone (counts, keys, duplicates, statistics) is checked here from th
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Annotated
@@ -22,6 +22,7 @@ from alexprep.dataset.card import Card
 from alexprep.dataset.checksums import checksum_faults
 from alexprep.dataset.croissant import CROISSANT, croissant_faults
 from alexprep.dataset.duplicates import (
+    DIGEST_BYTES,
     UNKNOWN,
     count_duplicates,
     describe_duplicates,
@@ -82,19 +83,19 @@ class CheckTask:
     keep_aspect: bool = False
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(kw_only=True, slots=True)
 class Findings:
     """What one shard holds, sample by sample, and everything that is wrong with it.
 
     `labels` has -1 and `digests` zeros for a sample without; `fixes` holds keys by what was fixed.
     """
 
-    keys: tuple[str, ...] = ()
-    labels: tuple[int, ...] = ()
-    digests: bytes = b""
-    fixes: Mapping[str, tuple[str, ...]]
+    keys: list[str] = field(default_factory=list[str])
+    labels: list[int] = field(default_factory=list[int])
+    digests: bytearray = field(default_factory=bytearray)
+    fixes: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list[str]))
     largest_jpg: int = 0
-    faults: tuple[str, ...]
+    faults: list[str] = field(default_factory=list[str])
 
 
 class Metadata(msgspec.Struct, forbid_unknown_fields=True):
@@ -298,7 +299,7 @@ def _duplicates(
     numbers = {split: number for number, split in enumerate(findings)}
     images = join(
         [
-            (shard.digests, numbers[split], np.array(shard.labels, np.intp))
+            (bytes(shard.digests), numbers[split], np.array(shard.labels, np.intp))
             for split, shard in shards
         ]
     )
@@ -325,7 +326,7 @@ def check_shard(task: CheckTask) -> Findings:
     """Read a shard once, then its index and planes; runs in a worker."""
     path = task.root / task.shard.name
     if not path.is_file():
-        return Findings(fixes={}, faults=(f"{path} is missing",))
+        return Findings(faults=[f"{path} is missing"])
     check = _ShardCheck(task)
     faults: list[str] = []
     with TarStream(path, md5=True) as tar:
@@ -346,7 +347,8 @@ def check_shard(task: CheckTask) -> Findings:
     if len(faults) > MOST_NAMED:
         suffix = f"{path}: and {len(faults) - MOST_NAMED:,} more"
         faults = [*faults[:MOST_NAMED], suffix]
-    return check.findings(faults)
+    check.findings.faults = faults
+    return check.findings
 
 
 class _ShardCheck:
@@ -355,10 +357,7 @@ class _ShardCheck:
     def __init__(self, task: CheckTask) -> None:
         self.task = task
         self.samples: list[Sample] = []
-        self._labels: list[int] = []
-        self._digests: list[bytes] = []
-        self._fixes: dict[str, list[str]] = defaultdict(list)
-        self._largest = 0
+        self.findings = Findings()
 
     def sample(self, key: str, members: list[TarMember]) -> Iterator[str]:
         """Its faults, as what follows "the sample"."""
@@ -366,9 +365,11 @@ class _ShardCheck:
         if len(members) == len(MEMBERS):
             spans = [Member(member.offset, len(member.data)) for member in members]
             self.samples.append(Sample(key, *spans))
-            self._labels.append(-1)
-            self._digests.append(UNKNOWN)
-            self._largest = max(self._largest, len(members[0].data))
+            findings = self.findings
+            findings.keys.append(key)
+            findings.labels.append(-1)
+            findings.digests += UNKNOWN
+            findings.largest_jpg = max(findings.largest_jpg, len(members[0].data))
         if kinds != list(MEMBERS):
             yield f"has the members {', '.join(kinds)}, not {', '.join(MEMBERS)}"
             return
@@ -383,7 +384,7 @@ class _ShardCheck:
         if len(cls) != self.task.cls_width or not 0 <= label < len(wnids):
             yield f"has the label {cls[:20]!r}; there are {len(wnids)} classes"
         else:
-            self._labels[-1] = label
+            self.findings.labels[-1] = label
 
     def _metadata_faults(self, key: str, notes: bytes) -> Iterator[str]:
         try:
@@ -393,22 +394,12 @@ class _ShardCheck:
         except (ValueError, RecursionError) as error:
             yield f"has no JSON of {', '.join(Metadata.__struct_fields__)} ({error})"
             return
-        self._digests[-1] = bytes.fromhex(metadata.sha256)
+        self.findings.digests[-DIGEST_BYTES:] = bytes.fromhex(metadata.sha256)
         for fix in metadata.fixes.split():
-            self._fixes[fix].append(key)
-        label = self._labels[-1]
+            self.findings.fixes[fix].append(key)
+        label = self.findings.labels[-1]
         if label >= 0 and metadata.wnid != self.task.wnids[label]:
             yield f"has the label of {self.task.wnids[label]} and the wnid {metadata.wnid!r}"
-
-    def findings(self, faults: Sequence[str]) -> Findings:
-        return Findings(
-            keys=tuple(sample.key for sample in self.samples),
-            labels=tuple(self._labels),
-            digests=b"".join(self._digests),
-            fixes={fix: tuple(keys) for fix, keys in self._fixes.items()},
-            largest_jpg=self._largest,
-            faults=tuple(faults),
-        )
 
 
 def _key(member: TarMember) -> str:

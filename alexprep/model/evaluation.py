@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -90,31 +90,59 @@ class ClassErrors:
     top5: float
 
 
+class MemberErrors(NamedTuple):
+    """Of a checkpoint, or of the average of several.
+
+    `errors` are those among all classes of the network, `present` among those that the data set
+    has: the same where it has all of them.
+    """
+
+    name: str
+    errors: Errors
+    present: Errors
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Evaluation:
     """Errors as shares, 0..1: of each member and of their average.
 
-    `images` were counted, each once; `ranks` is the rank of each image's label among all classes,
-    0 the first. `present` are the errors among the classes that the data set has, of the average
-    and of each member; they are the others where it has all of them. `left_out` images are of
-    classes that the network does not know.
+    `labels` are those of the images that were counted, each once; `ranks` is the rank of each
+    image's label among all classes, 0 the first. `left_out` images are of classes that the network
+    does not know.
     """
 
-    top1: float
-    top5: float
-    images: int
+    mean: MemberErrors
+    members: tuple[MemberErrors, ...]
     views: int
     split: str
     dataset: str
     seconds: float
-    members: tuple[tuple[str, Errors], ...]
-    classes: Classes
     labels: Tensor
     ranks: Tensor
     match: ClassMatch
-    present: Errors
-    members_present: tuple[Errors, ...]
     left_out: int
+
+    @property
+    def top1(self) -> float:
+        return self.mean.errors.top1
+
+    @property
+    def top5(self) -> float:
+        return self.mean.errors.top5
+
+    @property
+    def present(self) -> Errors:
+        """Errors of the average among the classes that the data set has."""
+        return self.mean.present
+
+    @property
+    def images(self) -> int:
+        return len(self.ranks)
+
+    @property
+    def classes(self) -> Classes:
+        """Those of the network."""
+        return self.match.classes
 
     def per_class(self) -> list[ClassErrors]:
         """One entry a class that has images, in label order."""
@@ -134,52 +162,31 @@ class Evaluation:
             "split": self.split,
             "images": self.images,
             "views": self.views,
-            "top1_error": self.top1,
-            "top5_error": self.top5,
-            "top1_error_present": self.present.top1,
-            "top5_error_present": self.present.top5,
+            **_error_fields(self.mean),
             "classes": len(self.classes),
             "classes_present": len(self.match.present),
             "classes_unknown": list(self.match.unknown),
             "classes_matched_by": self.match.basis,
             "images_left_out": self.left_out,
             "seconds": self.seconds,
-            "members": [
-                {
-                    "checkpoint": name,
-                    "top1_error": errors.top1,
-                    "top5_error": errors.top5,
-                    "top1_error_present": present.top1,
-                    "top5_error_present": present.top5,
-                }
-                for (name, errors), present in zip(self.members, self.members_present, strict=True)
-            ],
+            "members": [{"checkpoint": m.name, **_error_fields(m)} for m in self.members],
         }
 
     def table(self) -> str:
         """Errors of the members and of their average; twice if the data set lacks classes."""
         views = counted(self.views, "view")
         lines = [f"{self.dataset}, {self.split}: {self.images:,} images, {views}"]
-        members = [errors for _, errors in self.members]
+        rows = [*self.members, self.mean] if len(self.members) > 1 else [self.mean]
         if len(self.match.present) < len(self.classes):
             lines += [
                 f"Among all {len(self.classes):,} classes of the network:",
-                *self._rows(members, Errors(self.top1, self.top5)),
+                *_error_rows([(row.errors, row.name) for row in rows]),
                 f"Among the {len(self.match.present):,} classes that {self.dataset} has:",
-                *self._rows(self.members_present, self.present),
+                *_error_rows([(row.present, row.name) for row in rows]),
             ]
         else:
-            lines += self._rows(members, Errors(self.top1, self.top5))
+            lines += _error_rows([(row.errors, row.name) for row in rows])
         return "\n".join([*lines, *self._notes()])
-
-    def _rows(self, members: Sequence[Errors], mean: Errors) -> Iterator[str]:
-        yield f"{'top-1 error':>12} {'top-5 error':>12}"
-        summary = self.members[0][0]
-        if len(members) > 1:
-            for (name, _), errors in zip(self.members, members, strict=True):
-                yield f"{errors.top1:12.2%} {errors.top5:12.2%}  {name}"
-            summary = f"mean of {len(members)}"
-        yield f"{mean.top1:12.2%} {mean.top5:12.2%}  {summary}"
 
     def _notes(self) -> Iterator[str]:
         """What a reader should know of how classes were matched."""
@@ -205,6 +212,20 @@ class Evaluation:
             for row in rows
         ]
         return "\n".join(lines)
+
+
+def _error_fields(member: MemberErrors) -> dict[str, float]:
+    return {
+        "top1_error": member.errors.top1,
+        "top5_error": member.errors.top5,
+        "top1_error_present": member.present.top1,
+        "top5_error_present": member.present.top5,
+    }
+
+
+def _error_rows(rows: Sequence[tuple[Errors, str]]) -> list[str]:
+    head = f"{'top-1 error':>12} {'top-5 error':>12}"
+    return [head, *(f"{top1:12.2%} {top5:12.2%}  {name}" for (top1, top5), name in rows)]
 
 
 def evaluate(
@@ -234,44 +255,44 @@ def evaluate(
             check_output(save)
     manifest = Manifest.load(dataset)
     manifest.split(options.split, dataset)
-    opened = [_open_member(path, options.device) for path in checkpoints]
+    opened = [
+        Predictions.load(path) if path.suffix == SUFFIX else load_trained(path, options.device)
+        for path in checkpoints
+    ]
     match = _match_members(checkpoints, opened, manifest, dataset)
+    split = _Split(root=dataset, manifest=manifest, options=options, match=match)
     if match.same:
         # One network on the data set's own labels needs no keys before its loader has them.
         needs_keys = len(opened) > 1 or options.labels is not None
-        keys = _common_keys(opened, dataset, manifest, options.split) if needs_keys else ()
+        keys = split.common_keys(opened) if needs_keys else ()
     else:
         keys = ()
-        _check_known(checkpoints[0], dataset, manifest, options, match)
-        opened = [_select_known(m, dataset, manifest, options.split, match) for m in opened]
+        split.check_known(checkpoints[0])
+        opened = [split.select(m) if isinstance(m, Predictions) else m for m in opened]
     allowed = read_labels(options.labels, keys, manifest.classes) if options.labels else None
 
-    members = [
-        member
-        if isinstance(member, Predictions)
-        else predict_split(member, dataset, manifest, options, match)
-        for member in opened
-    ]
+    members = [m if isinstance(m, Predictions) else split.predict(m) for m in opened]
     for member in members[1:]:
         member.check_images(members[0].keys, members[0].source)
-    mean = average([member.probabilities for member in members], weights)
-    result = replace(members[0], probabilities=mean, source=" + ".join(m.source for m in members))
+    probabilities = average([member.probabilities for member in members], weights)
+    sources = [member.source for member in members]
+    mean = replace(members[0], probabilities=probabilities, source=" + ".join(sources))
     if save is not None:
-        result.save(save)
-    return _count_errors(
-        result,
-        members,
-        allowed,
-        match,
-        left_out=manifest.splits[options.split].samples
-        - _known_images(manifest, options.split, match),
+        mean.save(save)
+    labels, ranks = _ranks(mean, allowed)
+    name = sources[0] if len(sources) == 1 else f"mean of {len(sources)}"
+    return Evaluation(
+        mean=_errors_of(mean, name, allowed, match),
+        members=tuple(_errors_of(m, m.source, allowed, match) for m in members),
+        views=mean.views,
+        split=mean.split,
+        dataset=mean.dataset,
         seconds=time.perf_counter() - started,
+        labels=labels,
+        ranks=ranks,
+        match=match,
+        left_out=manifest.splits[options.split].samples - split.known_images,
     )
-
-
-def _open_member(path: Path, device: str) -> Trained | Predictions:
-    """A checkpoint's network, or the predictions in a file."""
-    return Predictions.load(path) if path.suffix == SUFFIX else load_trained(path, device)
 
 
 def _match_members(
@@ -292,104 +313,98 @@ def _match_members(
     return match_classes(first.classes, manifest.classes, str(paths[0]), dataset)
 
 
-def _known_images(manifest: Manifest, split: str, match: ClassMatch) -> int:
-    """Images of a split whose classes the network knows."""
-    contents = manifest.splits[split]
-    if match.same:
-        return contents.samples
-    counts = zip(contents.counts, match.label.numpy(), strict=False)
-    return sum(count for count, label in counts if label >= 0)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Split:
+    """The split of a data set that networks predict, and how its classes are among theirs."""
 
+    root: Path
+    manifest: Manifest
+    options: EvalOptions
+    match: ClassMatch
 
-def _check_known(
-    path: Path, dataset: Path, manifest: Manifest, options: EvalOptions, match: ClassMatch
-) -> None:
-    if options.labels is not None:
-        raise RunError(
-            f"{options.labels} replaces the labels of {dataset}, whose classes are not those of "
-            f"{path}. Evaluate it on a data set of the same classes."
-        )
-    if _known_images(manifest, options.split, match) == 0:
-        raise RunError(
-            f"{dataset}/{options.split} has no images of the {len(match.present):,} classes that "
-            f"{path} knows. Evaluate another split."
-        )
+    def __str__(self) -> str:
+        return f"{self.root}/{self.options.split}"
 
+    @property
+    def known_images(self) -> int:
+        """Images whose classes the network knows."""
+        contents = self.manifest.splits[self.options.split]
+        if self.match.same:
+            return contents.samples
+        counts = zip(contents.counts, self.match.label.numpy(), strict=False)
+        return sum(count for count, label in counts if label >= 0)
 
-def _select_known(
-    member: Trained | Predictions,
-    dataset: Path,
-    manifest: Manifest,
-    split: str,
-    match: ClassMatch,
-) -> Trained | Predictions:
-    """Of saved predictions those of a split's images, in its order; networks as they are."""
-    if not isinstance(member, Predictions):
-        return member
-    rows = {key: row for row, key in enumerate(member.keys)}
-    reader = SplitReader(dataset, manifest, split, check="size")
-    split_keys = reader.keys()
-    keys = [key for key in split_keys if key in rows]
-    selected = member.select([rows[key] for key in keys])
-    known = _known_images(manifest, split, match)
-    if len(keys) != known or not torch.isin(selected.labels, match.present).all():
-        raise RunError(
-            f"{member.source} predicts {len(keys):,} images of {dataset}/{split}, which has "
-            f"{known:,} of classes that it knows. Evaluate the network itself on this data set."
-        )
-    return selected
+    def keys(self) -> list[str]:
+        """In the order of the split, which is that of evaluation."""
+        # The loader checks the bytes once more.
+        return SplitReader(self.root, self.manifest, self.options.split, check="size").keys()
 
+    def check_known(self, path: Path) -> None:
+        """RunError where a network of other classes, at `path`, has nothing to predict."""
+        if self.options.labels is not None:
+            raise RunError(
+                f"{self.options.labels} replaces the labels of {self.root}, whose classes are not "
+                f"those of {path}. Evaluate it on a data set of the same classes."
+            )
+        if self.known_images == 0:
+            raise RunError(
+                f"{self} has no images of the {len(self.match.present):,} classes that {path} "
+                "knows. Evaluate another split."
+            )
 
-def _common_keys(
-    opened: Sequence[Trained | Predictions], dataset: Path, manifest: Manifest, split: str
-) -> tuple[str, ...]:
-    """Keys of the images that all members predict; RunError if they predict different ones."""
-    saved = [member for member in opened if isinstance(member, Predictions)]
-    keys, where = (saved[0].keys, saved[0].source) if saved else ((), "")
-    if len(saved) < len(opened):
-        # Evaluation takes a split in its own order; the loader checks the bytes once more.
-        reader = SplitReader(dataset, manifest, split, check="size")
-        keys, where = tuple(reader.keys()), f"{dataset}/{split}"
-    for member in saved:
-        member.check_images(keys, where)
-    return keys
+    def select(self, member: Predictions) -> Predictions:
+        """Of saved predictions those of the split's images, in its order."""
+        rows = {key: row for row, key in enumerate(member.keys)}
+        selected = member.select([rows[key] for key in self.keys() if key in rows])
+        count, known = len(selected.keys), self.known_images
+        if count != known or not torch.isin(selected.labels, self.match.present).all():
+            raise RunError(
+                f"{member.source} predicts {count:,} images of {self}, which has {known:,} of "
+                "classes that it knows. Evaluate the network itself on this data set."
+            )
+        return selected
 
+    def common_keys(self, opened: Sequence[Trained | Predictions]) -> tuple[str, ...]:
+        """Keys of the images that all members predict; RunError if they predict different ones."""
+        saved = [member for member in opened if isinstance(member, Predictions)]
+        if len(saved) < len(opened):
+            keys, where = tuple(self.keys()), str(self)
+        else:
+            keys, where = saved[0].keys, saved[0].source
+        for member in saved:
+            member.check_images(keys, where)
+        return keys
 
-def predict_split(
-    trained: Trained, dataset: Path, manifest: Manifest, options: EvalOptions, match: ClassMatch
-) -> Predictions:
-    """Run a network over the images of a split whose classes it knows."""
-    config = LoaderConfig(
-        # In crops, of which an image has one for each view.
-        batch=max(options.batch // options.views, 1),
-        device=options.device,
-        backend=options.backend,
-        views=options.views,
-    )
-    with open_loader(
-        dataset,
-        options.split,
-        config,
-        replace(trained.augment, square=True),  # also of a data set of whole images
-        train=False,
-        stats=trained.stats,
-    ) as loader:
-        known: list[Tensor] = []
-        counted = _counted(loader, options)
-        batches = counted if match.same else _known_batches(counted, match, known)
-        probabilities, labels = predict_probabilities(trained.model, batches)
-        check_finite(probabilities, trained.path)
-        keys = loader.keys if match.same else list(compress(loader.keys, torch.cat(known)))
-        return Predictions(
-            probabilities=probabilities,
-            labels=labels,
-            keys=tuple(keys),
-            classes=match.classes,
+    def predict(self, trained: Trained) -> Predictions:
+        """Run a network over the images whose classes it knows."""
+        options, match = self.options, self.match
+        config = LoaderConfig(
+            # In crops, of which an image has one for each view.
+            batch=max(options.batch // options.views, 1),
+            device=options.device,
+            backend=options.backend,
             views=options.views,
-            split=options.split,
-            dataset=manifest.name,
-            source=str(trained.path),
         )
+        augment = replace(trained.augment, square=True)  # also of a data set of whole images
+        with open_loader(
+            self.root, options.split, config, augment, train=False, stats=trained.stats
+        ) as loader:
+            known: list[Tensor] = []
+            batches = _counted(loader, options)
+            batches = batches if match.same else _known_batches(batches, match, known)
+            probabilities, labels = predict_probabilities(trained.model, batches)
+            check_finite(probabilities, trained.path)
+            keys = loader.keys if match.same else compress(loader.keys, torch.cat(known))
+            return Predictions(
+                probabilities=probabilities,
+                labels=labels,
+                keys=tuple(keys),
+                classes=match.classes,
+                views=options.views,
+                split=options.split,
+                dataset=self.manifest.name,
+                source=str(trained.path),
+            )
 
 
 def _counted(loader: Loader, options: EvalOptions) -> Iterator[tuple[Tensor, Tensor]]:
@@ -413,52 +428,32 @@ def _known_batches(
             yield images[mask], network_labels[mask]
 
 
-def _count_errors(
-    mean: Predictions,
-    members: Sequence[Predictions],
+def _ranks(
+    predictions: Predictions, allowed: Sequence[Sequence[int]] | None
+) -> tuple[Tensor, Tensor]:
+    """(label, rank of the right answer) of each image that counts."""
+    labels = predictions.labels
+    if allowed is None:
+        return labels, rank_of_label(predictions.probabilities, labels)
+    # Images without a right label, as ReaL has some, are not counted.
+    labels = labels[torch.tensor([bool(entry) for entry in allowed])]
+    return labels, best_rank(predictions.probabilities, allowed)
+
+
+def _errors_of(
+    predictions: Predictions,
+    name: str,
     allowed: Sequence[Sequence[int]] | None,
     match: ClassMatch,
-    *,
-    left_out: int,
-    seconds: float,
-) -> Evaluation:
-    labels = mean.labels
-    if allowed is None:
-        ranks = rank_of_label(mean.probabilities, labels)
-        errors = [error_rates(member.probabilities, member.labels) for member in members]
-    else:
-        # Images without a right label, as ReaL has some, are not counted.
-        labels = labels[torch.tensor([bool(entry) for entry in allowed])]
-        ranks = best_rank(mean.probabilities, allowed)
-        errors = [_errors(best_rank(member.probabilities, allowed)) for member in members]
-    top1, top5 = _errors(ranks)
-    present, members_present = Errors(top1, top5), errors
-    if len(match.present) < len(match.classes):
-        present = _present_errors(mean, match.present)
-        members_present = [_present_errors(member, match.present) for member in members]
-    return Evaluation(
-        top1=top1,
-        top5=top5,
-        images=len(ranks),
-        views=mean.views,
-        split=mean.split,
-        dataset=mean.dataset,
-        seconds=seconds,
-        members=tuple((m.source, e) for m, e in zip(members, errors, strict=True)),
-        classes=mean.classes,
-        labels=labels,
-        ranks=ranks,
-        match=match,
-        present=present,
-        members_present=tuple(members_present),
-        left_out=left_out,
+) -> MemberErrors:
+    errors = _errors(_ranks(predictions, allowed)[1])
+    if len(match.present) == len(match.classes):
+        return MemberErrors(name, errors, errors)
+    # Only the classes that are present, ascending, can be answered.
+    labels = torch.searchsorted(match.present, predictions.labels)
+    return MemberErrors(
+        name, errors, error_rates(predictions.probabilities[:, match.present], labels)
     )
-
-
-def _present_errors(predictions: Predictions, present: Tensor) -> Errors:
-    """Errors where only the `present` classes, ascending, can be answered."""
-    labels = torch.searchsorted(present, predictions.labels)
-    return error_rates(predictions.probabilities[:, present], labels)
 
 
 def _errors(ranks: Tensor) -> Errors:

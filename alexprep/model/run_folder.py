@@ -102,12 +102,16 @@ def _check_config(run: Path, identity: Mapping[str, Any]) -> list[dict[str, Any]
     return []
 
 
-def read_config(run: Path) -> RunConfig:
-    """RUN/config.json; RunError if it is damaged."""
+def read_config(
+    run: Path,
+    error: type[Exception] = RunError,
+    advice: str = "Name another folder with --run.",
+) -> RunConfig:
+    """RUN/config.json; `error` if it is damaged, or not as it was written."""
     path = run / CONFIG
-    config = schema.read(path, RunConfig, RunError, advice="Name another folder with --run.")
+    config = schema.read(path, RunConfig, error, advice=advice)
     if config.crc32 not in (None, config.crc()):
-        raise RunError(
+        raise error(
             f"{path} has changed since `alexprep train` wrote it. Restore it from a copy; if it "
             'was changed on purpose, remove its line "crc32".'
         )

@@ -37,7 +37,7 @@ class _Call(msgspec.Struct):
     machine: dict[str, Any]
 
 
-class RunConfig(msgspec.Struct):
+class ShownConfig(msgspec.Struct):
     """The fields of config.json that the report shows."""
 
     recipe: dict[str, Any]
@@ -50,7 +50,7 @@ class RunSummary:
     """A run folder: config.json, the log, and one checkpoint, saved after `epochs_done` epochs."""
 
     folder: Path
-    config: RunConfig
+    config: ShownConfig
     recipe: Recipe
     settings: dict[str, dict[str, Any]]  # part of the recipe -> dotted name -> value
     steps: list[StepRecord]
@@ -83,8 +83,7 @@ def read_run(folder: Path, device: str) -> RunSummary:
             f"{folder} has no checkpoint yet: a run saves its first one after ten minutes or one "
             "epoch. Wait, or resume the run with the same `alexprep train` command."
         ) from None
-    config, recipe = _read_config(folder / CONFIG)
-    read_config(folder)  # whether it is as it was written
+    config, recipe = _read_config(folder)
     records = read_log(folder)
     warn_of_changes(folder)
     # No tensors: `load_trained` reads and checks those.
@@ -111,10 +110,13 @@ def warn_of_changes(folder: Path) -> None:
         warn(f"{folder / metrics.NAME} has changed since the last checkpoint was saved.")
 
 
-def _read_config(path: Path) -> tuple[RunConfig, Recipe]:
+def _read_config(folder: Path) -> tuple[ShownConfig, Recipe]:
+    path = folder / CONFIG
     advice = "`alexprep train` writes it: restore it from a copy, or train again."
     try:
-        config = schema.read(path, RunConfig, PrepareError, advice=advice)
+        config = msgspec.convert(
+            read_config(folder, PrepareError, advice), ShownConfig, from_attributes=True
+        )
         return config, schema.convert(config.recipe, Recipe, "recipe")
     except OSError as error:
         raise PrepareError(f"{path} cannot be read ({error.strerror}). {advice}") from None
