@@ -13,9 +13,11 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
 
+from alexprep.errors import counted
 from alexprep.machine import computes_bfloat16, cores, free_bytes, machine
 
 PYTHONS = ((3, 11), (3, 14))
@@ -29,7 +31,7 @@ THREAD_VARIABLES = (
 OPTIONAL_IN_PILLOW = ("webp", "libtiff")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Finding:
     """The result of a check. "note" is worth knowing; "fault" keeps something from working."""
 
@@ -37,6 +39,10 @@ class Finding:
     state: Literal["ok", "note", "fault"]
     text: str
     fix: str = ""
+
+    def __str__(self) -> str:
+        fix = f"\n{'':18} {self.fix}" if self.fix else ""
+        return f"{self.state:5} {self.name:12} {self.text}{fix}"
 
 
 def examine(folder: Path, images: int | None = None) -> list[Finding]:
@@ -57,7 +63,7 @@ def examine(folder: Path, images: int | None = None) -> list[Finding]:
         check_dali(_run_dali) if dalis(installed) else no_dali(driver),
         check_torch(*_torch(installed), gpus, driver),
         check_peers(_peers(installed)),
-        Finding(name="cores", state="ok", text=f"{cores()} of {host['cpu']}"),
+        Finding("cores", "ok", f"{cores()} of {host['cpu']}"),
         None if gpus else check_bfloat16(str(host["isa"]), fast=computes_bfloat16()),
         *check_threads(os.environ, cores()),
         check_disk(folder, free_bytes(folder) / 1e9, images),
@@ -67,26 +73,19 @@ def examine(folder: Path, images: int | None = None) -> list[Finding]:
 
 def format_findings(findings: Sequence[Finding]) -> str:
     """A line for each, its fix indented below."""
-    lines: list[str] = []
-    for finding in findings:
-        lines.append(f"{finding.state:5} {finding.name:12} {finding.text}")
-        if finding.fix:
-            lines.append(f"{'':18} {finding.fix}")
     faults = sum(finding.state == "fault" for finding in findings)
-    lines.append(f"{faults} fault{'s' * (faults != 1)}")
-    return "\n".join(lines)
+    return "\n".join([*map(str, findings), counted(faults, "fault")])
 
 
 def check_python(version: tuple[int, ...]) -> Finding:
     """3.11 to 3.13 are tested."""
     first, beyond = PYTHONS
     inside = first <= version < beyond
-    return Finding(
-        name="python",
-        state="ok" if inside else "fault",
-        text=f"{platform.python_version()} at {sys.executable}",
-        fix="" if inside else "Make the environment with Python 3.11, 3.12 or 3.13.",
-    )
+    text = f"{platform.python_version()} at {sys.executable}"
+    if inside:
+        return Finding("python", "ok", text)
+    fix = "Make the environment with Python 3.11, 3.12 or 3.13."
+    return Finding("python", "fault", text, fix)
 
 
 def check_packages(installed: Mapping[str, str], *, gpu: bool) -> list[Finding]:
@@ -95,9 +94,9 @@ def check_packages(installed: Mapping[str, str], *, gpu: bool) -> list[Finding]:
     # Triton compiles our kernels for a GPU; PyTorch for CPUs comes without it.
     needed += ["triton"] if gpu else []
     return [
-        Finding(name=name, state="ok", text=installed[name])
+        Finding(name, "ok", installed[name])
         if name in installed
-        else Finding(name=name, state="fault", text="is not installed", fix=f"pip install {name}")
+        else Finding(name, "fault", "is not installed", f"pip install {name}")
         for name in needed
     ]
 
@@ -110,23 +109,20 @@ def check_pillow(installed: Mapping[str, str], run: Callable[[], tuple[str, list
     """
     names = sorted({"pillow", "pillow-simd"} & installed.keys())
     if not names:
-        return Finding(name="PIL", state="fault", text="is not installed", fix="pip install pillow")
+        return Finding("PIL", "fault", "is not installed", "pip install pillow")
     try:
         version, lacking = run()
     except (ImportError, OSError, RuntimeError) as error:
-        return Finding(
-            name="PIL",
-            state="fault",
-            text=f"{' and '.join(names)} installed, but does not run ({_first_line(error)})",
-            fix="pip uninstall -y pillow pillow-simd && pip install pillow",
-        )
+        text = f"{' and '.join(names)} installed, but does not run ({_first_line(error)})"
+        fix = "pip uninstall -y pillow pillow-simd && pip install pillow"
+        return Finding("PIL", "fault", text, fix)
     name = "pillow-simd" if ".post" in version else "pillow"
     text = f"{name} {version}"
     if len(names) == 2:
         text += ", which has overwritten " + ("pillow" if name == "pillow-simd" else "pillow-simd")
     if lacking:
         text += f"; compiled without {' and '.join(lacking)}: imagecodecs reads these"
-    return Finding(name="PIL", state="ok", text=text)
+    return Finding("PIL", "ok", text)
 
 
 def dalis(installed: Mapping[str, str]) -> list[str]:
@@ -139,12 +135,12 @@ def check_dalis(names: Sequence[str], driver: int) -> list[Finding]:
     if len(names) > 1:
         text = f"{' and '.join(names)} are both installed, in the same folder"
         fix = f"pip uninstall -y {' '.join(names)} && {_install_dali(driver)}"
-        return [Finding(name="DALI", state="fault", text=text, fix=fix)]
+        return [Finding("DALI", "fault", text, fix)]
     built = [int(name.removeprefix("nvidia-dali-cuda")) // 10 for name in names]
     if built and 0 < driver < built[0]:
         text = f"{names[0]} is for CUDA {built[0]}, the driver supports {driver} at most"
         fix = f"pip uninstall -y {names[0]} && {_install_dali(driver)}"
-        return [Finding(name="DALI", state="fault", text=text, fix=fix)]
+        return [Finding("DALI", "fault", text, fix)]
     return []
 
 
@@ -155,27 +151,20 @@ def _install_dali(driver: int) -> str:
 
 def no_dali(driver: int) -> Finding:
     """Without DALI the loader uses torch."""
-    linux = sys.platform == "linux"
-    return Finding(
-        name="DALI",
-        state="note",
-        text="is not installed: the loader decodes with Pillow, at half the speed",
-        fix=_install_dali(driver) if linux else "",
-    )
+    text = "is not installed: the loader decodes with Pillow, at half the speed"
+    return Finding("DALI", "note", text, _install_dali(driver) if sys.platform == "linux" else "")
 
 
 def check_dali(run: Callable[[], str]) -> Finding:
     """`run` decodes a JPEG with DALI's CPU backend and returns the version."""
     try:
-        return Finding(name="DALI", state="ok", text=f"{run()}, its CPU backend decodes")
+        return Finding("DALI", "ok", f"{run()}, its CPU backend decodes")
     except (ImportError, OSError, RuntimeError) as error:
-        return Finding(
-            name="DALI",
-            state="fault",
-            text=f"does not run ({_first_line(error)})",
-            fix="Reinstall it: pip install --force-reinstall --no-deps, with the name and version "
-            "that `pip list` shows.",
+        fix = (
+            "Reinstall it: pip install --force-reinstall --no-deps, with the name and version "
+            "that `pip list` shows."
         )
+        return Finding("DALI", "fault", f"does not run ({_first_line(error)})", fix)
 
 
 def _first_line(error: Exception) -> str:
@@ -184,32 +173,26 @@ def _first_line(error: Exception) -> str:
 
 def check_torch(built: str, usable: int, gpus: Sequence[str], driver: int = 0) -> Finding:
     """`built`: CUDA version torch was built for; `usable`: GPUs it sees; `gpus`: the driver's."""
-    names = "; ".join(gpus) or "none"
-    if gpus and not built:
-        return Finding(
-            name="GPUs",
-            state="fault",
-            text=f"{names}, but torch is built for the CPU",
-            fix="pip install --force-reinstall torch --index-url "
-            f"https://download.pytorch.org/whl/{'cu126' if driver == 12 else 'cu130'}",
-        )
-    if gpus and 0 < driver < int(built.partition(".")[0]):
-        return Finding(
-            name="GPUs",
-            state="fault",
-            text=f"{names}, but torch is for CUDA {built}, the driver supports {driver} at most",
-            fix="Update the driver, or install torch for CUDA 12: pip install --force-reinstall "
-            "torch --index-url https://download.pytorch.org/whl/cu126",
-        )
-    if gpus and usable < len(gpus):
-        return Finding(
-            name="GPUs",
-            state="fault",
-            text=f"{names}, but torch (CUDA {built}) can use {usable}",
-            fix="Update the driver for that CUDA version, or unset CUDA_VISIBLE_DEVICES.",
-        )
-    note = "" if gpus else ": everything runs on the CPU"
-    return Finding(name="GPUs", state="ok" if gpus else "note", text=f"{names}{note}")
+    names = "; ".join(gpus)
+    if not gpus:
+        return Finding("GPUs", "note", "none: everything runs on the CPU")
+    if not built:
+        text = f"{names}, but torch is built for the CPU"
+        return Finding("GPUs", "fault", text, _install_torch("cu126" if driver == 12 else "cu130"))
+    if 0 < driver < int(built.partition(".")[0]):
+        text = f"{names}, but torch is for CUDA {built}, the driver supports {driver} at most"
+        fix = f"Update the driver, or install torch for CUDA 12: {_install_torch('cu126')}"
+        return Finding("GPUs", "fault", text, fix)
+    if usable < len(gpus):
+        text = f"{names}, but torch (CUDA {built}) can use {usable}"
+        fix = "Update the driver for that CUDA version, or unset CUDA_VISIBLE_DEVICES."
+        return Finding("GPUs", "fault", text, fix)
+    return Finding("GPUs", "ok", names)
+
+
+def _install_torch(build: str) -> str:
+    index = f"https://download.pytorch.org/whl/{build}"
+    return f"pip install --force-reinstall torch --index-url {index}"
 
 
 def check_peers(pairs: Sequence[tuple[int, int, bool]]) -> Finding | None:
@@ -217,37 +200,29 @@ def check_peers(pairs: Sequence[tuple[int, int, bool]]) -> Finding | None:
     if not pairs:
         return None
     apart = [f"{first}-{second}" for first, second, reach in pairs if not reach]
-    return Finding(
-        name="peer access",
-        state="note" if apart else "ok",
-        text=f"none between {', '.join(apart)}: columns exchange through the host's memory"
-        if apart
-        else "between all GPUs",
-    )
+    if not apart:
+        return Finding("peer access", "ok", "between all GPUs")
+    text = f"none between {', '.join(apart)}: columns exchange through the host's memory"
+    return Finding("peer access", "note", text)
 
 
 def check_bfloat16(isa: str, *, fast: bool) -> Finding:
     """`isa`: as machine() has it; `fast`: as computes_bfloat16() says."""
-    return Finding(
-        name="bfloat16",
-        state="ok" if fast else "note",
-        text="the processor computes in it"
-        if fast
-        else f"no instructions for it ({isa}): `train` takes float32, which is several times "
-        "faster, unless --set train.precision=bfloat16 asks for it",
+    if fast:
+        return Finding("bfloat16", "ok", "the processor computes in it")
+    text = (
+        f"no instructions for it ({isa}): `train` takes float32, which is several times faster, "
+        "unless --set train.precision=bfloat16 asks for it"
     )
+    return Finding("bfloat16", "note", text)
 
 
 def check_threads(environment: Mapping[str, str], count: int) -> list[Finding]:
     """Variables that start more threads than the `count` cores this process may use."""
     values = {name: environment.get(name, "") for name in THREAD_VARIABLES}
+    reason = f"on {count} cores: threads wait for each other"
     return [
-        Finding(
-            name="threads",
-            state="note",
-            text=f"{name}={value} on {count} cores: threads wait for each other",
-            fix=f"unset {name}",
-        )
+        Finding("threads", "note", f"{name}={value} {reason}", f"unset {name}")
         for name, value in values.items()
         # OpenMP takes a list, a number for each level of nesting.
         if value.partition(",")[0].isdigit() and int(value.partition(",")[0]) > count
@@ -257,15 +232,13 @@ def check_threads(environment: Mapping[str, str], count: int) -> list[Finding]:
 def check_disk(folder: Path, gigabytes: float, images: int | None = None) -> Finding:
     """Whether a data set of `images`, or else ILSVRC, has room; `gigabytes` are free."""
     needed = (images or ILSVRC_IMAGES) * SAMPLE_BYTES / 1e9
-    name = "ILSVRC" if images is None else f"{images:,} images"
-    enough = gigabytes >= needed
-    short = f"; {name} at 256 pixels take{'s' * (images is None)} {needed:,.0f}"
-    return Finding(
-        name="disk",
-        state="ok" if enough else "note" if images is None else "fault",
-        text=f"{gigabytes:,.0f} GB free at {folder.absolute()}{'' if enough else short}",
-        fix="" if enough or images is None else "Name a folder on a larger disk with --out.",
-    )
+    text = f"{gigabytes:,.0f} GB free at {folder.absolute()}"
+    if gigabytes >= needed:
+        return Finding("disk", "ok", text)
+    if images is None:
+        return Finding("disk", "note", f"{text}; ILSVRC at 256 pixels takes {needed:,.0f}")
+    text += f"; {images:,} images at 256 pixels take {needed:,.0f}"
+    return Finding("disk", "fault", text, "Name a folder on a larger disk with --out.")
 
 
 def _installed() -> dict[str, str]:
@@ -296,14 +269,10 @@ def _torch(installed: Mapping[str, str]) -> tuple[str, int]:
 def _peers(installed: Mapping[str, str]) -> list[tuple[int, int, bool]]:
     if "torch" not in installed:
         return []
-    import torch  # noqa: PLC0415 - as above
+    from torch import cuda  # noqa: PLC0415 - as above
 
-    count = torch.cuda.device_count()
-    return [
-        (first, second, torch.cuda.can_device_access_peer(first, second))
-        for first in range(count)
-        for second in range(first + 1, count)
-    ]
+    pairs = combinations(range(cuda.device_count()), 2)
+    return [(*pair, cuda.can_device_access_peer(*pair)) for pair in pairs]
 
 
 def _run_pillow() -> tuple[str, list[str]]:

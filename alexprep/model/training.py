@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -93,65 +93,70 @@ def train(dataset: Path, run: Path, options: TrainOptions) -> Summary:
     """
     check_tasks(os.environ, options.launch.nodes)
     with said_once(), checking_options():
-        manifest = Manifest.load(dataset)
-        _check_dataset(dataset, manifest, options)
-        recipe = resolve_recipe(manifest, options)
-        stats = None
-        if recipe.augment.needs_stats:
-            stats = ImageStats.load(dataset, manifest, folder=options.stats)
-        recipe, precision = choose_precision(recipe, run, options)
+        job = _prepare(dataset, run, options)
     if options.launch.wanted and not in_process_group():
-        return _train_in_processes(dataset, run, options, recipe.model.columns)
+        return _train_in_processes(job)
+    recipe = job.recipe
     with (
         init_devices(recipe.model.columns, options.devices) as placement,
-        _open_loaders(dataset, recipe, stats, placement, validation=options.validation) as data,
-        RunDisplay(
-            run,
-            recipe.train.epochs,
-            batch=recipe.loader.batch,
-            silent=not placement.replicas.writes,
-        ) as display,
+        _open_loaders(job, placement) as data,
+        _open_display(job, placement) as display,
         ExitStack() as held,
     ):
         keep_freed_memory()
         with checking_options():
             model = placement.build(recipe.model, recipe.train.seed)
-        resumed = bool(checkpoint.steps(run))
-        messages = [*_describe_setup(recipe, data, placement, precision)]
-        if options.init_from is not None and not resumed:
-            messages += _copy_weights(model, options.init_from)
+        messages = [*_describe_setup(job, data, placement), *_initialize(model, job)]
         if placement.replicas.writes:
-            described = _describe_data(dataset, manifest, validation=options.validation)
-            identity = run_identity(asdict(recipe), described)
-            call = _describe_call(dataset, options, placement)
-            held.enter_context(open_run(run, identity, call))
+            identity = run_identity(asdict(recipe), _describe_data(job))
+            held.enter_context(open_run(run, identity, _describe_call(job, placement)))
         # The other processes must not touch the folder before the first one has made it.
         placement.barrier()
         display.open_events()
         for message in messages:
             display.log(message)
+        context = RunContext(
+            folder=run,
+            meta=checkpoint_meta(asdict(recipe), job.manifest.classes, job.stats),
+            tensors={"stats": checkpoint_stats(job.stats)},
+            emit=display.emit,
+            replicas=placement.replicas,
+        )
         with _naming_checkpoint(run):
-            return fit(
-                model,
-                recipe.train,
-                data,
-                RunContext(
-                    folder=run,
-                    meta=checkpoint_meta(asdict(recipe), manifest.classes, stats),
-                    tensors={"stats": checkpoint_stats(stats)},
-                    emit=display.emit,
-                    replicas=placement.replicas,
-                ),
-            )
+            return fit(model, recipe.train, data, context)
 
 
-def _train_in_processes(dataset: Path, run: Path, options: TrainOptions, columns: int) -> Summary:
+class _Job(NamedTuple):
+    """What is trained on what; `precision` says why it is another than the recipe's."""
+
+    dataset: Path
+    run: Path
+    options: TrainOptions
+    manifest: Manifest
+    recipe: Recipe
+    stats: ImageStats | None
+    precision: str
+
+
+def _prepare(dataset: Path, run: Path, options: TrainOptions) -> _Job:
+    manifest = Manifest.load(dataset)
+    _check_dataset(dataset, manifest, options)
+    recipe = resolve_recipe(manifest, options)
+    stats = None
+    if recipe.augment.needs_stats:
+        stats = ImageStats.load(dataset, manifest, folder=options.stats)
+    recipe, precision = choose_precision(recipe, run, options)
+    return _Job(dataset, run, options, manifest, recipe, stats, precision)
+
+
+def _train_in_processes(job: _Job) -> Summary:
     from alexprep.model.launch import run_in_processes  # noqa: PLC0415 - takes .3 s to import
 
+    options, columns = job.options, job.recipe.model.columns
     with checking_options():
         processes = options.launch.processes(columns)
         devices, _ = choose_devices(options.devices, columns, processes)
-    work = partial(train, dataset, run, options)
+    work = partial(train, job.dataset, job.run, options)
     summary, first = run_in_processes(work, options.launch, columns, devices, _exit_code)
     # Of several machines the one with the first process reports, whoever heard of a signal.
     return replace(summary, writes=first)
@@ -200,16 +205,16 @@ def _check_dataset(dataset: Path, manifest: Manifest, options: TrainOptions) -> 
         )
 
 
+def _open_display(job: _Job, placement: Placement) -> RunDisplay:
+    train, batch = job.recipe.train, job.recipe.loader.batch
+    return RunDisplay(job.run, train.epochs, batch=batch, silent=not placement.replicas.writes)
+
+
 @contextmanager
-def _open_loaders(
-    dataset: Path,
-    recipe: Recipe,
-    stats: ImageStats | None,
-    placement: Placement,
-    *,
-    validation: bool,
-) -> Generator[Data]:
+def _open_loaders(job: _Job, placement: Placement) -> Generator[Data]:
     """The replica's share of both splits; no loaders where another column's process feeds this."""
+    dataset, recipe, stats = job.dataset, job.recipe, job.stats
+    validation = job.options.validation
     if not placement.reads:
         yield Data(train=None, validation=None, has_validation=validation)
         return
@@ -260,12 +265,11 @@ def choose_precision(recipe: Recipe, run: Path, options: TrainOptions) -> tuple[
     return replace(recipe, train=replace(recipe.train, precision="float32")), f" ({reason})"
 
 
-def _describe_setup(
-    recipe: Recipe, data: Data, placement: Placement, precision: str
-) -> Generator[str]:
+def _describe_setup(job: _Job, data: Data, placement: Placement) -> Generator[str]:
     """The first lines of the log, of the process that has loaders."""
     if not isinstance(data.train, Loader):
         return
+    recipe = job.recipe
     yield (
         f"recipe {recipe.name}: {parameter_count(recipe.model):,} parameters, crops of "
         f"{recipe.model.crop}, {recipe.model.classes} classes; batch {recipe.loader.batch}, "
@@ -273,15 +277,16 @@ def _describe_setup(
     )
     layout = "channels_last" if recipe.train.channels_last else "NCHW"
     yield (
-        f"{placement.text()}; {recipe.train.precision}{precision}, {layout}, "
+        f"{placement.text()}; {recipe.train.precision}{job.precision}, {layout}, "
         f"compile {recipe.train.compile}; loader {data.train.backend}"
     )
 
 
-def _describe_data(dataset: Path, manifest: Manifest, *, validation: bool) -> dict[str, Any]:
-    shards = manifest.split("train", dataset).shards
+def _describe_data(job: _Job) -> dict[str, Any]:
+    manifest = job.manifest
+    shards = manifest.split("train", job.dataset).shards
     # A field only where there is none: config.json of runs with validation stays as it was.
-    return ({} if validation else {"validation": False}) | {
+    return ({} if job.options.validation else {"validation": False}) | {
         "name": manifest.name,
         "size": manifest.size,
         "classes": len(manifest.classes),
@@ -290,18 +295,25 @@ def _describe_data(dataset: Path, manifest: Manifest, *, validation: bool) -> di
     }
 
 
-def _describe_call(dataset: Path, options: TrainOptions, placement: Placement) -> dict[str, Any]:
+def _describe_call(job: _Job, placement: Placement) -> dict[str, Any]:
+    init_from = job.options.init_from
     return {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "dataset": str(dataset),
+        "dataset": str(job.dataset),
         "devices": list(placement.devices),
-        "init_from": str(options.init_from) if options.init_from else None,
+        "init_from": str(init_from) if init_from else None,
         "machine": machine(),
     }
 
 
-def _copy_weights(model: nn.Module, source: Path) -> list[str]:
-    """Copy the weights that fit by name and shape; two lines that list what was copied and not."""
+def _initialize(model: nn.Module, job: _Job) -> list[str]:
+    """Copy the weights of --init-from that fit by name and shape; two lines that list which.
+
+    A run that resumes has weights of its own.
+    """
+    source = job.options.init_from
+    if source is None or checkpoint.steps(job.run):
+        return []
     path = checkpoint.resolve(source)
     copied, fresh = copy_fitting(model, first_weights(path))
     if not copied:
