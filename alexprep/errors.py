@@ -35,6 +35,13 @@ def listed(entries: Sequence[str], most: int = 50) -> list[str]:
     return lines + ([f"  and {len(entries) - most:,} more"] if len(entries) > most else [])
 
 
+def shown(names: Sequence[str], most: int = 4) -> str:
+    """Names within a sentence: the first ones, and how many more there are if it is not one."""
+    if len(names) <= most + 1:
+        return ", ".join(names)
+    return f"{', '.join(names[:most])} and {len(names) - most:,} more"
+
+
 def counted(count: int, singular: str, plural: str = "") -> str:
     """A number with its noun: 1 file, 2 files, 2 classes."""
     return f"{count:,} {singular if count == 1 else plural or f'{singular}s'}"

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from alexprep.dataset.stats_report import RELEASE_2014_AXES, RELEASE_2014_STDEVS
+from alexprep.errors import shown
 from alexprep.sources.ilsvrc import MD5, hash_archives
 from alexprep.sources.synsets import ilsvrc2012, wnid_by_id
 from pipelines.errors import DataError
@@ -23,7 +24,6 @@ from pipelines.format import Manifest
 from pipelines.imagestats import ImageStats
 from pipelines.shards import SplitReader
 
-MAX_NAMED = 5
 CMYK = frozenset(
     {
         *("n01739381_1309", "n02077923_14822", "n02447366_23489", "n02492035_15739"),
@@ -146,7 +146,7 @@ def _count_facts(manifest: Manifest, facts: Facts) -> Iterator[Comparison]:
     skipped = [entry.path for entry in manifest.left_out]
     yield _compare(
         "unreadable images",
-        f"{len(skipped):,}" + (f" ({_some(skipped)})" if skipped else ""),
+        f"{len(skipped):,}" + (f" ({shown(skipped)})" if skipped else ""),
         "0",
         equal=not skipped,
     )
@@ -162,15 +162,10 @@ def _fix_facts(manifest: Manifest, facts: Facts) -> Iterator[Comparison]:
         actual = set(manifest.mended.get(fix, ()))
         missing, extra = sorted(keys - actual), sorted(actual - keys)
         text = f"{count:,}"
-        text += f", without {_some(missing)}" if missing else ""
-        text += f", also {_some(extra)}" if extra else ""
+        text += f", without {shown(missing)}" if missing else ""
+        text += f", also {shown(extra)}" if extra else ""
         equal = not missing and not extra and count == len(keys)
         yield _compare(name, text, f"{len(keys):,}", equal=equal)
-
-
-def _some(names: list[str]) -> str:
-    suffix = f" and {len(names) - MAX_NAMED:,} more" if len(names) > MAX_NAMED else ""
-    return ", ".join(names[:MAX_NAMED]) + suffix
 
 
 def _label_fact(root: Path, manifest: Manifest, facts: Facts) -> Comparison:

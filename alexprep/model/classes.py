@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from alexnet.errors import RunError
+from alexprep.errors import shown
 from alexprep.sources.synsets import ilsvrc2012
 
 Classes = tuple[tuple[str, str], ...]  # (wnid, names) in label order
 WNID = re.compile(r"n\d{8}")
-MOST_SHOWN = 3
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -72,8 +72,8 @@ def match_classes(network: Classes, dataset: Classes, checkpoint: str, root: Pat
     if set(labels) <= {-1}:
         raise RunError(
             f"{checkpoint} knows none of the {len(dataset):,} classes of {root} "
-            f"({_shown([wnid for wnid, _ in dataset])}); it knows {len(network):,} others "
-            f"({_shown(wnids)}). Classes are matched by wnid or name: name the class folders after "
+            f"({shown([wnid for wnid, _ in dataset])}); it knows {len(network):,} others "
+            f"({shown(wnids)}). Classes are matched by wnid or name: name the class folders after "
             "those of the network."
         )
     _refuse_twins(labels, network, dataset, root)
@@ -149,7 +149,3 @@ def _refuse_twins(labels: Sequence[int], network: Classes, dataset: Classes, roo
                 f"{root} has the classes {other!r} and {wnid!r}, which are both "
                 f"{' '.join(network[label])} of the network. Rename or merge them."
             )
-
-
-def _shown(names: Sequence[str]) -> str:
-    return ", ".join(names[:MOST_SHOWN]) + (", ..." if len(names) > MOST_SHOWN else "")

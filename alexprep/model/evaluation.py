@@ -34,7 +34,7 @@ from alexnet.training.evaluate import (
     rank_of_label,
 )
 from alexprep import schema
-from alexprep.errors import checking_options, counted
+from alexprep.errors import checking_options, counted, shown
 from alexprep.model.classes import Classes, ClassMatch, match_classes
 from alexprep.model.placement import check_devices, choose_device
 from alexprep.model.predictions import SUFFIX, Predictions, check_output
@@ -47,7 +47,6 @@ from pipelines.shards import SplitReader
 
 Label = int | str
 LabelFile = dict[str, Label | list[Label]] | list[Label | list[Label]]
-MOST_SHOWN = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -197,10 +196,9 @@ class Evaluation:
             yield f"The class folders 0 to {count - 1:,} are read as labels of the network."
         if self.match.unknown:
             unknown = self.match.unknown
-            shown = ", ".join(unknown[:MOST_SHOWN]) + ", ..." * (len(unknown) > MOST_SHOWN)
             yield (
                 f"Left out: {self.left_out:,} images of {len(unknown):,} classes that the network "
-                f"does not know ({shown})."
+                f"does not know ({shown(unknown)})."
             )
 
     def class_table(self) -> str:

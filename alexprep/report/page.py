@@ -20,7 +20,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from alexprep import __version__
 from alexprep.dataset.duplicates import describe_duplicates
-from alexprep.errors import checking_options, counted
+from alexprep.errors import checking_options, counted, shown
 from alexprep.model.placement import check_devices
 from alexprep.model.trained import Trained
 from alexprep.report import dataset_summary, figures
@@ -317,9 +317,7 @@ def _fixes(manifest: Manifest) -> Context:
     keys: dict[str, str] = {}
     for fix in manifest.fixes:
         texts.setdefault(fix, f"{fix.upper()} file, stored as JPEG")
-        names = manifest.mended.get(fix, ())
-        ending = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
-        keys[fix] = ", ".join(names[:3]) + ending if names else "too many to list"
+        keys[fix] = shown(manifest.mended.get(fix, ()), 3) or "too many to list"
     return {"fixes": texts, "keys": keys}
 
 

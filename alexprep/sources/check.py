@@ -8,14 +8,14 @@ import re
 import time
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 
-from alexprep.errors import PrepareError, counted, listed
+from alexprep.errors import PrepareError, counted, listed, shown
 from alexprep.sources.content import (
     HEAD_BYTES,
     Stray,
@@ -68,7 +68,7 @@ def _refuse_nested_splits(branch: Branch) -> None:
         _, meant, splits = max(nested_trees, key=lambda nested: nested[0])
         raise PrepareError(
             f"{branch.path} would be a folder of classes, but {meant} holds splits "
-            f"({_shown([f'{_base(split)}/' for split in splits])}). SOURCE is probably {meant}."
+            f"({_folders(map(_base, splits))}). SOURCE is probably {meant}."
         )
 
 
@@ -97,9 +97,13 @@ def _forks(folder: Folder) -> list[str]:
         path = inner[0]
 
 
+def _with_images(branch: Branch) -> dict[str, Folder]:
+    return {name: f for name, f in branch.classes.items() if any(f.counts.values())}
+
+
 def _refuse_one_level_too_high(branch: Branch) -> None:
     """The only class folder with images has none itself but several folders of them."""
-    with_images = {name: f for name, f in branch.classes.items() if any(f.counts.values())}
+    with_images = _with_images(branch)
     if len(with_images) != 1:
         return
     ((name, folder),) = with_images.items()
@@ -107,15 +111,14 @@ def _refuse_one_level_too_high(branch: Branch) -> None:
         meant = (branch.path / name / inner[0]).parent
         raise PrepareError(
             f"{branch.path} holds one class folder, {name}/, which holds only folders "
-            f"({_shown([f'{_base(below)}/' for below in inner])}): all images would be "
+            f"({_folders(map(_base, inner))}): all images would be "
             f"of one class. SOURCE is probably {meant}."
         )
 
 
 def _refuse_same_folders(branch: Branch) -> None:
     """Class folders that hold the same folders are splits or folds under names nobody knows."""
-    with_images = {name: f for name, f in branch.classes.items() if any(f.counts.values())}
-    inner = {name: set(map(_base, _forks(folder))) for name, folder in with_images.items()}
+    inner = {name: set(map(_base, _forks(folder))) for name, folder in _with_images(branch).items()}
     if len(inner) < 2 or not all(inner.values()):
         return
     shared = {
@@ -124,8 +127,8 @@ def _refuse_same_folders(branch: Branch) -> None:
     if all(2 * len(names & shared) >= len(names) for names in inner.values()):
         first, second = sorted(inner)[:2]
         raise PrepareError(
-            f"{branch.path} has {len(inner):,} class folders ({_shown(sorted(inner))}) without "
-            f"images of their own but the same folders ({_shown(sorted(shared))}): these are "
+            f"{branch.path} has {len(inner):,} class folders ({shown(sorted(inner))}) without "
+            f"images of their own but the same folders ({shown(sorted(shared))}): these are "
             f"probably the classes, and {first}/ and {second}/ splits. Call the splits train/, "
             "val/ and test/, or give one of them as SOURCE."
         )
@@ -141,7 +144,7 @@ def _refuse_split_words(branch: Branch) -> None:
     if len(set[str]().union(*named.values())) > 1:
         raise PrepareError(
             f"{branch.path} would be a folder of {len(branch.classes):,} classes, but "
-            f"{_shown([f'{name}/' for name in sorted(named)])} hold folders and are named after "
+            f"{_folders(sorted(named))} hold folders and are named after "
             "splits. Put their class folders into train/, val/ and test/, or give one of them as "
             "SOURCE."
         )
@@ -153,8 +156,8 @@ def _too_high(branch: Branch) -> Iterator[str]:
     if len(inner) > 1 and not any(folder.counts[""] for folder in branch.classes.values()):
         yield (
             f"The {len(branch.classes):,} class folders of {branch.path} "
-            f"({_shown([f'{name}/' for name in sorted(branch.classes)])}) hold only folders "
-            f"({_shown([f'{_base(below)}/' for below in inner])}). If those are the classes, put "
+            f"({_folders(sorted(branch.classes))}) hold only folders "
+            f"({_folders(map(_base, inner))}). If those are the classes, put "
             "them into one folder."
         )
 
@@ -166,15 +169,14 @@ def _next_to_splits(root: Path, branches: Mapping[str, Branch]) -> Iterator[str]
     images = [name for name in folders[:MOST_NAMED] if _holds_images(root / name)]
     if images and TRAIN not in branches:
         raise PrepareError(
-            f"{root} has {_shown([f'{name}/' for name in sorted(splits)])} but no train/, and "
-            f"{_shown([f'{name}/' for name in images])} with images next to it. Put the training "
+            f"{root} has {_folders(sorted(splits))} but no train/, and "
+            f"{_folders(images)} with images next to it. Put the training "
             "classes into train/, or rename the others if they are all classes."
         )
     if images:
-        shown = _shown([f"{name}/" for name in images])
-        yield f"{root} also has images in {shown}, which are not used."
+        yield f"{root} also has images in {_folders(images)}, which are not used."
     if has_images(root):
-        yield f"{root} has images next to {_shown(sorted(splits))}, which are not used."
+        yield f"{root} has images next to {shown(sorted(splits))}, which are not used."
 
 
 def _holds_images(folder: Path) -> bool:
@@ -198,7 +200,7 @@ def _too_low(root: Path) -> Iterator[str]:
         return
     if siblings:
         yield (
-            f"{root} is read as the whole source, without {_shown([f'{n}/' for n in siblings])} "
+            f"{root} is read as the whole source, without {_folders(siblings)} "
             f"next to it. For all splits give {path.parent}."
         )
 
@@ -206,8 +208,8 @@ def _too_low(root: Path) -> Iterator[str]:
 def _odd_classes(branch: Branch) -> Iterator[str]:
     """Classes called cat_train and cat_test, and images that lie in no class folder."""
     if len(set[str]().union(*map(splits_in, branch.classes))) > 1:
-        shown = _shown(sorted(name for name in branch.classes if splits_in(name)))
-        yield f"Classes of {branch.path} are named after splits: {shown}."
+        named = sorted(name for name in branch.classes if splits_in(name))
+        yield f"Classes of {branch.path} are named after splits: {shown(named)}."
     count = sum(has_image_ending(name) for name, _ in branch.loose.files)
     if count and branch.classes and not set(branch.classes) <= IMAGE_FOLDERS:
         yield (
@@ -257,7 +259,7 @@ def check_names(names: Sequence[str], origin: str, *, ordered: bool) -> Iterator
     ):
         yield (
             f"The classes of {origin} are numbered, and labels follow the order of text: "
-            f"{_shown(names)}. For another order give --classes FILE."
+            f"{shown(names)}. For another order give --classes FILE."
         )
     yield from _look_alikes(names, origin)
 
@@ -353,6 +355,5 @@ def check_beginnings(source: Source, seconds: float = 2.0) -> list[Stray]:
     return strays
 
 
-def _shown(names: Sequence[str]) -> str:
-    suffix = f" and {len(names) - 4:,} more" if len(names) > 5 else ""
-    return ", ".join(names[:4] if suffix else names) + suffix
+def _folders(names: Iterable[str]) -> str:
+    return shown([f"{name}/" for name in names])
