@@ -187,7 +187,7 @@ def _checked(path: Path, entries: list[Entry]) -> list[Entry]:
         if entry.name.startswith(b"/") or b".." in entry.name.split(b"/"):
             raise PrepareError(
                 f"{path} holds the path {entry.name.decode('utf-8', 'backslashreplace')!r}, which "
-                "leads out of the archive. Get the archive from its maker again."
+                "leads out of the archive. Download it again from its source."
             )
     return entries
 

@@ -176,7 +176,7 @@ def test_what_is_whole_is_kept_and_what_is_not_is_written_again(root):
     kept = {path: path.stat().st_mtime_ns for path in paths[2:]}
     result = CliRunner().invoke(cli, ["planes", str(root), "--workers", "1"])
     assert result.exit_code == 0, result.output
-    assert "48 images in 8 files of planes, 2 written now" in result.output
+    assert "48 images in 8 files of planes (2 new)" in result.output
     assert {path: path.read_bytes() for path in (root / "planes").iterdir()} == bytes_before
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
 

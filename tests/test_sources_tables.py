@@ -281,7 +281,7 @@ def test_a_damaged_row_group_is_named(tmp_path):
     data = bytearray(path.read_bytes())
     data[4:40] = bytes(36)
     path.write_bytes(data)
-    with pytest.raises(PrepareError, match=r"train.parquet is no whole parquet file"):
+    with pytest.raises(PrepareError, match=r"train.parquet is not a complete Parquet file"):
         list(find_source(tmp_path).splits["train"].items.read())
 
 

@@ -327,7 +327,7 @@ def test_a_link_to_a_folder_above_ends_nothing(tmp_path):
     (tmp_path / "ant" / "more" / "up").symlink_to(tmp_path)
     (tmp_path / "ant" / "self").symlink_to("self")
     message = refused(tmp_path)
-    assert "more/up is a link to a folder around it" in message
+    assert "more/up is a link to a folder that contains it" in message
     assert "ant/self is a broken link" in message
     assert find_source(tmp_path, SKIP).images == 3
 
@@ -335,7 +335,7 @@ def test_a_link_to_a_folder_above_ends_nothing(tmp_path):
 def test_a_class_folder_that_is_a_link_to_the_folder_around_it_is_no_class(tmp_path):
     write(tmp_path, ["ant/1.jpg", "bee/2.jpg"])
     (tmp_path / "loop").symlink_to(".")
-    assert "loop is a link to a folder around it" in refused(tmp_path)
+    assert "loop is a link to a folder that contains it" in refused(tmp_path)
     assert [wnid for wnid, _ in find_source(tmp_path, SKIP).classes] == ["ant", "bee"]
 
 
@@ -409,10 +409,10 @@ def test_what_is_no_regular_file_blocks_nothing(tmp_path):
         file.truncate(1 << 36)
     message = refused(tmp_path)
     assert "ant/sparse.JPEG has 68,719,476,736 bytes, more than any image" in message
-    assert "ant/pipe.JPEG is no regular file" in message
+    assert "ant/pipe.JPEG is not a regular file" in message
     assert "ant/gone.JPEG is a broken link (No such file or directory)" in message
-    assert "bee/null.JPEG is no regular file" in message
-    assert "bee.jpg is no regular file" in message
+    assert "bee/null.JPEG is not a regular file" in message
+    assert "bee.jpg is not a regular file" in message
     source = find_source(tmp_path, SKIP)
     assert (source.images, len(source.left_out)) == (2, 5)
 
@@ -486,7 +486,7 @@ def test_a_dry_run_shows_the_tree_as_it_is_understood(tmp_path, rng):
     skip = RunOptions(workers=1, on_error="skip")
     text = forecast(root, tmp_path / "out", ShardConfig(size=32), skip).text()
     assert "3 classes: 0 ant, 1 bee, 2 cat" in text
-    assert f"train: 6 images in 1 shards of 6, from {root}/train" in text
+    assert f"train: 6 images in 1 shard of 6, from {root}/train" in text
     assert "left out: " in text
     assert "README is not an image" in text
     assert "Warning: " in text

@@ -140,7 +140,7 @@ def shard(
         click.echo(manifest.to_json(), nl=False)
         return
     for name, split in manifest.splits.items():
-        print_text(f"{name}: {split.samples:,} images in {len(split.shards):,} shards")
+        print_text(f"{name}: {split.samples:,} images in {counted(len(split.shards), 'shard')}")
     print_text(f"{out} is a finished data set of {len(manifest.classes):,} classes.")
 
 
@@ -256,7 +256,7 @@ def planes(dataset: Path, splits: tuple[str, ...], workers: int | None) -> None:
     stored = f"{counted(summary.images, 'image')} in {counted(summary.files, 'file')} of planes"
     amount = f"{summary.bytes / 1e9:,.2f} GB"
     if summary.written:
-        click.echo(f"{stored}, {summary.written:,} written now, {amount}.")
+        click.echo(f"{stored} ({summary.written:,} new), {amount}.")
     else:
         click.echo(f"Nothing to do: {stored}, {amount}, are stored already.")
 

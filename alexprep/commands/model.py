@@ -16,6 +16,7 @@ from alexprep.commands.options import (
     print_text,
     seed_option,
     usage,
+    views_option,
 )
 from alexprep.errors import OptionError
 
@@ -152,13 +153,7 @@ def train(
 @click.argument("checkpoints", nargs=-1, required=True, type=PATH)
 @click.option("--data", type=PATH, required=True, help="Data set to evaluate on.")
 @click.option("--split", default="validation", show_default=True, help="Split to evaluate.")
-@click.option(
-    "--views",
-    type=click.Choice(["1", "10"]),
-    default="1",
-    show_default=True,
-    help="1: centre crop. 10: corners, centre and their mirror images, as in the paper.",
-)
+@views_option("1")
 @click.option("--batch", default=100, show_default=True, help="Batch size.")
 @device_option
 @click.option("--weights", help="Weight of each checkpoint in the average, for example 1,1,2.")
@@ -221,9 +216,7 @@ def evaluate(
     required=True,
     type=click.Path(path_type=Path, allow_dash=True, readable=False),
 )
-@click.option(
-    "--views", type=click.Choice(["1", "10"]), default="10", show_default=True, help="As for eval."
-)
+@views_option("10")
 @click.option("--top", default=5, show_default=True, help="Number of classes to print.")
 @device_option
 @json_option

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -13,6 +13,7 @@ import click
 from alexprep.errors import printable
 
 T = TypeVar("T")
+Callback = TypeVar("Callback", bound=Callable[..., Any])
 # An unreadable file is no usage error (exit code 2): the command itself reports it, with 1.
 PATH = click.Path(path_type=Path, readable=False)
 workers_option = click.option(
@@ -32,6 +33,17 @@ device_option = click.option(
     show_default=True,
     help="Device: auto, cpu or cuda:0. auto is the first GPU, or the CPU.",
 )
+
+
+def views_option(default: str) -> Callable[[Callback], Callback]:
+    """The crops of an image that eval and predict average."""
+    return click.option(
+        "--views",
+        type=click.Choice(["1", "10"]),
+        default=default,
+        show_default=True,
+        help="1: centre crop. 10: corners, centre and their mirror images, as in the paper.",
+    )
 
 
 def take_fields(kind: type[T], options: Mapping[str, Any]) -> T:

@@ -11,6 +11,7 @@ from alexprep.dataset.shard import RunOptions, plan_run
 from alexprep.dataset.shard_plan import ShardConfig, ShardPlan, permutation
 from alexprep.dataset.shard_writer import Outcome, outcomes
 from alexprep.dataset.store import is_local, local_path
+from alexprep.errors import counted
 from alexprep.machine import cores, free_bytes
 from alexprep.progress import clock
 from alexprep.sources.listing import TRAIN
@@ -51,7 +52,7 @@ class Forecast:
         lines = [
             f"{self.name} ({self.kind}), {self.classes:,} classes: {self._shown_classes()}",
             *(
-                f"  {split}: {images:,} images in {self.shards[split]:,} shards of "
+                f"  {split}: {images:,} images in {counted(self.shards[split], 'shard')} of "
                 f"{images / self.shards[split]:,.0f}, from {self.folders.get(split, TRAIN)}"
                 for split, images in self.images.items()
             ),
@@ -66,7 +67,7 @@ class Forecast:
             lines.append(f"  {self.faults:,} of the {self.probed:,} sampled images cannot be read")
         if self.bytes_free is not None:
             short = "" if self.bytes_free > self.bytes else ": NOT ENOUGH"
-            lines.append(f"  {_gigabytes(self.bytes_free)} are free there{short}")
+            lines.append(f"  {_gigabytes(self.bytes_free)} free on that disk{short}")
         return "\n".join(lines)
 
     def _shown_classes(self) -> str:

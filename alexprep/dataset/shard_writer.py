@@ -161,7 +161,7 @@ def publish_shard(store: Store, task: ShardTask, results: Iterable[Outcome]) -> 
         except OSError as error:
             raise PrepareError(
                 f"Cannot write {task.name} to {task.out}: {error.strerror or error}. Finished "
-                "shards are kept: make room there and run the same command again."
+                "shards are kept: free some space there and run the same command again."
             ) from error
     return record
 

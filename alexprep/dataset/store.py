@@ -107,7 +107,7 @@ def write_bytes(store: Store, name: str, data: bytes) -> None:
     except OSError as error:
         raise PrepareError(
             f"Cannot write {name} to {store.url}: {error.strerror or error}. Finished shards are "
-            "kept: make room there and run the same command again."
+            "kept: free some space there and run the same command again."
         ) from error
 
 

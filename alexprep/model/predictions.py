@@ -73,7 +73,7 @@ class Predictions:
             meta = msgspec.json.decode(metadata.get(ENTRY, ""), type=PredictionsMeta)
             _check(meta, tensors)
         except (SafetensorError, OSError, ValueError, RecursionError) as error:
-            raise RunError(f"{path} holds no predictions of alexprep ({error}).") from error
+            raise RunError(f"{path} is not a predictions file of alexprep ({error}).") from error
         fields = msgspec.structs.asdict(meta)
         del fields["crc32"]
         return cls(**tensors, **fields)

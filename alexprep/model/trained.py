@@ -103,7 +103,7 @@ def load_trained(path: Path, device: str = "cpu") -> Trained:
 def check_finite(probabilities: Tensor, path: Path) -> None:
     """RunError if the network of `path` gives anything but numbers."""
     if not probabilities.isfinite().all():
-        raise RunError(f"{path} answers NaN: its weights have diverged. Use an earlier checkpoint.")
+        raise RunError(f"{path} outputs NaN: its weights have diverged. Use an earlier checkpoint.")
 
 
 def _check_agreement(meta: CheckpointMeta, config: ModelConfig, augment: AugmentSpec) -> None:

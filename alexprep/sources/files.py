@@ -26,7 +26,7 @@ from alexprep.sources.content import (
 from alexprep.sources.items import Items, Places, ReadAhead, Unreadable, chunks, concatenate, text
 from alexprep.sources.listing import TRAIN, VALIDATION, WHAT_IS_LOOKED_FOR, Listing, split_of
 
-CIRCLE = "is a link to a folder around it"
+CIRCLE = "is a link to a folder that contains it"
 # Folders that hold the images of a split or class rather than being a class (Tiny-ImageNet).
 IMAGE_FOLDERS = frozenset({"image", "images", "img", "imgs", "jpeg", "jpegs", "jpegimages"})
 
@@ -160,7 +160,7 @@ def irregular(entry: os.DirEntry[str]) -> str | None:
     except OSError as error:
         kind = "is a broken link" if entry.is_symlink() else "cannot be read"
         return f"{kind} ({error.strerror})"
-    return "is no regular file but a pipe, socket or device"
+    return "is not a regular file but a pipe, socket or device"
 
 
 def read_branch(path: Path) -> Branch:

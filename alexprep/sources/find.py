@@ -35,7 +35,7 @@ def find_source(path: Path, options: SourceOptions = SourceOptions()) -> Source:
         source = _look(path, options)
     except OSError as error:
         raise PrepareError(
-            f"Cannot read {error.filename or path}: {error.strerror}. See to its permissions or "
+            f"Cannot read {error.filename or path}: {error.strerror}. Check its permissions and "
             "its disk."
         ) from error
     names = [wnid for wnid, _ in source.classes]

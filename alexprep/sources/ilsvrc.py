@@ -121,7 +121,7 @@ def _from_solution(path: Path, names: list[bytes]) -> dict[bytes, str]:
     for line, (image, prediction) in read_csv(path, ("ImageId", "PredictionString")):
         rows[image] = prediction.split()
         if not rows[image]:
-            raise PrepareError(f"{path}, line {line}: no class for {image!r}. Get the whole file.")
+            raise PrepareError(f"{path}, line {line}: no class for {image!r}. Download it again.")
     return {name: _row(path, rows, name, text(stem(name)))[0] for name in names}
 
 
@@ -132,7 +132,7 @@ def _from_annotations(path: Path, names: list[bytes]) -> dict[bytes, str]:
         if len(words) < 2 or not words[1].strip():
             raise PrepareError(
                 f"{path}, line {line}: expected a file name, a tab and a class, got {row[:80]!r}. "
-                "Get the whole file again."
+                "Download the file again."
             )
         rows[words[0].strip()] = words[1].strip()
     return {name: _row(path, rows, name, text(name.rpartition(b"/")[2])) for name in names}
@@ -140,7 +140,7 @@ def _from_annotations(path: Path, names: list[bytes]) -> dict[bytes, str]:
 
 def _row(path: Path, rows: Mapping[str, T], name: bytes, image: str) -> T:
     if image not in rows:
-        raise PrepareError(f"{path} has no line for {text(name)!r}. Get the whole file again.")
+        raise PrepareError(f"{path} has no line for {text(name)!r}. Download the file again.")
     return rows[image]
 
 
@@ -157,7 +157,7 @@ class Devkit(NamedTuple):
         if len(self.truth) != len(names):
             raise PrepareError(
                 f"{self.origin} has {len(self.truth):,} lines for {len(names):,} validation "
-                "images. Complete the images, or take the devkit that belongs to them."
+                "images. Add the missing images, or use the devkit of their year."
             )
         truth: dict[bytes, str] = {}
         for line, (name, ident) in enumerate(zip(sorted(names), self.truth, strict=True), start=1):

@@ -241,9 +241,9 @@ def refuse_unknown_classes(names: Mapping[str, set[str]], paths: Mapping[str, Pa
     for split in names:
         if strangers := sorted(names[split] - names[TRAIN]):
             raise PrepareError(
-                f"{paths[split]} has {len(strangers):,} classes that {paths[TRAIN]} has not, the "
-                f"first is {strangers[0]!r}. Labels come from the training images: add or remove "
-                "them, or name the classes to keep with --classes FILE."
+                f"{paths[split]} has {len(strangers):,} classes that {paths[TRAIN]} does not have, "
+                f"the first is {strangers[0]!r}. Labels come from the training images: add or "
+                "remove them, or list the classes to keep in --classes FILE."
             )
 
 

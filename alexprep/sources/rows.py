@@ -196,7 +196,7 @@ def _open(path: Path) -> Any:
 
 def _damaged(path: Path, error: Exception) -> PrepareError:
     reason = " ".join(str(error).split())
-    return PrepareError(f"{path} is no whole parquet file ({reason}). Download it again.")
+    return PrepareError(f"{path} is not a complete Parquet file ({reason}). Download it again.")
 
 
 def _check_columns(path: Path, schema: Any, image: str, label: str) -> set[str]:

@@ -46,7 +46,7 @@ def read_csv(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, tuple[
         if absent:
             raise PrepareError(
                 f"{path}, line 1: no column {absent[0]!r}; the columns are "
-                f"{', '.join(header)[:200] or 'none'}. Get the original file again."
+                f"{', '.join(header)[:200] or 'none'}. Download the original file again."
             )
         wanted = [header.index(name) for name in columns]
         for row in rows:
@@ -55,8 +55,8 @@ def read_csv(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, tuple[
             if len(row) <= max(wanted):
                 raise PrepareError(
                     f"{path}, line {rows.line_num}: {len(row)} columns where the header has "
-                    f"{len(header)}. Get the original file again."
+                    f"{len(header)}. Download the original file again."
                 )
             yield rows.line_num, tuple(row[number] for number in wanted)
     except csv.Error as error:
-        raise PrepareError(f"{path}: not a CSV file ({error}). Get the original again.") from None
+        raise PrepareError(f"{path}: not a CSV file ({error}). Download it again.") from None

@@ -174,9 +174,10 @@ class ClassTars(dict[str, Tars]):
     def add(self, name: str, images: Tars, strays: list[Stray]) -> None:
         """Take in a class; PrepareError where it is there already."""
         if name in self:
+            first, second = self[name].containers[0], images.containers[0]
+            where = "twice" if first == second else f"and so does {second}"
             raise PrepareError(
-                f"{images.containers[0]} has the class {name!r}, and so has "
-                f"{self[name].containers[0]}: one of them is too many. Remove one, or download the "
+                f"{first} has the class {name!r} {where}. Remove one of the two, or download the "
                 "archive again."
             )
         self[name] = images

@@ -180,7 +180,7 @@ def _official_classes(
     )
     if devkit is None:
         return present, [f"{lack}."]
-    raise PrepareError(f"{lack}. Complete it, or name the classes that it has with --classes FILE.")
+    raise PrepareError(f"{lack}. Add them, or list the classes to keep in --classes FILE.")
 
 
 def _official(split: str, path: Path, root: Path, options: SourceOptions) -> Split:

@@ -178,8 +178,8 @@ def _list_by_index(file: int, path: Path, shard: Shard, index_path: Path) -> Lis
     labels = [os.pread(file, CLS_BYTES, begin).strip(b"\0") for begin in begins.tolist()]
     if not all(label.isdigit() for label in labels):
         raise PrepareError(
-            f"{path} has not the labels where {index_path} says. Run `alexprep verify` on the data "
-            "set."
+            f"{path} does not have its labels where {index_path} says. Run `alexprep verify` on "
+            "the data set."
         )
     items = Tars(
         containers=(str(path),),
