@@ -86,23 +86,19 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(existing).free
 
 
-def peak_megabytes(process: int | str = "self") -> float:
+def peak_megabytes(process: int | str = "self", name: str = "VmHWM:") -> float:
     """The most memory a process ever held, in 10**6 bytes; Linux only.
 
     ru_maxrss would count what the parent held when it started this process. OSError or IndexError
     for a process that has ended.
     """
-    return _status_megabytes(process, "VmHWM:")
+    status = Path(f"/proc/{process}/status").read_text()
+    return int(status.split(name)[1].split()[0]) * 1024 / 1e6
 
 
 def memory_megabytes(process: int | str = "self") -> float:
-    """The memory that a process holds, in 10**6 bytes; errors as `peak_megabytes` has them."""
-    return _status_megabytes(process, "VmRSS:")
-
-
-def _status_megabytes(process: int | str, name: str) -> float:
-    status = Path(f"/proc/{process}/status").read_text()
-    return int(status.split(name)[1].split()[0]) * 1024 / 1e6
+    """The memory that a process holds now; unit and errors as `peak_megabytes` has them."""
+    return peak_megabytes(process, "VmRSS:")
 
 
 def gpu_megabytes(process: int) -> float:

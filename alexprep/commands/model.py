@@ -8,7 +8,6 @@ import click
 
 from alexprep.commands.options import (
     PATH,
-    device_name,
     device_option,
     json_option,
     print_device,
@@ -193,7 +192,7 @@ def evaluate(
     with usage():
         eval_options = EvalOptions(
             views=1 if views == "1" else 10,
-            device=device_name(device),
+            device=device,
             weights=parse_weights(weights) if weights else (),
             **options,
         )
@@ -236,9 +235,7 @@ def predict(
     from alexprep.model.predict import predict as work
 
     with usage():
-        options = PredictOptions(
-            views=1 if views == "1" else 10, top=top, device=device_name(device)
-        )
+        options = PredictOptions(views=1 if views == "1" else 10, top=top, device=device)
     with usage(OptionError):
         predictions = list(work(checkpoint, images, options))
     print_device(device)

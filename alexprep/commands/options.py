@@ -98,13 +98,6 @@ def print_json(value: object) -> None:
     click.echo(json.dumps(value, indent=1, allow_nan=False))
 
 
-def device_name(device: str) -> str:
-    """The device that "auto" is on this machine."""
-    from alexprep.model.placement import choose_device
-
-    return choose_device(device)[0]
-
-
 def print_device(device: str) -> None:
     """Say on stderr what "auto" was and why; after the work, so that an error is one line."""
     from alexprep.model.placement import choose_device

@@ -8,7 +8,6 @@ import click
 
 from alexprep.commands.options import (
     PATH,
-    device_name,
     device_option,
     json_option,
     print_device,
@@ -56,7 +55,7 @@ def report(path: Path, out: Path | None, data: Path | None, images: int, device:
     from alexprep.report import write_report
 
     with usage(OptionError):
-        page = write_report(path, out, data=data, images=images, device=device_name(device))
+        page = write_report(path, out, data=data, images=images, device=device)
     print_device(device)
     print_text(page)
 

@@ -30,6 +30,15 @@ from pipelines.imagestats import ImageStats
 README = "README.md"
 COMMENT = re.compile(r"<!-- alexprep card (\{.*\}) -->\n\Z")
 MAX_CLASSES, MAX_SKIPPED = 100, 20
+# Of fields of a Publication, and what they stand for.
+PATTERNS = {
+    "license": (
+        r"[a-z0-9][a-z0-9.+-]*",
+        "an identifier of the Hugging Face Hub in lower case, such as cc-by-4.0, mit or other",
+    ),
+    "version": (r"[\w.+-]+", "a version such as 1.0.0"),
+    "published": (r"\d{4}-\d\d-\d\d", "a date such as 2026-11-28"),
+}
 IMAGENET_WNID = re.compile(r"n\d{8}")
 IMAGENET_TERMS = "https://www.image-net.org/download.php"
 IMAGENET_PROMPT = (
@@ -84,19 +93,10 @@ class Publication:
     published: str | None = None
 
     def __post_init__(self) -> None:
-        if self.license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", self.license):
-            raise ValueError(
-                "Publication.license must be an identifier of the Hugging Face Hub in lower case, "
-                f"such as cc-by-4.0, mit or other, got {self.license!r}."
-            )
-        if not re.fullmatch(r"[\w.+-]+", self.version):
-            raise ValueError(
-                f"Publication.version must be a version such as 1.0.0, got {self.version!r}."
-            )
-        if self.published is not None and not re.fullmatch(r"\d{4}-\d\d-\d\d", self.published):
-            raise ValueError(
-                f"Publication.published must be a date such as 2026-11-28, got {self.published!r}."
-            )
+        for name, (pattern, expected) in PATTERNS.items():
+            value = getattr(self, name)
+            if value is not None and not re.fullmatch(pattern, value):
+                raise ValueError(f"Publication.{name} must be {expected}, got {value!r}.")
 
     def to_dict(self) -> dict[str, Any]:
         """The fields that are not at their default."""

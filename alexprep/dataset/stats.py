@@ -210,8 +210,8 @@ def decode(
     try:
         *sides, colours, _ = simplejpeg.decode_jpeg_header(member.data)
         height, width = map(int, sides)
-        sides = (min(height, width), size) if keep_aspect else (height, width)
-        if (*sides, colours) != (size, size, "YCbCr"):
+        fits = min(height, width) == size if keep_aspect else height == width == size
+        if not fits or colours != "YCbCr":
             expected = f"a shorter side of {size}" if keep_aspect else f"{size}x{size}"
             raise DataError(
                 f"{path}: {member.name} is {colours} of {width}x{height}; the data set has YCbCr "

@@ -425,10 +425,10 @@ def _jpeg_faults(jpg: bytes, size: int, *, keep_aspect: bool) -> Iterator[str]:
     if markers & {APP1, APP2}:
         yield "carries EXIF or an ICC profile"
     try:
-        height, width, colours, sampling = simplejpeg.decode_jpeg_header(jpg)
-        sides = (int(height), int(width))
-        sides = (min(sides), size) if keep_aspect else sides
-        if (*sides, colours, sampling) != (size, size, "YCbCr", "420"):
+        *sides, colours, sampling = simplejpeg.decode_jpeg_header(jpg)
+        height, width = map(int, sides)
+        fits = min(height, width) == size if keep_aspect else height == width == size
+        if not fits or (colours, sampling) != ("YCbCr", "420"):
             expected = f"a shorter side of {size}" if keep_aspect else f"{size}x{size}"
             yield f"is {colours} {sampling} of {width}x{height}, not YCbCr 420 of {expected}"
         simplejpeg.decode_jpeg(jpg, "RGB")

@@ -36,7 +36,7 @@ from alexnet.training.evaluate import (
 from alexprep import schema
 from alexprep.errors import checking_options, counted, shown
 from alexprep.model.classes import Classes, ClassMatch, match_classes
-from alexprep.model.placement import check_devices, choose_device
+from alexprep.model.placement import usable_device
 from alexprep.model.predictions import SUFFIX, Predictions, check_output
 from alexprep.model.trained import Trained, check_finite, load_trained
 from alexprep.progress import DELAY, ProgressBar, preload
@@ -246,8 +246,7 @@ def evaluate(
     started = time.perf_counter()
     # What can be wrong is found here, before the networks run for hours.
     with checking_options():
-        options = replace(options, device=choose_device(options.device)[0])
-        check_devices((options.device,))
+        options = replace(options, device=usable_device(options.device))
         weights = normalized(len(checkpoints), options.weights)
         if save is not None:
             check_output(save)

@@ -7,7 +7,7 @@ process says it, once.
 
 import os
 import signal
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -28,6 +28,7 @@ from alexprep.workers import start_tracker
 from pipelines.errors import DataError
 
 Result = TypeVar("Result")
+THREADS = "OMP_NUM_THREADS"
 EXPECTED = (DataError, PrepareError, RunError, ValueError, OSError)
 
 
@@ -165,11 +166,11 @@ def _check_gpus(kind: str, processes: int) -> None:
 @contextmanager
 def _threads(processes: int) -> Generator[None]:
     """Share the cores out: each worker's torch would start a thread for every core."""
-    names: Mapping[str, str] = {"OMP_NUM_THREADS": str(max(1, cores() // processes))}
-    added = {name: value for name, value in names.items() if name not in os.environ}
-    os.environ.update(added)
+    if THREADS in os.environ:
+        yield
+        return
+    os.environ[THREADS] = str(max(1, cores() // processes))
     try:
         yield
     finally:
-        for name in added:
-            del os.environ[name]
+        del os.environ[THREADS]

@@ -140,6 +140,13 @@ def choose_device(device: str) -> tuple[str, str]:
     return name, reason
 
 
+def usable_device(device: str) -> str:
+    """The device that a word such as "auto" names here; errors as `check_devices` has them."""
+    name, _ = choose_device(device)
+    check_devices((name,))
+    return name
+
+
 @contextmanager
 def said_once() -> Generator[None]:
     """What is wrong for all processes of a run is said by the first one of each machine."""

@@ -12,7 +12,7 @@ import torch
 from alexnet.training.evaluate import view_probabilities
 from alexprep.dataset.codec import ImageError, encode
 from alexprep.errors import checking_options
-from alexprep.model.placement import check_devices, choose_device
+from alexprep.model.placement import usable_device
 from alexprep.model.trained import Trained, check_finite, load_trained
 from alexprep.progress import DELAY, ProgressBar
 from pipelines.augment import centre, colours
@@ -76,8 +76,7 @@ def predict(
     RunError for a checkpoint that cannot be used.
     """
     with checking_options():
-        options = replace(options, device=choose_device(options.device)[0])
-        check_devices((options.device,))
+        options = replace(options, device=usable_device(options.device))
     trained = load_trained(checkpoint, options.device)
     with ProgressBar("predict", len(images), delay=DELAY) as progress:
         for image in images:

@@ -21,7 +21,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from alexprep import __version__
 from alexprep.dataset.duplicates import describe_duplicates
 from alexprep.errors import checking_options, counted, shown
-from alexprep.model.placement import check_devices
+from alexprep.model.placement import usable_device
 from alexprep.model.trained import Trained
 from alexprep.report import dataset_summary, figures
 from alexprep.report import split_predictions as split
@@ -62,7 +62,7 @@ FIXES = {
 def run_page(folder: Path, *, data: Path | None, images: int, device: str) -> str:
     """The report of a run; if its data set is gone, one that says so in place of pictures."""
     with checking_options():
-        check_devices((device,))
+        device = usable_device(device)
     run = read_run(folder, device)
     predictions, missing = _predict(run, data, images, device)
     errors, context = list[ErrorRow](), Context()

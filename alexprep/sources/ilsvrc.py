@@ -6,11 +6,11 @@ import lzma
 import re
 import tarfile
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -21,8 +21,6 @@ from alexprep.sources.items import text
 from alexprep.sources.synsets import names_by_wnid, wnid_by_id
 from alexprep.sources.tables import decode_text, read_csv, read_lines
 from alexprep.workers import run_tasks
-
-T = TypeVar("T")
 
 TRAIN_TAR = "ILSVRC2012_img_train.tar"
 VALIDATION_TAR = "ILSVRC2012_img_val.tar"
@@ -103,10 +101,9 @@ def find_truth(folders: Sequence[Path], names: list[bytes]) -> dict[bytes, str]:
     Looked for: Kaggle's LOC_val_solution.csv, Tiny-ImageNet's val_annotations.txt, a devkit.
     """
     for folder in folders:
-        if (folder / SOLUTION).is_file():
-            return _from_solution(folder / SOLUTION, names)
-        if (folder / ANNOTATIONS).is_file():
-            return _from_annotations(folder / ANNOTATIONS, names)
+        for path in (folder / SOLUTION, folder / ANNOTATIONS):
+            if path.is_file():
+                return _truth_of(path, names)
         devkit = find_devkit(folder)
         if devkit is not None:
             return devkit.truth_of(names)
@@ -116,17 +113,27 @@ def find_truth(folders: Sequence[Path], names: list[bytes]) -> dict[bytes, str]:
     )
 
 
-def _from_solution(path: Path, names: list[bytes]) -> dict[bytes, str]:
-    rows: dict[str, list[str]] = {}
+def _truth_of(path: Path, names: list[bytes]) -> dict[bytes, str]:
+    """The wnids of the files in a list of Kaggle's or of Tiny-ImageNet's."""
+    solution = path.name == SOLUTION  # which has names without their endings
+    rows = dict(_solution_rows(path) if solution else _annotation_rows(path))
+    truth: dict[bytes, str] = {}
+    for name in names:
+        image = text(stem(name) if solution else name.rpartition(b"/")[2])
+        if image not in rows:
+            raise PrepareError(f"{path} has no line for {text(name)!r}. Download the file again.")
+        truth[name] = rows[image]
+    return truth
+
+
+def _solution_rows(path: Path) -> Iterator[tuple[str, str]]:
     for line, (image, prediction) in read_csv(path, ("ImageId", "PredictionString")):
-        rows[image] = prediction.split()
-        if not rows[image]:
+        if not prediction.split():
             raise PrepareError(f"{path}, line {line}: no class for {image!r}. Download it again.")
-    return {name: _row(path, rows, name, text(stem(name)))[0] for name in names}
+        yield image, prediction.split()[0]
 
 
-def _from_annotations(path: Path, names: list[bytes]) -> dict[bytes, str]:
-    rows: dict[str, str] = {}
+def _annotation_rows(path: Path) -> Iterator[tuple[str, str]]:
     for line, row in read_lines(path):
         words = row.split("\t")
         if len(words) < 2 or not words[1].strip():
@@ -134,14 +141,7 @@ def _from_annotations(path: Path, names: list[bytes]) -> dict[bytes, str]:
                 f"{path}, line {line}: expected a file name, a tab and a class, got {row[:80]!r}. "
                 "Download the file again."
             )
-        rows[words[0].strip()] = words[1].strip()
-    return {name: _row(path, rows, name, text(name.rpartition(b"/")[2])) for name in names}
-
-
-def _row(path: Path, rows: Mapping[str, T], name: bytes, image: str) -> T:
-    if image not in rows:
-        raise PrepareError(f"{path} has no line for {text(name)!r}. Download the file again.")
-    return rows[image]
+        yield words[0].strip(), words[1].strip()
 
 
 class Devkit(NamedTuple):

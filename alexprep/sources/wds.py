@@ -103,7 +103,10 @@ def shard_source(
     """
     warnings: list[str] = []
     manifest = _finished(folder)
-    tars = _tars_of(manifest, folder) if manifest else _tars_of_others(by_split)
+    if manifest is not None:
+        tars = _tars_of(manifest, folder)
+    else:
+        tars = {split: [Tar(path) for path in paths] for split, paths in by_split.items()}
     listed = {split: _list_tars(some) for split, some in tars.items()}
     listed = {split: table for split, table in listed.items() if not table.is_unlabelled}
     if are_named(listed, folder):
@@ -141,10 +144,6 @@ def _tars_of(manifest: Manifest, folder: Path) -> dict[str, list[Tar]]:
         if not tar.path.is_file():
             raise PrepareError(f"{tar.path} is missing: {folder} is not whole. Copy it again.")
     return tars
-
-
-def _tars_of_others(by_split: Mapping[str, list[Path]]) -> dict[str, list[Tar]]:
-    return {split: [Tar(path) for path in paths] for split, paths in by_split.items()}
 
 
 def _list_tars(tars: Sequence[Tar]) -> Table:
