@@ -55,6 +55,7 @@ def run(config: BenchConfig, folder: Path) -> list[Row]:
     complete: list[Pace] = []
     busy: list[float] = []
     headspace: list[float] = []
+    # Every round is a run of its own: a resumed one would skip the start that is measured.
     for number in range(config.rounds):
         run = folder / f"run-{number}"
         wall, processor = time.perf_counter(), time.process_time()

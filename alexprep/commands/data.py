@@ -109,6 +109,7 @@ def shard(
     """
     from alexprep.machine import has_pillow_simd
 
+    # First: the server of the workers imports while this process does the same below.
     if not dry_run and options["scheduler"] is None:
         modules = ["alexprep.dataset.shard_writer"]
         modules += [] if has_pillow_simd() else ["alexprep.dataset.resize"]

@@ -93,6 +93,7 @@ def _provenance(manifest: Manifest) -> dict[str, Any]:
     values |= {
         f"duplicate files: {kind}": count for kind, count in sorted(manifest.duplicates.items())
     }
+    # By name up to a number: there may be as many as the source has files.
     values["files skipped"] = len(manifest.left_out)
     for number, entry in enumerate(manifest.left_out[:MAX_NAMED], start=1):
         values[f"file skipped: {number}"] = f"{entry.path}: {entry.reason}"

@@ -63,6 +63,7 @@ def store_planes(
         )
     names = tuple(splits) or tuple(manifest.splits)
     shards = [shard for name in names for shard in manifest.split(name, root).shards]
+    # `shard` and `stats` write to the same folder.
     with LocalStore(root).locked():
         written = _write_missing(root, manifest, names, workers or cores())
     return PlanesSummary(

@@ -120,6 +120,7 @@ def _compare(name: str, actual: str, published: str, *, equal: bool) -> Comparis
 
 
 def _count_facts(manifest: Manifest, facts: Facts) -> Iterator[Comparison]:
+    # With classes in another order every label after the first difference means another class.
     wnids = tuple(wnid for wnid, _ in manifest.classes)
     moved = sum(a != b for a, b in zip(wnids, facts.wnids, strict=False))
     yield _compare(

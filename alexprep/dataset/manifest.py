@@ -174,6 +174,7 @@ def _digests(store: Store, manifest: Manifest, texts: Mapping[str, str]) -> dict
 def sidecars(manifest: Manifest) -> dict[str, str]:
     """The files that timm, wids and people look for, by name."""
     files = {"synsets.txt": "".join(f"{wnid}\t{names}\n" for wnid, names in manifest.classes)}
+    # _info.json is timm's, wids-SPLIT.json of the wids library; neither reads manifest.json.
     timm: dict[str, Any] = {}
     for name, split in manifest.splits.items():
         timm[name] = {

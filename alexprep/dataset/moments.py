@@ -68,6 +68,7 @@ def image_stats(split: str, moments: Moments, shards: Mapping[str, str]) -> Imag
     on every machine (LAPACK's last bits depend on the processor).
     """
     count, sums = moments.pixels, moments.channel_sums
+    # Integers to the end: a float64 sum of squares would lose the last bits of a covariance.
     mean = [float(Fraction(value, count)) for value in sums]
     covariance = [
         [

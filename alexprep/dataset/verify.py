@@ -122,6 +122,7 @@ def verify(
         raise PrepareError(
             f"Rebuilding shards of {root} needs their source: name it with --source."
         )
+    # Another source or codec is found out before hours of hashing.
     plan = plan_again(manifest, source, root) if rebuild and source is not None else None
     findings = _check_shards(root, manifest, workers or cores())
     faults = [*_file_faults(root, manifest), *_statistics_faults(root, manifest)]
@@ -307,6 +308,7 @@ def _duplicates(
     counts = count_duplicates(images, groups)
     if not groups:
         return counts, []
+    # Indices of `images` run over all shards in this order.
     names = [f"{split}/{key}" for split, shard in shards for key in shard.keys]
     wnids = [wnid for wnid, _ in manifest.classes]
 

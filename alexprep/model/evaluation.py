@@ -256,6 +256,7 @@ def evaluate(
         Predictions.load(path) if path.suffix == SUFFIX else load_trained(path, options.device)
         for path in checkpoints
     ]
+    # All networks are open before the first one runs, for the same reason.
     match = _match_members(checkpoints, opened, manifest, dataset)
     split = _Split(root=dataset, manifest=manifest, options=options, match=match)
     if match.same:
@@ -269,15 +270,11 @@ def evaluate(
     allowed = read_labels(options.labels, keys, manifest.classes) if options.labels else None
 
     members = [m if isinstance(m, Predictions) else split.predict(m) for m in opened]
-    for member in members[1:]:
-        member.check_images(members[0].keys, members[0].source)
-    probabilities = average([member.probabilities for member in members], weights)
-    sources = [member.source for member in members]
-    mean = replace(members[0], probabilities=probabilities, source=" + ".join(sources))
+    mean = _mean_of(members, weights)
     if save is not None:
         mean.save(save)
     labels, ranks = _ranks(mean, allowed)
-    name = sources[0] if len(sources) == 1 else f"mean of {len(sources)}"
+    name = mean.source if len(members) == 1 else f"mean of {len(members)}"
     return Evaluation(
         mean=_errors_of(mean, name, allowed, match),
         members=tuple(_errors_of(m, m.source, allowed, match) for m in members),
@@ -290,6 +287,14 @@ def evaluate(
         match=match,
         left_out=manifest.splits[options.split].samples - split.known_images,
     )
+
+
+def _mean_of(members: Sequence[Predictions], weights: Sequence[float]) -> Predictions:
+    for member in members[1:]:
+        member.check_images(members[0].keys, members[0].source)
+    probabilities = average([member.probabilities for member in members], weights)
+    sources = " + ".join(member.source for member in members)
+    return replace(members[0], probabilities=probabilities, source=sources)
 
 
 def _match_members(

@@ -202,6 +202,7 @@ def confusion_chart(
 ) -> Spec:
     """Images of the classes `rows`, the first one at the top, by predicted class."""
     look = {"tickfont": {"size": 11}, "showgrid": False}
+    # Positions with texts of their own: two classes may have one name, which plotly would merge.
     x_ticks = {
         "tickvals": list(range(len(columns))),
         "ticktext": [_short(name) for name in columns],
@@ -243,6 +244,7 @@ def counts_chart(
     frame = layout(x, {}, showlegend=False, bargap=0.15, margin=TIGHT)
     data: list[Spec] = []
     for n, (split, counts) in enumerate(splits.items()):
+        # plotly counts axes from 2, and calls them y, y2, ... in traces.
         name = "yaxis" if n == 0 else f"yaxis{n + 1}"
         domain = [n * share, (n + 1) * share - (0.06 if len(splits) > 1 else 0)]
         step = round_step(max(counts))
@@ -290,6 +292,7 @@ def sizes_chart(sizes: Mapping[tuple[int, int], int], short_side: int) -> Spec:
         "customdata": list(sizes.values()),
         "hovertemplate": "%{x} x %{y}: %{customdata}<extra></extra>",
     }
+    # Log axes, for sides may differ a hundredfold.
     far = max(*widths, *heights) * 1.1
     ticks = [n * 10**power for power in range(6) for n in (1, 2, 5)]
     log = {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:,}" for tick in ticks]}

@@ -231,6 +231,7 @@ def _confusion(predictions: SplitPredictions) -> Context:
 def dataset_page(root: Path) -> str:
     """The report of a data set; DataError if it is unfinished or damaged."""
     manifest = Manifest.load(root)
+    # The split that the survey, the colours and the examples are of.
     main = "train" if "train" in manifest.splits else min(manifest.splits)
     survey = dataset_summary.survey(root, manifest, main)
     splits = {

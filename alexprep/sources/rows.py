@@ -131,6 +131,8 @@ def _list_tables(paths: list[Path], image: str, label: str) -> Table:
             image_type = _check_columns(path, table.schema_arrow, image, label)
             for group in range(table.num_row_groups):
                 try:
+                    # The path within the struct by its full name: the column of bytes next to it,
+                    # which is nearly the whole table, stays on the disk.
                     columns = [*([f"{image}.path"] if "path" in image_type else []), label]
                     read = table.read_row_group(group, columns=columns)
                     count = len(read)

@@ -161,6 +161,7 @@ def _official_classes(
     Training images that lack some are refused where the devkit is there: all labels after the first
     missing class would be others'.
     """
+    # The devkit knows its year's classes; without one only those of 2012 are at hand.
     present = label_space(listings, None)
     devkit = find_devkit(root)
     if devkit is not None:

@@ -108,6 +108,7 @@ def shard_source(
     else:
         tars = {split: [Tar(path) for path in paths] for split, paths in by_split.items()}
     listed = {split: _list_tars(some) for split, some in tars.items()}
+    # Test splits, whose labels nobody knows, are stored with -1 for all.
     listed = {split: table for split, table in listed.items() if not table.is_unlabelled}
     if are_named(listed, folder):
         listings = list_named(listed)
@@ -173,6 +174,7 @@ def list_tar(tar: Tar) -> Listed:
 def _list_by_index(file: int, path: Path, shard: Shard, index_path: Path) -> Listed:
     """The samples of a shard of ours: of the tar itself, the labels alone are read."""
     index = ShardIndex.parse(index_path.read_bytes(), shard, str(index_path))
+    # KEY.cls follows KEY.jpg: its data begins after the padding and one header.
     begins = index.offsets + -(-index.sizes // BLOCK) * BLOCK + BLOCK
     labels = [os.pread(file, CLS_BYTES, begin).strip(b"\0") for begin in begins.tolist()]
     if not all(label.isdigit() for label in labels):
