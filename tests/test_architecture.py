@@ -19,9 +19,6 @@ NAMED_TWICE: set[str] = set()
 SHORT = {
     "alexnet/builder.py": "entry point",
     "alexnet/training/signals.py": "signal handlers, which nothing else may set",
-    "alexprep/cli.py": "entry point",
-    "alexprep/commands/options.py": "to be merged",
-    "alexprep/sources/find.py": "to be merged",
     "pipelines/atomic.py": "atomic writes, imported by everything that writes",
     "pipelines/philox.py": "a random generator, tested with its authors' numbers",
     "pipelines/prefetch.py": "one function, for every stage of the loader",
