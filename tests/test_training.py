@@ -108,7 +108,7 @@ def test_saved_predictions_stand_for_the_network_that_made_them(trained, dataset
     with pytest.raises(ValueError, match=r"are called \*\.predictions"):
         evaluate([kept], dataset, EvalOptions(), save=tmp_path / "a.npz")
     kept.write_bytes(b"nothing")
-    with pytest.raises(RunError, match="holds no predictions"):
+    with pytest.raises(RunError, match="is not a predictions file"):
         evaluate([kept], dataset, EvalOptions())
 
 
@@ -121,7 +121,7 @@ def test_every_changed_byte_of_saved_predictions_is_refused(trained, dataset, tm
         changed = bytearray(data)
         changed[place] ^= 1 << int(rng.integers(8))
         kept.write_bytes(changed)
-        with pytest.raises(RunError, match=r"a\.predictions holds no predictions") as caught:
+        with pytest.raises(RunError, match=r"a\.predictions is not a predictions file") as caught:
             Predictions.load(kept)
         assert "\n" not in str(caught.value)
 
