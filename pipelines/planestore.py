@@ -31,33 +31,24 @@ from pipelines.shards import (
 
 
 class StoredBatch(Sequence[NDArray[np.uint8]]):
-    """Planes of the images of a batch in their open files; an item is read when it is asked for."""
+    """Planes of the images of a batch; an item is read when it is asked for.
 
-    def __init__(self, files: Sequence[PlanesFile], rows: Sequence[int]) -> None:
-        self.files: Sequence[PlanesFile] = files
-        self.rows: Sequence[int] = rows
+    Files are opened by those who read: the batches that are under way have images in more files
+    than a process may open.
+    """
+
+    def __init__(self, reader: "PlanesReader", numbers: list[int], rows: list[int]) -> None:
+        self.reader, self.numbers, self.rows = reader, numbers, rows
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, number: Any) -> Any:
-        index = int(number)
-        return self.files[index].planes(self.rows[index])
+        return self.file(number).planes(self.rows[number])
 
-    def crops(self, crops: Crops) -> StoredCrops:
-        """What the compiled loops take of crops of these images."""
-        numbers: list[int] = crops.images.tolist()
-        files = [self.files[number].descriptor for number in numbers]
-        offsets = [self.files[number].offset(self.rows[number]) for number in numbers]
-        factors = crops.factors
-        return StoredCrops(
-            files=np.array(files, np.int32),
-            offsets=np.array(offsets, np.int64),
-            corners=crops.corners,
-            images=factors.image,
-            origins=factors.origin,
-            levels=factors.levels,
-        )
+    def file(self, number: int) -> PlanesFile:
+        """The open file of an image."""
+        return self.reader.open_file(self.numbers[number])[0]
 
 
 class PlanesReader:
@@ -93,23 +84,20 @@ class PlanesReader:
     def read(self, index: int) -> Image:
         """Planes and label of the sample at `index` in the split's own order."""
         number, row = self._samples.locate(index)
-        file, labels = self._file(number)
+        file, labels = self.open_file(number)
         return Image(file.planes(row), int(labels[row]))
 
     def open_batch(self, plan: BatchPlan) -> RawBatch:
-        """Labels and open files of the samples of a plan; the system reads ahead meanwhile."""
-        files: list[PlanesFile] = []
-        rows: list[int] = []
+        """Labels of the samples of a plan, whose planes the system reads ahead meanwhile."""
         values: list[int] = []
-        numbers = np.searchsorted(self._firsts, plan.indices, side="right") - 1
-        places = (numbers.tolist(), (plan.indices - self._firsts[numbers]).tolist())
-        for number, row in zip(*places, strict=True):
-            file, labels = self._file(number)
+        places = np.searchsorted(self._firsts, plan.indices, side="right") - 1
+        numbers: list[int] = places.tolist()
+        rows: list[int] = (plan.indices - self._firsts[places]).tolist()
+        for number, row in zip(numbers, rows, strict=True):
+            file, labels = self.open_file(number)
             file.read_ahead(row)
-            files.append(file)
-            rows.append(row)
             values.append(int(labels[row]))
-        return RawBatch(plan, StoredBatch(files, rows), np.array(values, np.int64))
+        return RawBatch(plan, StoredBatch(self, numbers, rows), np.array(values, np.int64))
 
     def where(self, index: int) -> str:
         """File and row of a sample, for messages."""
@@ -128,7 +116,8 @@ class PlanesReader:
         with self._lock:
             self._files.clear()
 
-    def _file(self, number: int) -> tuple[PlanesFile, NDArray[np.int64]]:
+    def open_file(self, number: int) -> tuple[PlanesFile, NDArray[np.int64]]:
+        """File and labels of a shard; it stays open for those who hold it."""
         with self._lock:
             file = self._files.get(number)
             if file is None:
@@ -183,25 +172,37 @@ def planes_written(
             yield batch, partial(write_normalized, normalize, pixels, factors)
         else:
             crops = normalize.crops(batch.plan.draws)
-            yield batch, partial(_write, stored, stored.crops(crops), means, normalize)
+            yield batch, partial(_write, stored, crops, means, normalize)
 
 
 def _write(
     stored: StoredBatch,
-    crops: StoredCrops,
+    crops: Crops,
     means: NDArray[np.float32],
     normalize: Normalize,
     out: NDArray[Any],
     numbers: range,
 ) -> None:
+    files, views = [stored.file(number) for number in numbers], normalize.views
+    offsets = [file.offset(stored.rows[i]) for file, i in zip(files, numbers, strict=True)]
+    some = range(numbers.start * views, numbers.stop * views)
+    factors = crops.factors.of(some)
+    arguments = StoredCrops(
+        files=np.repeat(np.array([file.descriptor for file in files], np.int32), views),
+        offsets=np.repeat(np.array(offsets, np.int64), views),
+        corners=crops.corners[some.start : some.stop],
+        images=factors.image,
+        origins=factors.origin,
+        levels=factors.levels,
+    )
     # Rows of colours, as the kernel's loop takes them, or the crops of all views.
     shape = (out.shape[1], -1) if normalize.channels_last else out.shape[-3:]
-    memory, views = out.reshape(len(crops.files), *shape), normalize.views
-    number, stop = numbers.start * views, numbers.stop * views
-    while number < stop:
-        number = write_crops(memory, crops, means, number, stop)
-        if number < stop:
-            _ = stored[number // views]  # says why it cannot be read
+    memory = out[numbers.start : numbers.stop].reshape(len(some), *shape)
+    done = 0
+    while done < len(some):
+        done = write_crops(memory, arguments, means, done, len(some))
+        if done < len(some):
+            _ = stored[numbers[done // views]]  # says why it cannot be read
 
 
 def _regions(

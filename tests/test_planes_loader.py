@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from alexprep.cli import cli
 from alexprep.dataset.decode import store_planes
 from alexprep.errors import PrepareError
-from pipelines import AugmentSpec, DataError, LoaderConfig, open_loader
+from pipelines import AugmentSpec, DataError, LoaderConfig, open_loader, planestore
 from pipelines.format import Manifest
 from pipelines.planesfile import HEADER_BYTES, planes_path
 from tests.tarsets import drawn_items, measured, write_dataset
@@ -103,6 +103,11 @@ def test_a_sequence_begun_on_jpegs_goes_on_from_planes(drawn):
         second.load_state_dict(state)
         resumed = [(images.clone(), labels) for images, labels in second]
     assert_equal(resumed, whole[3 : len(resumed) + 3])
+
+
+def test_more_files_than_may_be_open_are_opened_in_turns(drawn, monkeypatch):
+    monkeypatch.setattr(planestore, "most_open_files", lambda: 1)
+    assert_equal(batches(drawn, backend="planes"), batches(drawn, backend="dali"))
 
 
 def test_auto_takes_planes_where_they_are_and_says_so(root):
