@@ -44,7 +44,8 @@ class StoredBatch(Sequence[NDArray[np.uint8]]):
         return len(self.rows)
 
     def __getitem__(self, number: Any) -> Any:
-        return self.file(number).planes(self.rows[number])
+        index = int(number)
+        return self.file(index).planes(self.rows[index])
 
     def file(self, number: int) -> PlanesFile:
         """The open file of an image."""
