@@ -47,13 +47,15 @@ class Blocks:
 
     def __init__(self) -> None:
         self._free: list[NDArray[np.uint8]] = []
+        self._size = 0  # bytes of the largest batch: the last ones of an epoch are smaller
 
     def empty(self, shape: tuple[int, ...], dtype: type[np.generic]) -> NDArray[Any]:
         """An array of a block; the block is free again when the array is."""
         size = prod(shape) * np.dtype(dtype).itemsize
-        block = self._free.pop() if self._free else np.empty(size, np.uint8)
+        self._size = max(self._size, size)
+        block = self._free.pop() if self._free else np.empty(self._size, np.uint8)
         if len(block) < size:
-            block = np.empty(size, np.uint8)
+            block = np.empty(self._size, np.uint8)
         array = block[:size].view(dtype).reshape(shape)
         # A tensor made of the array holds the array, and whatever is made of the tensor the tensor.
         weakref.finalize(array, self._give_back, block).atexit = False
