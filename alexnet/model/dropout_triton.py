@@ -14,12 +14,6 @@ import triton.language as tl
 from torch import Tensor
 
 BLOCK = 1024
-TYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-def serves(x: Tensor) -> bool:
-    """Whether x is one that the kernel knows: rows of units, as dense layers give them."""
-    return x.dim() == 2 and x.is_contiguous() and x.dtype in TYPES
 
 
 def drop(

@@ -1,6 +1,6 @@
 # pyright: basic, reportMissingImports=false, reportIndexIssue=false, reportArgumentType=false
 # pyright: reportGeneralTypeIssues=false, reportReturnType=false
-# ruff: noqa: ANN001, ANN202, PLR0913
+# ruff: noqa: ANN001, ANN201, ANN202, PLR0913
 # Triton's kernels are Python to the eye alone, and a user without CUDA need not have Triton.
 """Overlapping max-pooling on CUDA for channels_last tensors, with the neuron, in one kernel a pass.
 
@@ -79,6 +79,51 @@ def _block(pixels, channels, height, width, PIXELS: tl.constexpr, CHANNELS: tl.c
 
 
 @triton.jit
+def maximum(best, best_tap, x, tap):
+    """The greater of two, the first of equal ones; NaN, which equals nothing, wins."""
+    better = (x > best) | (x != x)
+    return tl.where(better, x, best), tl.where(better, tap, best_tap)
+
+
+@triton.jit
+def store_maxima(
+    y_pointer, taps_pointer, offset, valid, best, best_tap, RELU: tl.constexpr
+) -> None:
+    """The end of every kernel that pools: the maxima, or the ReLU of them, and their pixels."""
+    if RELU:
+        silent = best <= 0.0
+        best = tl.where(silent, 0.0, best)
+        best_tap = tl.where(silent, NONE, best_tap)
+    tl.store(y_pointer + offset, best.to(y_pointer.dtype.element_ty), mask=valid)
+    tl.store(taps_pointer + offset, best_tap.to(tl.uint8), mask=valid)
+
+
+@triton.jit
+def pool_gradient(
+    g_pointer, taps_pointer, start, row, column, rows, columns, valid, step,
+    SIZE: tl.constexpr, STRIDE: tl.constexpr,
+):  # fmt: skip
+    """The gradient at pixels of what was pooled: of the windows that lie over each.
+
+    `step` is from one pixel of the maxima to the next, `start` is at their first.
+    """
+    dz = tl.zeros_like(valid.to(tl.float32))
+    REACH: tl.constexpr = (SIZE + STRIDE - 1) // STRIDE
+    for window in tl.static_range(REACH * REACH):
+        # From the window that starts nearest to the pixel upwards and to the left.
+        y_row, y_column = row // STRIDE - window // REACH, column // STRIDE - window % REACH
+        tap_row = row % STRIDE + STRIDE * (window // REACH)
+        tap_column = column % STRIDE + STRIDE * (window % REACH)
+        present = valid & (y_row >= 0) & (y_row < rows) & (y_column >= 0) & (y_column < columns)
+        present = present & (tap_row < SIZE) & (tap_column < SIZE)
+        offset = start + (y_row * columns + y_column) * step
+        tap = tl.load(taps_pointer + offset, mask=present, other=NONE).to(tl.int32)
+        g = tl.load(g_pointer + offset, mask=present, other=0.0).to(tl.float32)
+        dz += tl.where(tap == tap_row * SIZE + tap_column, g, 0.0)
+    return dz
+
+
+@triton.jit
 def _pool(
     x_pointer, bias_pointer, y_pointer, taps_pointer,
     pixels, channels, height, width, rows, columns,
@@ -98,18 +143,10 @@ def _pool(
         x = tl.load(
             start + (x_row * width + x_column) * channels, mask=present, other=float("-inf")
         ).to(tl.float32)
-        # Greater, not equal: the first maximum stays. NaN, which equals nothing, wins.
-        better = (x > best) | (x != x)
-        best = tl.where(better, x, best)
-        best_tap = tl.where(better, tap, best_tap)
+        best, best_tap = maximum(best, best_tap, x, tap)
     if BIAS:  # the same for all of a window
         best += tl.load(bias_pointer + channel, mask=channel < channels, other=0.0)
-    if RELU:
-        silent = best <= 0.0
-        best = tl.where(silent, 0.0, best)
-        best_tap = tl.where(silent, NONE, best_tap)
-    tl.store(y_pointer + offset, best.to(y_pointer.dtype.element_ty), mask=valid)
-    tl.store(taps_pointer + offset, best_tap.to(tl.uint8), mask=valid)
+    store_maxima(y_pointer, taps_pointer, offset, valid, best, best_tap, RELU)
 
 
 @triton.jit
@@ -122,18 +159,6 @@ def _pool_backward(
         pixels, channels, height, width, PIXELS, CHANNELS
     )
     start = image * rows * columns * channels + channel
-    dx = tl.zeros((PIXELS, CHANNELS), tl.float32)
-    REACH: tl.constexpr = (SIZE + STRIDE - 1) // STRIDE
-    for window in tl.static_range(REACH * REACH):
-        # Windows over this pixel, from the one that starts nearest to it upwards and to the left.
-        y_row = row // STRIDE - window // REACH
-        y_column = column // STRIDE - window % REACH
-        tap_row = row - y_row * STRIDE
-        tap_column = column - y_column * STRIDE
-        present = valid & (y_row >= 0) & (y_row < rows) & (y_column >= 0) & (y_column < columns)
-        present = present & (tap_row < SIZE) & (tap_column < SIZE)
-        y_offset = start + (y_row * columns + y_column) * channels
-        best_tap = tl.load(taps_pointer + y_offset, mask=present, other=NONE).to(tl.int32)
-        g = tl.load(g_pointer + y_offset, mask=present, other=0.0).to(tl.float32)
-        dx += tl.where(best_tap == tap_row * SIZE + tap_column, g, 0.0)
+    dx = pool_gradient(g_pointer, taps_pointer, start, row, column, rows, columns, valid, channels,
+                       SIZE, STRIDE)  # fmt: skip
     tl.store(dx_pointer + offset, dx.to(dx_pointer.dtype.element_ty), mask=valid)

@@ -28,7 +28,7 @@ import triton.language as tl
 from torch import Tensor
 
 from alexnet.model.cuda_ops import empty_maps, root_type
-from alexnet.model.pooling_triton import NONE
+from alexnet.model.pooling_triton import maximum, pool_gradient, store_maxima
 from alexnet.model.spec import Lrn, pooled
 
 CHUNK = 9  # rows of maxima a program where no rows but the last are kept
@@ -216,13 +216,6 @@ def _response_gradient(
 
 
 @triton.jit
-def _maximum(best, best_tap, x, tap):
-    """The greater of two, the first of equal ones; NaN, which equals nothing, wins."""
-    better = (x > best) | (x != x)
-    return tl.where(better, x, best), tl.where(better, tap, best_tap)
-
-
-@triton.jit
 def _row_maxima(y, row, height, width, POOLED: tl.constexpr):
     """Of a row y (columns, BLOCK) the maxima of three columns, every second one, and which."""
     column = tl.arange(0, POOLED)[:, None] * 2 + tl.zeros((1, y.shape[1]), tl.int32)
@@ -231,20 +224,8 @@ def _row_maxima(y, row, height, width, POOLED: tl.constexpr):
     for tap in tl.static_range(3):
         x = tl.gather(y, tl.minimum(column + tap, y.shape[0] - 1), 0)
         x = tl.where((row < height) & (column + tap < width), x, float("-inf"))
-        best, best_tap = _maximum(best, best_tap, x, tap)
+        best, best_tap = maximum(best, best_tap, x, tap)
     return best, best_tap
-
-
-@triton.jit
-def _store_maxima(
-    y_pointer, taps_pointer, offset, valid, best, best_tap, RELU_AFTER: tl.constexpr
-) -> None:
-    if RELU_AFTER:
-        silent = best <= 0.0
-        best = tl.where(silent, 0.0, best)
-        best_tap = tl.where(silent, NONE, best_tap)
-    tl.store(y_pointer + offset, best.to(y_pointer.dtype.element_ty), mask=valid)
-    tl.store(taps_pointer + offset, best_tap.to(tl.uint8), mask=valid)
 
 
 @triton.jit
@@ -286,33 +267,13 @@ def _norm_pool(
         y = y.to(y_pointer.dtype.element_ty).to(tl.float32)
         value, tap = _row_maxima(y, row, height, width, POOLED)
         # Even rows are the last of a window and the first of the next.
-        best, best_tap = _maximum(best, best_tap, value, 6 - 3 * (row & 1) + tap)
+        best, best_tap = maximum(best, best_tap, value, 6 - 3 * (row & 1) + tap)
         y_row = row // 2 - 1
         offset = start + (y_row * columns + y_column) * (CHANNELS * GROUPS) + channel
-        _store_maxima(y_pointer, taps_pointer, offset, valid & (y_row >= first) & (row % 2 == 0),
+        store_maxima(y_pointer, taps_pointer, offset, valid & (y_row >= first) & (row % 2 == 0),
                       best, best_tap, RELU_AFTER)  # fmt: skip
         best = tl.where(row % 2 == 0, value, best)
         best_tap = tl.where(row % 2 == 0, tap, best_tap)
-
-
-@triton.jit
-def _pool_gradient(
-    g_pointer, taps_pointer, start, row, column, rows, columns, valid, STEP: tl.constexpr
-):
-    """The gradient at a row of what was pooled: of at most four windows that lie over a pixel."""
-    dz = tl.zeros_like(valid.to(tl.float32))
-    for window in tl.static_range(4):
-        # Over pixels of even numbers lies the last row or column of the window before, too.
-        y_row, y_column = row // 2 - window // 2, column // 2 - window % 2
-        tap_row = row % 2 + 2 * (window // 2)
-        tap_column = column % 2 + 2 * (window % 2)
-        present = valid & (y_row >= 0) & (y_row < rows) & (y_column >= 0) & (y_column < columns)
-        present = present & (tap_row < 3) & (tap_column < 3)
-        offset = start + (y_row * columns + y_column) * STEP
-        tap = tl.load(taps_pointer + offset, mask=present, other=NONE).to(tl.int32)
-        g = tl.load(g_pointer + offset, mask=present, other=0.0).to(tl.float32)
-        dz += tl.where(tap == 3 * tap_row + tap_column, g, 0.0)
-    return dz
 
 
 @triton.jit
@@ -337,8 +298,8 @@ def _norm_pool_backward(
         x = _load_biased(x_pointer, offset, bias, valid, RELU)
         root = _root(tl.dot(x * x, band, input_precision=PRECISION), SHARE, K)
         start = (pixel // (height * width)).to(tl.int64) * rows * columns * STEP + group_channel
-        dy = _pool_gradient(g_pointer, taps_pointer, start, pixel // width % height, pixel % width,
-                            rows, columns, valid, STEP)  # fmt: skip
+        dy = pool_gradient(g_pointer, taps_pointer, start, pixel // width % height, pixel % width,
+                           rows, columns, valid, STEP, 3, 2)  # fmt: skip
         dx = _response_gradient(x, dy, root, band, SHARE, RELU, PRECISION)
         tl.store(dx_pointer + offset, dx.to(dx_pointer.dtype.element_ty), mask=valid)
         total += tl.sum(tl.where(valid, dx, 0.0), axis=0)
@@ -384,10 +345,10 @@ def _norms_pool(
         z = z.to(y_pointer.dtype.element_ty).to(tl.float32)
         value, tap = _row_maxima(z, row, height, width, POOLED)
         # Even rows are the last of a window and the first of the next.
-        best, best_tap = _maximum(best, best_tap, value, 6 - 3 * (row & 1) + tap)
+        best, best_tap = maximum(best, best_tap, value, 6 - 3 * (row & 1) + tap)
         y_row = row // 2 - 1
         offset = start + (y_row * columns + y_column) * (CHANNELS * GROUPS) + channel
-        _store_maxima(y_pointer, taps_pointer, offset, valid & (y_row >= 0) & (row % 2 == 0), best,
+        store_maxima(y_pointer, taps_pointer, offset, valid & (y_row >= 0) & (row % 2 == 0), best,
                       best_tap, RELU_AFTER)  # fmt: skip
         best = tl.where(row % 2 == 0, value, best)
         best_tap = tl.where(row % 2 == 0, tap, best_tap)
@@ -425,8 +386,8 @@ def _norms_pool_backward(
         x = _load_biased(x_pointer, offset, bias, present, RELU)
         root = _root(tl.dot(x * x, band, input_precision=PRECISION), SHARE, K)
         y = x * (root * tl.sqrt(root))
-        dz = _pool_gradient(g_pointer, taps_pointer, start + channel, front, column, rows, columns,
-                            inside, STEP)  # fmt: skip
+        dz = pool_gradient(g_pointer, taps_pointer, start + channel, front, column, rows, columns,
+                           inside, STEP, 3, 2)  # fmt: skip
         root = tl.load(roots_pointer + offset, mask=present, other=0.0).to(tl.float32)
         direct_front = dz * (root * tl.sqrt(root))
         terms = direct_front * y * (root * root)
