@@ -2,8 +2,8 @@
 
 torch's fake tensors know shape, type, layout and device, so that a process without a GPU sees each
 operation that a step queues. Builds of torch for CPUs abort in the backward pass of fake CUDA
-tensors, therefore the device is "gpu" of tests/fake_gpus.py; the casts of CUDA's autocast that this
-network meets are written out below.
+tensors, therefore the device is "gpu", which torch lets a backend of Python call its own; the casts
+of CUDA's autocast that this network meets are written out below.
 
 Call `install` in a process of its own: torch cannot forget a device.
 """
@@ -18,12 +18,19 @@ from torch.utils._pytree import tree_leaves
 
 from alexnet.model import cuda_ops
 from alexnet.model.norms_cpu import memory_format
-from tests.fake_gpus import Backend
 
 AUTOCAST = "AutocastPrivateUse1"
 GUARD = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)
 libraries = []  # torch forgets what they register when they go
 weights = {}  # what CUDA's autocast keeps of the weights from one use to the next in a step
+
+
+class Backend(backend_registration._DummyBackendModule):
+    def device_count(self):
+        return 2
+
+    def get_amp_supported_dtype(self):
+        return [torch.bfloat16]
 
 
 def install():
@@ -69,6 +76,18 @@ def register(name, operator, cast):
     libraries[1].impl(name, kernel, AUTOCAST)
 
 
+class Operations(TorchDispatchMode):
+    """The names of what is done with tensors."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
 # Operations that launch nothing: views and memory that is not written.
 FREE = (
     *("view", "t.default", "transpose", "permute", "slice", "select", "detach", "expand", "alias"),
@@ -79,16 +98,22 @@ WRITTEN_ONLY = ("copy_", "fill_", "zero_", "new_full", "ones_like")
 
 
 class Census(TorchDispatchMode):
-    """Kernels, and bytes they read and write, by operation. An operator of ours counts as one."""
+    """Kernels, and bytes they read and write, by operation. An operator of ours counts as one.
+
+    `host` are the operations that copy between the device and the host.
+    """
 
     def __init__(self):
         super().__init__()
         self.kernels, self.bytes = Counter(), Counter()
-        self.types = {}
+        self.types, self.host = {}, []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         name = str(func).removeprefix("aten.")
+        tensors = [t for t in tree_leaves((args, kwargs, out)) if isinstance(t, Tensor)]
+        if len({t.device.type for t in tensors}) > 1:
+            self.host.append(name)
         if not name.startswith(FREE):
             inputs = list(args[1:] if name.startswith(WRITTEN_ONLY) else args)
             read = {id(t): t for t in tree_leaves((inputs, kwargs)) if isinstance(t, Tensor)}

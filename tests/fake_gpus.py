@@ -14,35 +14,28 @@ from unittest.mock import patch
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from alexnet.distributed.averaging import GradientAverage
 from alexnet.distributed.mesh import Replicas, Team, TeamSeam
-from alexnet.model import columns, networks, norms
+from alexnet.model import columns, networks
 from alexnet.training.config import TrainConfig
 from alexnet.training.optim import sgd
-from alexnet.training.step import count_errors, set_channels_last, train_step
+from alexnet.training.step import count_errors, image_type, set_channels_last, train_step
+from tests import census
 
 IMAGES = 8
-CONFIG = TrainConfig()
+CONFIG = TrainConfig(precision="bfloat16")  # as GPUs train
 # Operators by which the host waits for a device.
 WAITS = ("_local_scalar_dense", "nonzero", "item", "is_nonzero")
-
-
-class Backend(backend_registration._DummyBackendModule):
-    def device_count(self):
-        return 2
-
-    def get_amp_supported_dtype(self):
-        return [torch.bfloat16]
 
 
 class Log(TorchDispatchMode):
     """Every operator that takes or gives tensors of two devices, or that waits for one.
 
-    In `order` are copies to another device and concatenations, as they are queued.
+    In `crossed` are the operator, shape and type of what it takes, its bytes on either side, and
+    the devices. In `order` are copies to another device and concatenations, as they are queued.
     """
 
     def __init__(self):
@@ -59,7 +52,10 @@ class Log(TorchDispatchMode):
             self.waits.append(name)
         devices = sorted({str(tensor.device) for tensor in tensors})
         if len(devices) > 1:
-            self.crossed.append([name, list(tensors[0].shape), devices])
+            first, last = tensors[0], tensors[-1]
+            kind = str(first.dtype).removeprefix("torch.")
+            crossing = [name, list(first.shape), kind, [first.nbytes, last.nbytes], devices]
+            self.crossed.append(crossing)
             self.order.append("copy")
         elif name == "cat":
             self.order.append("cat")
@@ -79,8 +75,9 @@ def move(module, device):
 
 def batch(config, images, device):
     shape = (images, 3, config.crop, config.crop)
+    dtype = getattr(torch, image_type(CONFIG, "cuda"))
     return (
-        torch.empty(shape, device=device).to(memory_format=torch.channels_last),
+        torch.empty(shape, dtype=dtype, device=device).to(memory_format=torch.channels_last),
         torch.zeros(images, dtype=torch.int64, device=device),
     )
 
@@ -108,6 +105,7 @@ def split_step(name):
             move(column, device)
         optimizer = optimizer_of(model)
         examples = batch(config, IMAGES, "gpu:0")
+        census.weights.clear()
         with Log() as trained:
             loss = train_step(model.train(), optimizer, examples, CONFIG)
         strangers = [
@@ -115,6 +113,7 @@ def split_step(name):
             for name, p in model.named_parameters()
             if optimizer.state[p]["momentum_buffer"].device != p.device
         ]
+        census.weights.clear()
         with torch.no_grad(), Log() as validated:
             errors = count_errors(model.eval(), examples, CONFIG)
     return {
@@ -139,6 +138,17 @@ def mutant_step(name):
         except RuntimeError as error:
             return type(error).__name__
     return "survived"
+
+
+def wide_step(name):
+    """The same where maps are widened to float32 before they cross."""
+    move = columns._move
+
+    def widened(maps, device):
+        return move(maps.float(), device).to(maps.dtype)
+
+    with patch.object(columns, "_move", widened):
+        return split_step(name)
 
 
 class Recorder(Team):
@@ -180,21 +190,18 @@ def rank_step(config, replica, column, replicas):
         average = GradientAverage(model.parameters(), Replicas(team=team))
         with Log() as log:
             examples = batch(config, IMAGES // replicas, "gpu:0")
+            census.weights.clear()
             train_step(model.train(), optimizer_of(model), examples, CONFIG, average)
             events = len(team.log)
     return {"exchanges": team.log[:events], "crossed": log.crossed, "waits": log.waits}
 
 
 def main(kind, names):
-    backend_registration._setup_privateuseone_for_python_backend("gpu", backend_module=Backend())
-    # The kernels' fakes are taken for it, as where Triton is.
-    if hasattr(norms, "KERNEL_DEVICES"):
-        norms.KERNEL_DEVICES.add("gpu")
-    else:
-        norms._KERNELS["gpu"] = None
+    census.install()
     if kind == "split":
         results = {name: split_step(name) for name in names}
         results["mutant"] = mutant_step("code2012")
+        results["wide"] = wide_step("code2012")
     else:
         results = {
             f"{name} {replicas}": [

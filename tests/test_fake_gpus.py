@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import math
 import subprocess
 import sys
 from collections import Counter
@@ -58,10 +59,35 @@ def test_two_devices_exchange_what_the_table_says_and_nothing_else(steps, name):
     forward[IMAGES, 3, config.crop, config.crop] += 1
     step = steps[name]
     for log, expected in (("crossed", forward + back), ("validation crossed", forward)):
-        assert Counter(tuple(shape) for _, shape, _ in step[log]) == expected
+        assert Counter(tuple(crossing[1]) for crossing in step[log]) == expected
         # Nothing but copies from one to the other: none computes with tensors of both.
-        kinds = {(operator, *devices) for operator, _, devices in step[log]}
+        kinds = {(operator, *devices) for operator, *_, devices in step[log]}
         assert kinds == {("_to_copy", "gpu:0", "gpu:1")}
+
+
+@pytest.mark.parametrize("name", SPLIT)
+def test_what_crosses_between_two_devices_is_bfloat16_forward_and_back(steps, name):
+    config = getattr(networks, name)()
+    table = [exchange for exchange in exchanges(config) if exchange.what != "publish"]
+    images = 2 * 3 * config.crop**2 * IMAGES
+    forward = sum(2 * math.prod(exchange.shape) * exchange.sent * IMAGES for exchange in table)
+    for log, passes in (("crossed", 2), ("validation crossed", 1)):
+        crossings = steps[name][log]
+        assert narrow(crossings)
+        assert sum(sent for *_, (sent, _), _ in crossings) == images + passes * forward
+
+
+def narrow(crossings):
+    """Whether all of them take and give two bytes a value, of bfloat16."""
+    return all(
+        kind == "bfloat16" and sent == received == 2 * math.prod(shape)
+        for _, shape, kind, (sent, received), _ in crossings
+    )
+
+
+def test_maps_that_cross_in_float32_are_noticed(steps):
+    assert not narrow(steps["wide"]["crossed"])
+    assert not narrow(steps["wide"]["validation crossed"])
 
 
 @pytest.mark.parametrize("name", SPLIT)

@@ -17,7 +17,10 @@ import torch
 
 from alexnet.training import checkpoint, metrics
 from alexprep.dataset.stats import compute_stats
-from alexprep.model.training import train
+from alexprep.model.placement import Placement
+from alexprep.model.recipes import RecipeInputs, make_recipe
+from alexprep.model.settings import apply_settings
+from alexprep.model.training import loader_config, train
 from tests.ranks import ended, run_ranks, start_ranks
 from tests.tarsets import write_dataset
 from tests.test_training import OPTIONS, items
@@ -176,3 +179,20 @@ def test_compiled_training_learns_what_it_learns_uncompiled(alone, dataset, tmp_
     command = command_of(dataset, tmp_path / "run", 1, "train.compile=on")
     assert run_ranks(world, command, timeout=800) == [0] * world
     assert_close(alone, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("device", "settings", "dtype"),
+    [
+        ("cuda:0", (), "bfloat16"),
+        ("cuda:0", ("train.precision=float32",), "float32"),
+        ("cuda:0", ("loader.dtype=float16",), "float16"),
+        ("cpu", (), "float32"),
+    ],
+)
+def test_a_gpu_that_trains_in_bfloat16_gets_its_batches_in_it(device, settings, dtype):
+    inputs = RecipeInputs(classes=1000, source=256)
+    recipe = apply_settings(make_recipe("code2012", inputs), settings)
+    config = loader_config(recipe, Placement(devices=(device,)))
+    assert (config.dtype, config.device) == (dtype, device)
+    assert config.channels_last

@@ -211,8 +211,10 @@ def prepared(images_NCHW: Tensor, config: ModelConfig) -> Tensor:
             f"{tuple(images_NCHW.shape)}. Crop to its size, or set ModelConfig.crop."
         )
     if config.input_sd != (1.0, 1.0, 1.0):
-        # Filled, not copied from the host: a CUDA graph may not copy.
-        sd = torch.cat([images_NCHW.new_full((1, 1, 1), sd) for sd in config.input_sd])
+        # Filled, not copied from the host: a CUDA graph may not copy. In float32 at least, in which
+        # the quotient is then too: bfloat16 would change an sd by up to 1/256.
+        dtype = torch.promote_types(images_NCHW.dtype, torch.float32)
+        sd = torch.cat([images_NCHW.new_full((1, 1, 1), sd, dtype=dtype) for sd in config.input_sd])
         images_NCHW = images_NCHW / sd
     row, kind = config.layers[0], images_NCHW.device.type
     if (

@@ -2,14 +2,14 @@
 # torch types backward() and the like only in part.
 """`alexprep bench step`: the trainer's own step next to the same network in plain eager PyTorch.
 
-The baseline is written with torch's own layers and optimizer: float32, NCHW. Each case lives in a
-process of its own, for how freed memory is kept belongs to a process; they step in turns.
+The baseline is written with torch's own layers and optimizer: float32, NCHW. Each way to train has
+a process of its own, for how freed memory is kept belongs to a process; they step in turns.
 """
 
-import contextlib
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import get_context
@@ -28,7 +28,7 @@ from alexnet.model.spec import Dense, ModelConfig, sizes
 from alexnet.training.config import TrainConfig
 from alexnet.training.graph import make_step
 from alexnet.training.optim import sgd
-from alexnet.training.step import keep_freed_memory, prepare_model
+from alexnet.training.step import image_type, keep_freed_memory, prepare_model
 from alexnet.training.trainer import POSITIONS_A_STEP
 from alexprep.bench.measurement import Row, compared, interleaved
 from alexprep.bench.suite import BenchConfig
@@ -59,13 +59,35 @@ def run(config: BenchConfig, folder: Path) -> list[Row]:
     """
     small = smoke(code2012(), classes=100)
     ours = Case(network=code2012(), batch=BATCH, device=config.device)
-    return [
-        *steps("", ours, config.rounds, {"float32": ">= 1.7", "bf16": ">= 3"}),
-        *steps("smoke size, ", replace(ours, network=small, batch=SMOKE_BATCH), config.rounds, {}),
-    ]
+    with _processes(4) as pools:
+        return [
+            *steps("", ours, config.rounds, {"float32": ">= 1.7", "bf16": ">= 3"}, pools),
+            *steps(
+                "smoke size, ",
+                replace(ours, network=small, batch=SMOKE_BATCH),
+                config.rounds,
+                {},
+                pools,
+            ),
+        ]
 
 
-def steps(prefix: str, case: Case, rounds: int, targets: Mapping[str, str]) -> list[Row]:
+@contextmanager
+def _processes(count: int) -> Generator[list[ProcessPoolExecutor]]:
+    """Processes for ways to train, which begin when they are first asked for something."""
+    with ExitStack() as stack:
+        yield [
+            stack.enter_context(ProcessPoolExecutor(1, get_context("spawn"))) for _ in range(count)
+        ]
+
+
+def steps(
+    prefix: str,
+    case: Case,
+    rounds: int,
+    targets: Mapping[str, str],
+    pools: Sequence[ProcessPoolExecutor],
+) -> list[Row]:
     """One network and batch size in both precisions, and as two columns on one device."""
     baseline = prefix + BASELINE
     cases = {
@@ -74,16 +96,20 @@ def steps(prefix: str, case: Case, rounds: int, targets: Mapping[str, str]) -> l
         f"{prefix}float32, columns": replace(case, form="columns"),
         f"{prefix}bf16": replace(case, precision="bfloat16"),
     }
-    return compared(step_rates(cases, rounds), baseline=baseline, targets=targets)
+    return compared(step_rates(cases, rounds, pools), baseline=baseline, targets=targets)
 
 
-def step_rates(cases: Mapping[str, Case], rounds: int) -> dict[str, list[float]]:
-    """Images/s of each case in each round."""
-    with contextlib.ExitStack() as stack:
-        functions: dict[str, Callable[[], float]] = {}
-        for name, case in cases.items():
-            pool = ProcessPoolExecutor(1, get_context("spawn"), _prepare, (case,))
-            functions[name] = partial(_request, stack.enter_context(pool))
+def step_rates(
+    cases: Mapping[str, Case], rounds: int, pools: Sequence[ProcessPoolExecutor] = ()
+) -> dict[str, list[float]]:
+    """Images/s of each case in each round; `pools` has a process for each, else they are new."""
+    with _processes(len(cases)) as fresh:
+        pools = pools or fresh
+        # All at once: to import torch and to draw weights keeps one core busy, for seconds.
+        ready = [pool.submit(_prepare, c) for pool, c in zip(pools, cases.values(), strict=True)]
+        for future in ready:
+            future.result()
+        functions = {name: partial(_request, pool) for name, pool in zip(cases, pools, strict=True)}
         return interleaved(functions, rounds)
 
 
@@ -95,7 +121,8 @@ _steps: list[tuple[Case, Callable[[], None]]] = []  # the one of this process
 
 
 def _prepare(case: Case) -> None:
-    _steps.append((case, training_step(case)))
+    _steps[:] = []  # first, so that two networks are never in memory
+    _steps[:] = [(case, training_step(case))]
 
 
 def _train() -> float:
@@ -124,7 +151,10 @@ def random_batch(case: Case) -> Batch:
     shape = (case.batch, 3, case.network.crop, case.network.crop)
     images = torch.randn(shape, device=case.device) * 60
     labels = torch.randint(0, case.network.classes, (case.batch,), device=case.device)
-    return images if case.plain else images.to(memory_format=torch.channels_last), labels
+    if case.plain:
+        return images, labels
+    dtype = getattr(torch, image_type(TrainConfig(precision=case.precision), case.device))
+    return images.to(dtype, memory_format=torch.channels_last), labels
 
 
 def batch_step(case: Case) -> Callable[[Batch], None]:

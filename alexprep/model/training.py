@@ -18,7 +18,7 @@ from alexnet.training.one_device import copy_fitting
 from alexnet.training.pretrained import first_weights
 from alexnet.training.run import Data, RunContext, Summary
 from alexnet.training.schedule import PlateauSchedule
-from alexnet.training.step import keep_freed_memory
+from alexnet.training.step import image_type, keep_freed_memory
 from alexnet.training.trainer import fit
 from alexprep.errors import checking_options
 from alexprep.machine import computes_bfloat16, machine
@@ -38,7 +38,7 @@ from alexprep.model.run_folder import CONFIG, open_run, read_config, run_identit
 from alexprep.model.settings import apply_settings
 from alexprep.model.trained import checkpoint_meta, checkpoint_stats
 from alexprep.progress import preload
-from pipelines.config import BackendName
+from pipelines.config import BackendName, LoaderConfig
 from pipelines.errors import DataError
 from pipelines.format import Manifest
 from pipelines.imagestats import ImageStats
@@ -218,15 +218,7 @@ def _open_loaders(job: _Job, placement: Placement) -> Generator[Data]:
     if not placement.reads:
         yield Data(train=None, validation=None, has_validation=validation)
         return
-    config = replace(
-        recipe.loader,
-        device=placement.devices[0],
-        # The other columns' GPUs hold parts of images that do not fit on one.
-        peers=tuple(name for name in placement.devices[1:] if name.startswith("cuda")),
-        channels_last=recipe.train.channels_last,
-        rank=placement.replicas.rank,
-        world=placement.replicas.world,
-    )
+    config = loader_config(recipe, placement)
     evaluation = replace(config, batch=EVALUATION_BATCH)
     with checking_options():
         loader = open_loader(dataset, "train", config, recipe.augment, stats=stats)
@@ -238,6 +230,21 @@ def _open_loaders(job: _Job, placement: Placement) -> Generator[Data]:
         with open_loader(dataset, VALIDATION, evaluation, recipe.augment, stats=stats) as loader:
             preload(loader, VALIDATION)
             yield Data(train=train, validation=loader)
+
+
+def loader_config(recipe: Recipe, placement: Placement) -> LoaderConfig:
+    """How the batches of this process are made."""
+    device, dtype = placement.devices[0], recipe.loader.dtype
+    return replace(
+        recipe.loader,
+        device=device,
+        dtype=image_type(recipe.train, device) if dtype == "float32" else dtype,
+        # The other columns' GPUs hold parts of images that do not fit on one.
+        peers=tuple(name for name in placement.devices[1:] if name.startswith("cuda")),
+        channels_last=recipe.train.channels_last,
+        rank=placement.replicas.rank,
+        world=placement.replicas.world,
+    )
 
 
 def choose_precision(recipe: Recipe, run: Path, options: TrainOptions) -> tuple[Recipe, str]:

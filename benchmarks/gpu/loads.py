@@ -16,6 +16,8 @@ import torch
 
 from alexnet.distributed.feed import Batch
 from alexnet.model.networks import code2012
+from alexnet.training.config import TrainConfig
+from alexnet.training.step import image_type
 from alexprep.bench.load_bench import (
     Batches,
     endless,
@@ -66,6 +68,7 @@ def load_measurements(
                 decode=decode,
                 hw_decoder_load=engine,
                 channels_last=True,
+                dtype=image_type(TrainConfig(precision=case.precision), config.device),
             )
             own = replace(case, batch=batch)
             yield title, partial(compare_loader, title, root, loading, own, config)
