@@ -10,10 +10,11 @@ import torch
 from PIL import Image
 
 from pipelines import AugmentSpec, LoaderConfig, open_loader
-from pipelines.augment import Draws, centre, colours, draw
+from pipelines.augment import Colours, Draws, centre, colours, draw
 from pipelines.finish import Finish
 from pipelines.normalize import Normalize, Preprocess, compiled, normalize
 from pipelines.order import global_order
+from tests.census import Operations
 from tests.drawing import jpeg
 from tests.forks import Fork
 from tests.tarsets import Item, drawn_items, measured, write_dataset
@@ -270,3 +271,18 @@ def test_without_numba_the_images_are_the_same_bits(tmp_path, rng):
     spec = AugmentSpec(source=64, crop=56, mean="image_at_crop")
     with open_loader(root, "train", LoaderConfig(batch=8, backend="dali"), spec) as loader:
         assert torch.equal(next(iter(loader))[0], torch.load(saved))
+
+
+def test_a_mean_image_at_each_crop_takes_as_many_operations_for_any_batch(rng):
+    spec = AugmentSpec(source=64, crop=48, mean="image_at_crop")
+    image = rng.uniform(90, 140, (64, 64, 3))
+    numbers = Colours(np.zeros(3), image, np.zeros((3, 3)), np.ones(3))
+    finish, counts = Finish(Preprocess(spec, numbers)), []
+    for count in (2, 64):
+        y, x = rng.integers(0, 17, (2, count))
+        draws = Draws(y, x, rng.integers(0, 2, count) > 0, np.zeros((count, 3)), 1.0)
+        with Operations() as operations:
+            finish(torch.zeros(count, 3, 48, 48), draws)
+        counts.append(len(operations.names))
+    # A loop over the images, as it once was, had 914 operations for 256 of them.
+    assert counts[0] == counts[1] < 40

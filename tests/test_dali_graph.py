@@ -61,6 +61,21 @@ def test_every_operator_exists_on_its_device_with_its_arguments(
     assert names["CropMirrorNormalize"] == "gpu"
 
 
+def test_a_gpu_decodes_as_the_cpu_does_and_every_image_alike():
+    outputs, _ = graph("mixed", 1, "float32", True)
+    (decoder,) = (
+        op for op in operators(outputs) if "decoders" in getattr(op._op, "schema_name", "")
+    )
+    arguments = str(decoder._spec)
+    # libjpeg-turbo's interpolation of chroma; all of a batch by one decoder, whose rounding would
+    # else depend on an image's number in it; and memory for all sizes before training begins.
+    for line in (
+        *("jpeg_fancy_upsampling: True", "hw_decoder_load: 1.0"),
+        *("preallocate_width_hint: 256", "preallocate_height_hint: 256"),
+    ):
+        assert line in arguments
+
+
 def checked(outputs):
     """The device of each operator by its name, all of them known to DALI there."""
     assert [node.device for node in outputs] == ["gpu"]

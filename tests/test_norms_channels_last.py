@@ -2,7 +2,10 @@
 ahead of time for GPUs that are not here."""
 
 import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from tests.census import Operations
 from tests.kernel_scripts import DEVICES, run_on
 
 pytest.importorskip("triton", reason="Triton comes for Linux alone")
@@ -115,3 +118,14 @@ def test_a_kernel_compiles_without_spills_or_two_byte_loads(case, capability, tm
     assert [instruction for instruction in code if instruction.startswith("LDG.E.U16")] == []
     # Every instruction is carried out once by each of 8 warps of 32 threads.
     assert len(code) * 8 * 32 / values <= budgets[capability > 80]
+
+
+def test_a_launch_is_described_without_an_operation_on_the_gpu():
+    from alexnet.model.norms_triton import _launch  # noqa: PLC0415 - Triton is not everywhere
+
+    with FakeTensorMode():
+        x = torch.empty(2, 96, 55, 55, device="cuda:0")
+        with Operations() as operations:
+            grid, sides = _launch(x, 2)
+    assert operations.names == []
+    assert (grid, sides) == ((4, 24, 6), (2, 48, 3025, 290_400, 3025, 1))

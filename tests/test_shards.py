@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import sys
 import tarfile
 import threading
 from pathlib import Path
@@ -276,3 +277,17 @@ def test_more_shards_than_files_may_be_open_are_read(tmp_path, rng):
         assert open_files() <= before + 16
     reader.close()
     assert open_files() == before
+
+
+def test_a_read_takes_few_calls_of_python(whole):
+    # Each costs some 50 ns and holds Python's lock: they, not the disk, limit what feeds a GPU.
+    reader = SplitReader(whole, Manifest.load(whole), "train", "size")
+    reader.read(0)
+    calls = []
+    sys.setprofile(lambda _frame, event, _argument: calls.append(event))
+    try:
+        reader.read(1)
+    finally:
+        sys.setprofile(None)
+    # 60 of the functions of Python and C that edc7d49 called are 30.
+    assert sum(event in ("call", "c_call") for event in calls) <= 34

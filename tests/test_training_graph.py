@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from alexnet import build
 from alexnet.errors import RunError
@@ -141,3 +142,25 @@ def test_a_network_on_a_cpu_keeps_float32_products():
     before = torch.get_float32_matmul_precision()
     prepare_model(build(NETWORK), TrainConfig())
     assert torch.get_float32_matmul_precision() == before
+
+
+def test_a_step_leaves_no_gradients_that_the_next_would_have_to_clear_and_add_to():
+    config = TrainConfig(lr=1e-3)
+    model = build(NETWORK, seed=4)
+    optimizer = sgd(model, config)
+    train_step(model, optimizer, images(4, 0), config)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert all("momentum_buffer" in optimizer.state[p] for p in model.parameters())
+
+
+def test_a_network_on_a_gpu_gets_the_fast_kernels():
+    # A tensor without memory says that it is on a GPU, which is all that is asked of it.
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark
+    try:
+        with FakeTensorMode():
+            prepare_model(torch.nn.Linear(3, 2, device="cuda"), TrainConfig())
+        assert torch.get_float32_matmul_precision() == "high"
+        assert torch.backends.cudnn.benchmark
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.benchmark = before[1]
