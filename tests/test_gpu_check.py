@@ -1,5 +1,6 @@
 """`make gpu-check` where there is no GPU: what it says, what it draws and what it keeps."""
 
+import ast
 import math
 import os
 import shutil
@@ -68,7 +69,7 @@ def test_what_tests_measured_and_how_they_went_become_rows(check, tmp_path):
     command = [sys.executable, "-m", "pytest", "-q", f"--junitxml={report}", "test_some.py"]
     alone = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     subprocess.run(command, cwd=tmp_path, capture_output=True, check=False, env=alone)
-    check.keep_tests(report, tmp_path / "out")
+    check.keep_tests("tests", report, tmp_path / "out")
     (path,) = (tmp_path / "out").glob("*.json")
     rows = {figure.name: figure.median for figure in Result.load(path).rows}
     assert rows == {
@@ -124,12 +125,71 @@ def test_a_figure_that_ends_its_process_loses_itself_alone(check, tmp_path):
     assert measured(tmp_path) == (["a", "c"], ["Not measured: b: ended its process, see step.log"])
 
 
+IMPORTED = """
+import sys, torch
+def tops():
+    modules = [name for name, m in list(sys.modules.items()) if hasattr(m, "__file__")]
+    files = {name.partition(".")[0] for name in modules}
+    return files - set(sys.stdlib_module_names) - {"alexnet", "alexprep", "pipelines", "benchmarks"}
+before = tops()
+import benchmarks.gpu.check, benchmarks.gpu.layers, benchmarks.gpu.loads, tests.tarsets
+import alexprep.synthetic
+print(*(tops() - before - {"tests"}))
+"""
+
+
 def test_measured_parts_need_nothing_that_a_gpu_host_may_lack():
-    code = "import sys, benchmarks.gpu.loads; print({'simplejpeg', 'plotly'} & sys.modules.keys())"
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-c", IMPORTED], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    assert done.stdout == "set()\n"
+    # What torch brings or takes where it is there.
+    assert set(done.stdout.split()) <= {"numpy", "msgspec", "safetensors", "PIL"}
+
+
+def test_without_a_package_that_everything_needs_nothing_is_run(check, tmp_path, monkeypatch):
+    monkeypatch.setattr(check, "no_gpu", str)
+    monkeypatch.setattr(sys, "argv", ["check.py", "--out", str(tmp_path / "out")])
+    said = []
+    monkeypatch.setattr(check, "_say", said.append)
+    monkeypatch.setattr(check, "NEEDED", {"not_there_at_all": "msgspec"})
+    monkeypatch.setattr(check, "PACKAGES", {"not_there_at_all": "msgspec"})
+    assert check.main() == 1
+    assert said == ["gpu-check: missing packages: msgspec; nothing was run"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_test_for_a_gpu_is_among_those_that_are_run(check):
+    marked = {"gpu", "two_gpus"}
+    helpers = {path.stem for path in (ROOT / "tests").glob("*.py") if marked & marks(path)}
+    expected = {
+        path
+        for path in (ROOT / "tests").glob("test_*.py")
+        if marked & marks(path) or helpers & imports(path)
+    }
+    kernels, others = (check.gpu_test_files(part) for part in ("kernels", "tests"))
+    assert expected <= {*kernels, *others}
+    assert ROOT / "tests/test_stages_triton.py" in kernels
+    assert not set(kernels) & set(others)
+
+
+def marks(path):
+    """The names of pytest's marks in a file."""
+    return {
+        node.attr
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "pytest.mark"
+    }
+
+
+def imports(path):
+    """The last parts of the modules that a file imports."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            names |= {(node.module or "").rpartition(".")[2]}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name.rpartition(".")[2] for alias in node.names}
+    return names
 
 
 def test_every_case_of_the_steps_has_a_name_of_its_own_and_compiled_ones_come_last(check):
@@ -144,7 +204,7 @@ def test_every_case_of_the_steps_has_a_name_of_its_own_and_compiled_ones_come_la
 
 def test_all_parts_end_within_eight_minutes_and_the_step_comes_before_the_loader(check):
     assert sum(check.LIMITS.values()) <= 450
-    assert list(check.LIMITS) == ["tests", "step", "layers", "load"]
+    assert list(check.LIMITS) == ["kernels", "tests", "step", "layers", "load"]
 
 
 def measured_rows(figures):

@@ -1,9 +1,8 @@
 from dataclasses import replace
 
 import pytest
-import torch
 
-from alexnet.training.metrics import Meter, Metrics, read
+from alexnet.training.metrics import Metrics, read
 from alexnet.training.run import RunContext
 from alexnet.training.trainer import fit
 from docs.generate.format import FIELDS
@@ -70,24 +69,3 @@ def test_every_field_of_a_run_is_explained_and_no_other(tmp_path, kind):
     fit(network(), CONFIG, data(), RunContext(folder=tmp_path))
     written = {name for record in read(tmp_path) if record["kind"] == kind for name in record}
     assert set(FIELDS[kind]) == written  # of which docs/reference/format.md is made
-
-
-@pytest.mark.gpu
-def test_a_batch_that_the_gpu_still_makes_counts_as_waiting():
-    # The host never waits: the wait lies between the events around the loader's.
-    side = torch.cuda.Stream()
-
-    def batches():
-        for _ in range(3):
-            with torch.cuda.stream(side):
-                torch.cuda._sleep(1_000_000_000)
-                batch = torch.ones(2, device="cuda"), torch.zeros(2, device="cuda")
-            torch.cuda.current_stream().wait_stream(side)
-            yield batch
-
-    meter = Meter(torch.device("cuda:0"))
-    for images, _ in meter.batches(batches()):
-        meter.add(images.sum(), 2)
-    interval = meter.flush()
-    # The first batch is before the first step, and counts as nobody's.
-    assert 0.5 < interval.stall < 0.75

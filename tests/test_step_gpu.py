@@ -12,6 +12,7 @@ from alexnet.model.networks import code2012, smoke
 from alexnet.model.weights import to_grouped
 from alexnet.training.config import TrainConfig
 from alexnet.training.graph import make_step
+from alexnet.training.metrics import Meter
 from alexnet.training.optim import set_rates, sgd
 from alexnet.training.step import prepare_model, set_channels_last
 from alexprep.bench.step_bench import Case, trainer_step
@@ -178,3 +179,23 @@ def test_memory_is_flat_over_many_steps(way):
         step()
     torch.cuda.synchronize()
     assert torch.cuda.memory_reserved() <= before
+
+
+def test_a_batch_that_the_gpu_still_makes_counts_as_waiting():
+    # The host never waits: the wait lies between the events around the loader's.
+    side = torch.cuda.Stream()
+
+    def batches():
+        for _ in range(3):
+            with torch.cuda.stream(side):
+                torch.cuda._sleep(1_000_000_000)
+                batch = torch.ones(2, device="cuda"), torch.zeros(2, device="cuda")
+            torch.cuda.current_stream().wait_stream(side)
+            yield batch
+
+    meter = Meter(torch.device("cuda:0"))
+    for images, _ in meter.batches(batches()):
+        meter.add(images.sum(), 2)
+    interval = meter.flush()
+    # The first batch is before the first step, and counts as nobody's.
+    assert 0.5 < interval.stall < 0.75

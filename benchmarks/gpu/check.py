@@ -35,14 +35,23 @@ if TYPE_CHECKING:
     from benchmarks.gpu.steps import Measurement
 
 # Seconds of each part; together with the start they stay below eight minutes.
-LIMITS = {"tests": 130, "step": 170, "layers": 45, "load": 105}
-PACKAGES = {
-    **{name: name for name in ("torch", "triton", "numpy", "safetensors", "click", "rich")},
-    **{name: name for name in ("fsspec", "pytest", "pytest_timeout")},
-    "PIL": "pillow",
+LIMITS = {"kernels": 65, "tests": 100, "step": 150, "layers": 40, "load": 95}
+# Modules and their packages. Nothing runs without the first ones; of the others each part, and each
+# file of tests, needs some.
+NEEDED = {
+    "torch": "torch",
+    "numpy": "numpy",
+    "msgspec": "msgspec",
+    "safetensors": "safetensors",
+} | {"PIL": "pillow"}
+PACKAGES = NEEDED | {
+    **{name: name for name in ("triton", "pytest", "hypothesis", "numba", "simplejpeg")},
+    "pytest_timeout": "pytest-timeout",
     "nvidia.dali": "nvidia-dali-cuda130",
 }
 MARKS = ("mark.gpu", "mark.two_gpus")
+KERNELS = "kernel_scripts"  # what tests import that run kernels, each in a process of its own
+SAVING = 10  # seconds of a part that are left to write down how its tests went
 IMAGES, CLASSES, SIDE = 2000, 10, 256
 ROUNDS = 5
 LAYER_BATCH = 256
@@ -56,6 +65,9 @@ def main() -> int:
     reason, lacking = no_gpu(), missing()
     if reason:
         _say(f"gpu-check: {reason}; nothing was run")
+        return 1
+    if any(package in NEEDED.values() for package in lacking):
+        _say(f"gpu-check: missing packages: {', '.join(lacking)}; nothing was run")
         return 1
     out = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
@@ -182,8 +194,8 @@ class Journal:
 
 def run_part(part: str, out: Path, data: Path) -> int:
     """Run a part in this process; its exit code."""
-    if part == "tests":
-        return _tests(out)
+    if part in ("kernels", "tests"):
+        return _tests(part, out)
     from alexprep.bench.suite import BenchConfig  # noqa: PLC0415 - slow to import
 
     config = BenchConfig(rounds=ROUNDS, images=5120, device=DEVICE, data=data)
@@ -272,39 +284,58 @@ def describe_data(data: Path) -> str:
     )
 
 
-def _tests(out: Path) -> int:
-    """The tests marked for GPUs; what they measured becomes rows beside how they went."""
-    files = [
-        str(path)
-        for path in sorted((ROOT / "tests").glob("test_*.py"))
-        if any(mark in path.read_text() for mark in MARKS)
+def gpu_test_files(part: str) -> list[Path]:
+    """The files with tests for GPUs: those that run kernels alone, or the others."""
+    texts = {path: path.read_text() for path in sorted((ROOT / "tests").glob("test_*.py"))}
+    kernels = [
+        path
+        for path, text in texts.items()
+        if f"import {KERNELS}" in text or (f".{KERNELS} import" in text)
     ]
-    report = out / "tests.xml"
+    if part == "kernels":
+        return kernels
+    return [
+        path
+        for path, text in texts.items()
+        if path not in kernels and any(mark in text for mark in MARKS)
+    ]
+
+
+def _tests(part: str, out: Path) -> int:
+    """The tests marked for GPUs; what they measured becomes rows next to how they went."""
+    report = out / f"{part}.xml"
     import torch  # noqa: PLC0415 - slow to import
 
     marks = "gpu or two_gpus" if torch.cuda.device_count() > 1 else "gpu"
-    # Warnings of other versions than the project's own are shown, not made failures.
-    words = ["-rs", "--tb=short", "-o", "addopts=", "-m", marks, "-W", "default"]
-    words += ["-p", "no:cacheprovider", f"--junitxml={report}", *files]
-    code = subprocess.call([sys.executable, "-m", "pytest", *words], cwd=ROOT)
+    # Warnings of other versions than the project's own are shown, not made failures; a file whose
+    # packages are missing does not keep the others from running.
+    words = ["-v", "-rs", "--tb=short", "-o", "addopts=", "-m", marks, "-W", "default"]
+    words += ["--continue-on-collection-errors", "-p", "no:cacheprovider", f"--junitxml={report}"]
+    if _found("pytest_timeout"):  # the report is written at the end, which has to come in time
+        words += [f"--session-timeout={LIMITS[part] - SAVING}"]
+    if part == "kernels" and _found("xdist"):  # each compiles for seconds, and measures nothing
+        words += ["--numprocesses=auto", "--dist=worksteal"]
+    code = subprocess.call(
+        [sys.executable, "-m", "pytest", *words, *gpu_test_files(part)], cwd=ROOT
+    )
     if report.exists():
-        keep_tests(report, out)
+        keep_tests(part, report, out)
         report.unlink()
     return code
 
 
-def keep_tests(report: Path, out: Path) -> None:
+def keep_tests(part: str, report: Path, out: Path) -> None:
     """The numbers of pytest's report as rows."""
     from alexprep.bench.measurement import result, row, save  # noqa: PLC0415 - slow to import
 
     suite = next(ElementTree.parse(report).iter("testsuite"))
     counts = {kind: int(suite.get(kind, 0)) for kind in ("tests", "failures", "errors", "skipped")}
-    rows = [row(f"GPU tests: {kind}", [count], "tests") for kind, count in counts.items()]
+    rows = [row(f"GPU {part}: {kind}", [count], "tests") for kind, count in counts.items()]
     rows += [
         row(measured.get("name", ""), [float(measured.get("value", "nan"))], "as named")
         for measured in suite.iter("property")
     ]
-    save(result("gpu-tests", "make gpu-check", rows, {"device": DEVICE}), out)
+    save(result(f"gpu-{part}", "make gpu-check", rows, {"device": DEVICE}), out)
 
 
 def tables(out: Path) -> str:
