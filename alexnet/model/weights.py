@@ -25,7 +25,8 @@ def initial_state(config: ModelConfig, *, seed: int) -> State:
 
 
 def _first_values(row: Layer, size: Size, chance: torch.Generator) -> tuple[Tensor, Tensor]:
-    weight, bias = torch.empty(size.weight), torch.empty(row.out)
+    # On the CPU, where `chance` is, also for who has made a GPU torch's default device.
+    weight, bias = (torch.empty(shape, device="cpu") for shape in (size.weight, (row.out,)))
     reach = 1 / math.sqrt(math.prod(size.weight[1:]))
     if row.sd is None:
         weight.uniform_(-reach, reach, generator=chance)
