@@ -13,6 +13,7 @@ from alexnet.errors import RunError
 from alexnet.training import checkpoint
 from alexnet.training.config import TrainConfig
 from alexnet.training.metrics import read
+from alexnet.training.optim import sgd
 from alexnet.training.run import Data, RunContext
 from alexnet.training.schedule import CONSTANT, PlateauSchedule, StepSchedule
 from alexnet.training.trainer import fit
@@ -391,3 +392,32 @@ def test_two_processes_learn_what_one_learns(tmp_path):
         [r["top1"] for r in read(tmp_path / run) if r["kind"] == "epoch"] for run in ("once", "run")
     ]
     assert errors[0] == errors[1]
+
+
+@pytest.mark.parametrize("last", ["rounded", "plain"])
+def test_weights_that_the_network_has_rounded_are_learned_and_saved_in_float32(
+    tmp_path, monkeypatch, last
+):
+    half = replace(CONFIG, precision="bfloat16")
+    fit(network(), half, data(), RunContext(folder=tmp_path / "plain"))
+
+    def rounded(model, config, **options):
+        optimizer = sgd(model, config, **options)
+        optimizer.round_weights(torch.bfloat16)
+        assert {p.dtype for p in model.parameters()} == {torch.bfloat16, torch.float32}
+        return optimizer
+
+    run = RunContext(folder=tmp_path / "rounded")
+    with monkeypatch.context() as patch:  # where there is CUDA, `sgd` does so itself
+        patch.setattr("alexnet.training.trainer.sgd", rounded)
+        often = replace(half, checkpoint_minutes=1e-9)
+        with pytest.raises(KeyboardInterrupt):
+            fit(network(), often, Data(train=Killed(7), validation=Evaluation()), run)
+        if last == "rounded":
+            fit(network(), half, data(), run)
+    if last == "plain":
+        fit(network(), half, data(), run)
+    assert {t.dtype for part in weights(run.folder).values() for t in part.values()} == {
+        torch.float32
+    }
+    assert_same(tmp_path / "plain", run.folder)

@@ -15,11 +15,12 @@ from alexnet.errors import RunError
 from alexnet.model.networks import code2012, smoke
 from alexnet.training.config import TrainConfig
 from alexnet.training.graph import StaticStep, captured_state
-from alexnet.training.optim import set_rates, sgd
+from alexnet.training.optim import full_weights, set_rates, sgd
 from alexnet.training.run import Data, RunContext
 from alexnet.training.step import CompiledModel, prepare_model, train_step, use_fast_kernels
 from alexnet.training.trainer import fit
 from tests import test_train
+from tests.fake_gpus import move
 
 NETWORK = smoke(code2012(), crop=48, classes=10)
 # Epochs end with two odd batches; the first epoch is a resumed one, which begins with its last two.
@@ -33,12 +34,14 @@ def images(size, number):
     return pixels.to(memory_format=torch.channels_last), labels
 
 
-def trained(wrap, precision):
+def trained(wrap, precision, rounded=False):
     """Weights, losses and the states of the steps; conv1 is frozen before the fifth."""
     config = TrainConfig(lr=1e-3, precision=precision)
     model = build(NETWORK, seed=4)
     prepare_model(model, config)
     optimizer = sgd(model, config)
+    if rounded:
+        optimizer.round_weights(torch.bfloat16)
     step = wrap(lambda batch: train_step(model, optimizer, batch, config))
     losses, states = [], []
     for number, size in enumerate(SIZES):
@@ -50,7 +53,7 @@ def trained(wrap, precision):
         model.set_dropout_position(number * 1000)
         states.append(captured_state(model, optimizer))
         losses.append(float(step(images(size, number))))
-    return model.state_dict(), losses, states
+    return full_weights(model, optimizer), losses, states
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -70,6 +73,14 @@ def test_a_step_on_inputs_that_stay_equals_the_plain_one_in_every_bit(precision)
     assert losses == plain_losses
     assert all(torch.equal(state[name], value) for name, value in plain.items())
     assert len(addresses) == 1
+
+
+def test_rounded_weights_of_the_network_change_no_bit_of_what_is_learned():
+    state, losses, _ = trained(lambda step: step, "bfloat16", rounded=True)
+    plain, plain_losses, _ = trained(lambda step: step, "bfloat16")
+    assert losses == plain_losses
+    assert all(torch.equal(state[name], value) for name, value in plain.items())
+    assert {value.dtype for value in state.values()} == {torch.float32}
 
 
 def test_a_step_is_another_one_when_a_layer_is_frozen_and_the_same_when_rates_change():
@@ -154,11 +165,13 @@ def test_a_step_leaves_no_gradients_that_the_next_would_have_to_clear_and_add_to
 
 
 def test_a_network_on_a_gpu_gets_the_fast_kernels():
-    # A tensor without memory says that it is on a GPU, which is all that is asked of it.
+    # Tensors without memory say that they are on a GPU, which is all that is asked of them.
+    model = torch.nn.Linear(3, 2, device="meta")
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark
     try:
         with FakeTensorMode():
-            prepare_model(torch.nn.Linear(3, 2, device="cuda"), TrainConfig())
+            move(model, "cuda:0")
+            prepare_model(model, TrainConfig())
         assert torch.get_float32_matmul_precision() == "high"
         assert torch.backends.cudnn.benchmark
     finally:

@@ -37,7 +37,14 @@ from alexnet.training.one_device import (
     parameter_shapes,
     to_one_device,
 )
-from alexnet.training.optim import load_velocities, set_rates, sgd, velocities
+from alexnet.training.optim import (
+    full_weights,
+    load_masters,
+    load_velocities,
+    set_rates,
+    sgd,
+    velocities,
+)
 from alexnet.training.run import Data, RunContext, Summary, TrainState
 from alexnet.training.schedule import PlateauSchedule
 from alexnet.training.signals import Stop, Stopped, stop_requests
@@ -107,7 +114,7 @@ class Trainer:
         if config.cuda_graph:
             check_graph(model, run.replicas)
         prepare_model(model, config)
-        self.optimizer = sgd(model, config)
+        self.optimizer = sgd(model, config, replicas=run.replicas.world)
         average = GradientAverage(model.parameters(), run.replicas)
         self.step = make_step(model, self.optimizer, config, average)
         if isinstance(self.step, StaticStep):
@@ -188,6 +195,7 @@ class Trainer:
     def _restore(self, saved: Checkpoint) -> None:
         path = saved.path
         load_weights(self.model, saved.parts["model"], path)
+        load_masters(self.optimizer, from_one_device(self.model, saved.parts["model"]))
         check_shapes(parameter_shapes(self.model), saved.parts["velocity"], path)
         load_velocities(self.optimizer, from_one_device(self.model, saved.parts["velocity"]))
         self.state = TrainState.from_dict(saved.meta["progress"])
@@ -367,7 +375,7 @@ class Trainer:
         if not all(bool(p.isfinite().all()) for p in self.model.parameters()):
             raise RunError(self._diverged("weights are not finite"))
         # All columns send theirs, in every process; one of them writes.
-        weights = to_one_device(self.model, dict(self.model.named_parameters()))
+        weights = to_one_device(self.model, full_weights(self.model, self.optimizer))
         momenta = to_one_device(self.model, dict(velocities(self.optimizer)))
         self.saved_at = time.monotonic()
         if self.metrics is None:
