@@ -3,7 +3,7 @@
 Tensors without memory on a device that torch lets a backend of Python call its own, "gpu". It needs
 a process of its own (the registration holds for good), prints JSON and is run by test_fake_gpus.py:
 
-    python -m tests.fake_gpus split code2012 six_conv | exchanges code2012
+    python -m tests.fake_gpus code2012 six_conv
 """
 
 import json
@@ -196,24 +196,22 @@ def rank_step(config, replica, column, replicas):
     return {"exchanges": team.log[:events], "crossed": log.crossed, "waits": log.waits}
 
 
-def main(kind, names):
+def main(names):
     census.install()
-    if kind == "split":
-        results = {name: split_step(name) for name in names}
-        results["mutant"] = mutant_step("code2012")
-        results["wide"] = wide_step("code2012")
-    else:
-        results = {
-            f"{name} {replicas}": [
-                rank_step(getattr(networks, name)(), replica, column, replicas)
-                for replica in range(replicas)
-                for column in range(2)
-            ]
-            for name in names
-            for replicas in (1, 2)
-        }
-    sys.stdout.write(json.dumps(results))
+    steps = {name: split_step(name) for name in names}
+    steps["mutant"] = mutant_step("code2012")
+    steps["wide"] = wide_step("code2012")
+    ranks = {
+        f"{name} {replicas}": [
+            rank_step(getattr(networks, name)(), replica, column, replicas)
+            for replica in range(replicas)
+            for column in range(2)
+        ]
+        for name in names
+        for replicas in (1, 2)
+    }
+    sys.stdout.write(json.dumps({"steps": steps, "ranks": ranks}))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2:])
+    main(sys.argv[1:])

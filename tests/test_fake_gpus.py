@@ -26,21 +26,22 @@ SPLIT = [
 ]
 
 
-def run(kind, names):
-    command = [sys.executable, "-m", "tests.fake_gpus", kind, *names]
+@pytest.fixture(scope="module")
+def results():
+    command = [sys.executable, "-m", "tests.fake_gpus", *SPLIT]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout)
 
 
 @pytest.fixture(scope="module")
-def steps():
-    return run("split", SPLIT)
+def steps(results):
+    return results["steps"]
 
 
 @pytest.fixture(scope="module")
-def ranks():
-    return run("exchanges", SPLIT)
+def ranks(results):
+    return results["ranks"]
 
 
 def test_the_network_of_2012_and_its_variants_are_among_them():
@@ -112,6 +113,17 @@ def test_both_directions_of_an_exchange_are_queued_before_parts_are_joined(steps
 
 def test_columns_that_mix_devices_are_noticed(steps):
     assert steps["mutant"] == "FakeTensorDeviceMismatchError"
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+@pytest.mark.parametrize("name", SPLIT)
+def test_what_crosses_between_two_processes_is_bfloat16_forward_and_back(ranks, name, replicas):
+    for rank in ranks[f"{name} {replicas}"]:
+        for collective, group, _peer, tensors in rank["exchanges"]:
+            types = {dtype for _shape, dtype in tensors}
+            # Gradients of replicas are added up in float32.
+            expected = {"column": "torch.bfloat16", "replica": "torch.float32"}[group]
+            assert types == {expected}, (collective, tensors)
 
 
 @pytest.mark.parametrize("replicas", [1, 2])
