@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from datetime import timedelta
 
 import pytest
 import torch
@@ -231,6 +232,9 @@ def test_processes_run_channels_last_bf16_and_compiled_within_tolerance(trained)
 def broken_worker(rank, folder):
     """Trains until the last rank dies or stands still; the errors of the others go to files."""
     team = join(timeout=float(os.environ["TIMEOUT"]))
+    for group in (team.group, team.mesh.get_group("replica"), team.feed):
+        options = group._get_backend(torch.device("cpu")).options
+        assert options._timeout == timedelta(seconds=float(os.environ["TIMEOUT"]))
     model = build(CONFIG, form="columns", team=team, seed=3)
     last = rank == int(os.environ["WORLD_SIZE"]) - 1
     began = time.monotonic()
