@@ -66,6 +66,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from alexnet.model import networks
 from alexnet.model.grouped import Grouped
 from alexnet.training.config import TrainConfig
+from alexnet.training.optim import layer_weights
 from alexnet.training.step import logits_of, set_channels_last
 from tests import census
 from tests.fake_gpus import move, optimizer_of
@@ -83,7 +84,8 @@ for name in sys.argv[2:]:
             batch, 3, config.crop, config.crop, dtype=torch.bfloat16, device="gpu:0"
         ).to(memory_format=torch.channels_last)
         labels = torch.zeros(batch, dtype=torch.int64, device="gpu:0")
-        optimizer_of(model).round_weights(torch.bfloat16)  # as `sgd` does on CUDA
+        # As `sgd` does on CUDA.
+        optimizer_of(model).round_weights(layer_weights(model), torch.bfloat16)
         census.weights.clear()
         with census.Census() as counted, torch.autograd.set_multithreading_enabled(False):
             F.cross_entropy(

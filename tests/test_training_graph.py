@@ -15,7 +15,7 @@ from alexnet.errors import RunError
 from alexnet.model.networks import code2012, smoke
 from alexnet.training.config import TrainConfig
 from alexnet.training.graph import StaticStep, captured_state
-from alexnet.training.optim import full_weights, set_rates, sgd
+from alexnet.training.optim import full_weights, layer_weights, set_rates, sgd
 from alexnet.training.run import Data, RunContext
 from alexnet.training.step import CompiledModel, prepare_model, train_step, use_fast_kernels
 from alexnet.training.trainer import fit
@@ -41,7 +41,9 @@ def trained(wrap, precision, rounded=False):
     prepare_model(model, config)
     optimizer = sgd(model, config)
     if rounded:
-        optimizer.round_weights(torch.bfloat16)
+        optimizer.round_weights(layer_weights(model), torch.bfloat16)
+        assert {p.ndim > 1 for p in optimizer.masters} == {True}
+        assert len(optimizer.masters) == len(NETWORK.layers)
     step = wrap(lambda batch: train_step(model, optimizer, batch, config))
     losses, states = [], []
     for number, size in enumerate(SIZES):

@@ -8,7 +8,7 @@ torch.optim.SGD keeps it outside: b = momentum * b + decay * w + gradient; w = w
 agree while the rate is constant; when it changes, v stays, so b must be multiplied by old / new.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict, cast
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim.sgd import sgd as update_parameters
 
 from alexnet.model.cuda_ops import KERNEL_DEVICES
+from alexnet.model.grouped import Convolution, GroupedLinear
 from alexnet.training.config import TrainConfig
 from alexnet.training.schedule import Kind
 
@@ -72,12 +73,11 @@ class Sgd(torch.optim.SGD):
         self.masters: dict[nn.Parameter, Tensor] = {}
         self._pairs: list[tuple[float, float]] = []
 
-    def round_weights(self, dtype: torch.dtype) -> None:
-        """Give the network its weights, not its biases, in `dtype`; learn them as they are now."""
-        for group in self.param_groups:
-            for parameter in group["params"] if group["kind"] == "weight" else ():
-                self.masters[parameter] = parameter.data
-                parameter.data = parameter.data.to(dtype)
+    def round_weights(self, weights: Iterable[nn.Parameter], dtype: torch.dtype) -> None:
+        """Give the network these weights in `dtype`, in place; learn them as they are now."""
+        for weight in weights:
+            self.masters[weight] = weight.data
+            weight.data = weight.data.to(dtype)
 
     def master(self, parameter: nn.Parameter) -> Tensor:
         """What is updated: the parameter, unless the network has a rounded copy of it."""
@@ -170,7 +170,7 @@ class Sgd(torch.optim.SGD):
 def sgd(model: nn.Module, config: TrainConfig, *, replicas: int = 1) -> Sgd:
     """The optimizer of a config, with a group for the weights and one for the biases of a layer.
 
-    On CUDA in bfloat16 the network gets its weights rounded, unless several replicas add up their
+    On CUDA in bfloat16 our networks get their weights rounded, unless several replicas add up their
     gradients, which stay float32 for that.
     """
     # CUDA's fused update reads rates as float32: float64 keeps numbers.
@@ -179,8 +179,17 @@ def sgd(model: nn.Module, config: TrainConfig, *, replicas: int = 1) -> Sgd:
         groups(model, config), lr=config.lr, momentum=config.momentum, tensor_rates=tensor_rates
     )
     if config.precision == "bfloat16" and tensor_rates and KERNEL_DEVICES and replicas == 1:
-        optimizer.round_weights(torch.bfloat16)
+        optimizer.round_weights(layer_weights(model), torch.bfloat16)
     return optimizer
+
+
+def layer_weights(model: nn.Module) -> list[nn.Parameter]:
+    """The weights of our layers, which are used in nothing but products: autocast rounds them.
+
+    What a network of another kind does with its weights is not known.
+    """
+    layers = [m for m in model.modules() if isinstance(m, (Convolution, GroupedLinear))]
+    return [layer.weight for layer in layers]
 
 
 def groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
