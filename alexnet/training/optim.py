@@ -189,7 +189,7 @@ def layer_weights(model: nn.Module) -> list[nn.Parameter]:
     What a network of another kind does with its weights is not known.
     """
     layers = [m for m in model.modules() if isinstance(m, (Convolution, GroupedLinear))]
-    return [layer.weight for layer in layers]
+    return [cast(nn.Parameter, layer.weight) for layer in layers]
 
 
 def groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
