@@ -1,4 +1,4 @@
-"""Training steps of this checkout next to those of another, in turns.
+"""Training steps of this checkout next to those of another, interleaved.
 
     python benchmarks/steps_of_checkouts.py ../alexprep-edc7d49
 
