@@ -7,7 +7,8 @@
 # make fuzz    SECONDS of changed files of every kind, drawn by SEED, against their readers
 # make lock    locks/*.txt anew: what the set-ups install, with the hashes of all files of it
 # make browser Debian's chromium, which the tests of the report look at its pages with
-# All set-ups ask nothing and do nothing when they have been done; Python's land in .venv.
+# All set-ups take TORCH=pypi: PyTorch for CUDA 13 by its hashes, instead of the build that pip finds.
+# They ask nothing and do nothing when they have been done; Python's land in .venv.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -15,15 +16,18 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 LOCKED := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps \
     --no-build-isolation
 UV := uv==0.13.9
-LOCKS := locks/build.txt locks/run.txt locks/simd.txt
-# Not in locks/: which build of torch is right depends on the machine, and these follow from it.
-TORCH := torch cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidia-cuda-cupti nvidia-cuda-nvrtc \
-    nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-curand nvidia-cusolver \
+LOCKS := locks/build.txt locks/run.txt locks/simd.txt locks/torch.txt
+# In a lock of their own, for the build of torch that is right depends on the machine: PyPI has one for
+# CUDA 13, others are on indexes of PyTorch's. TORCH=pypi installs PyPI's by its hashes; otherwise pip
+# takes the one that is installed, or that it finds.
+TORCH ?= any
+TORCH_PACKAGES := torch cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidia-cuda-cupti \
+    nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-curand nvidia-cusolver \
     nvidia-cusparse nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13 \
     nvidia-nvtx
-COMPILE = build/lock/bin/uv pip compile --quiet --no-header --no-annotate --universal \
-    --python-version 3.11 --generate-hashes --constraint constraints.txt \
-    $(addprefix --no-emit-package ,$(TORCH))
+COMPILE_ALL = build/lock/bin/uv pip compile --quiet --no-header --no-annotate --universal \
+    --python-version 3.11 --generate-hashes --constraint constraints.txt
+COMPILE = $(COMPILE_ALL) $(addprefix --no-emit-package ,$(TORCH_PACKAGES))
 APT := apt-get install --yes --no-install-recommends
 
 JOBS ?= auto
@@ -102,13 +106,14 @@ endef
 	@$(MAKE) --no-print-directory headers || true
 	$(PYTHON) -m venv .venv
 
-# First what locks/ names, each file by its hash. Then pip adds torch, which has a build for each kind
-# of machine, some on indexes of their own, and the CUDA libraries that this one's build pins.
+# First what locks/ names, each file by its hash. Then pip adds torch, unless that was among it, and the
+# CUDA libraries that its build pins.
 # Dependencies are left out of the first step, for the lock has them all, and build isolation, which
 # would fetch a newer setuptools to compile pillow-simd.
 .venv/.installed: pyproject.toml constraints.txt $(LOCKS) | .venv/bin/python
 	$(LOCKED) -r locks/build.txt
 	$(LOCKED) -r locks/run.txt
+	$(if $(filter pypi,$(TORCH)),$(LOCKED) -r locks/torch.txt)
 	$(PIP) --no-build-isolation --editable '.[cuda13]'
 	$(FASTER_PILLOW)
 	touch $@
@@ -133,6 +138,7 @@ lock:
 	@$(COMPILE) pyproject.toml --extra cuda13 -o locks/run.txt
 	@$(COMPILE) pyproject.toml --extra dev -o locks/dev.txt
 	@printf 'timm\ntorchvision\n' | $(COMPILE) --no-deps - >>locks/dev.txt
+	@printf 'torch\n' | $(COMPILE_ALL) - -o locks/torch.txt
 	@printf 'pillow-simd\n' | $(COMPILE) --no-deps - -o locks/simd.txt
 
 clean:
