@@ -4,6 +4,8 @@ import hashlib
 import io
 import lzma
 import re
+import resource
+import signal
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -37,6 +39,7 @@ DAMAGE = (
     *(tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError),
     *(ValueError, OverflowError, MemoryError, RecursionError),
 )
+META_MEMORY, META_SECONDS = 1 << 31, 60  # that its reader may take
 MAPPING = "LOC_synset_mapping.txt"
 # The archives of a year as downloaded; test images have no labels.
 ARCHIVES = {
@@ -193,7 +196,7 @@ def find_devkit(folder: Path) -> Devkit | None:
             near = {path.name: path.read_bytes()}
             if (parent / META).is_file():
                 near[META] = (parent / META).read_bytes()
-            return _devkit(near, str(path))
+            return _devkit(near, str(path), str(parent / META))
     return None
 
 
@@ -217,7 +220,8 @@ def _unpacked(path: Path) -> dict[str, bytes]:
     return files
 
 
-def _devkit(files: Mapping[str, bytes], origin: str) -> Devkit | None:
+def _devkit(files: Mapping[str, bytes], origin: str, meta: str = "") -> Devkit | None:
+    """The devkit of these files; `meta` is the path of its meta.mat, if that is not in `origin`."""
     truth = next((name for name in sorted(files) if fnmatch(name, TRUTHS)), None)
     if truth is None:
         return None
@@ -230,7 +234,7 @@ def _devkit(files: Mapping[str, bytes], origin: str) -> Devkit | None:
             f"{origin} holds {truth} but no {META}, which says what its ids mean. Get the whole "
             f"devkit of {year}."
         )
-    wnids, names = _read_meta(files[META], year, origin)
+    wnids, names = _read_meta(files[META], year, meta or f"{META} in {origin}")
     return Devkit(origin, words, wnids, names)
 
 
@@ -249,8 +253,8 @@ def _read_meta(data: bytes, year: str, origin: str) -> tuple[dict[int, str], dic
         ) from None
     except Exception as error:  # noqa: BLE001 - scipy has none of its own for a damaged file
         raise PrepareError(
-            f"{origin} has a {META} without the synsets of {year} "
-            f"({' '.join(str(error).split())}). Download it again."
+            f"{origin} does not give the synsets of {year} "
+            f"({' '.join(str(error).split()) or type(error).__name__}). Download it again."
         ) from None
     return {ident: wnid for ident, wnid, _ in rows}, {wnid: words for _, wnid, words in rows}
 
@@ -260,6 +264,11 @@ def _leaf_synsets(task: tuple[bytes, str]) -> list[tuple[int, str, str]]:
     # scipy is an extra: only devkits of other years need it
     from scipy.io import loadmat  # pyright: ignore # noqa: PLC0415
 
+    # Its arrays are compressed: a few bytes may unpack to any number of them.
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = META_MEMORY if most == resource.RLIM_INFINITY else min(META_MEMORY, most)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, most))
+    signal.alarm(META_SECONDS)
     data, year = task
     synsets = cast(Any, loadmat)(io.BytesIO(data), squeeze_me=True)["synsets"]
     return [
