@@ -17,7 +17,7 @@ def check_writable(path: Path) -> None:
     if path.is_dir():
         raise IsADirectoryError(EISDIR, "Is a folder; name a file", str(path))
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}."):
+        with tempfile.TemporaryFile(dir=path.parent):  # without a name, where the system can
             pass
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
@@ -48,6 +48,14 @@ def write_whole(path: Path, data: bytes) -> None:
     """Replace `path` as `whole_file` does."""
     with whole_file(path) as file:
         file.write(data)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, whose names outlive a power cut."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:

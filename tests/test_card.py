@@ -28,10 +28,13 @@ from alexprep.dataset.card import (
     make_card,
     plain,
 )
+from alexprep.dataset.card_files import card_warnings, renew_card
+from alexprep.dataset.decode import store_planes
 from alexprep.dataset.shard import RunOptions, ShardConfig, shard
 from alexprep.dataset.stats import compute_stats
 from alexprep.dataset.store import LocalStore
 from alexprep.dataset.verify import verify
+from alexprep.errors import PrepareError
 from alexprep.sources.synsets import ilsvrc2012
 from pipelines.format import Manifest
 
@@ -195,6 +198,62 @@ def test_a_card_edited_by_hand_is_refused_kept_by_stats_and_overwritten_by_force
     assert "forty" not in path.read_text()
 
 
+WORDS_OF_A_PUBLISHER = {
+    "license": "cc-by-4.0",
+    "author": "A",
+    "description": "D",
+    "version": "1.1.0",
+    "url": "https://example.org/",
+    "published": "2026-11-28",
+}
+
+
+def flipped(data, bit):
+    changed = bytearray(data)
+    changed[bit // 8] ^= 1 << bit % 8
+    return bytes(changed)
+
+
+DAMAGES = {
+    "a bit": lambda data, rng: flipped(data, int(rng.integers(8 * len(data)))),
+    "zeros": lambda data, rng: data[: len(data) // 2] + bytes(len(data) - len(data) // 2),
+    "a lost end": lambda data, rng: data[: int(rng.integers(len(data)))],
+    "an empty file": lambda data, rng: b"",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", CARD)
+def test_a_damaged_card_is_written_again_with_the_publishers_words(root, rng, name, damage, capsys):
+    compute_stats(root, workers=1)
+    renew_card(root, WORDS_OF_A_PUBLISHER)
+    generated = contents(root)
+    for _ in range(6 if damage == "a bit" else 1):
+        (root / name).write_bytes(DAMAGES[damage](generated[name], rng))
+        (warning,) = card_warnings(root, Manifest.load(root))
+        assert f"{root / name} is damaged (" in warning
+        capsys.readouterr()
+        renew_card(root, {})
+        assert f"{root / name} was damaged (" in capsys.readouterr().err
+        assert contents(root) == generated
+
+
+def test_a_description_that_was_edited_by_hand_is_not_one_of_a_killed_call(root):
+    renew_card(root, WORDS_OF_A_PUBLISHER)
+    path = root / "croissant.json"
+    path.write_text(path.read_text().replace('"description": "D"', '"description": "mine"'))
+    with pytest.raises(PrepareError, match="edited by hand"):
+        renew_card(root, {})
+
+
+def test_a_readme_that_is_gone_is_written_again_with_what_croissant_says(root):
+    renew_card(root, WORDS_OF_A_PUBLISHER)
+    generated = contents(root)
+    (root / "README.md").unlink()
+    renew_card(root, {})
+    assert contents(root) == generated
+
+
 def test_a_card_is_not_written_while_another_run_writes(root):
     before = contents(root)
     with LocalStore(root).locked():
@@ -224,12 +283,34 @@ def test_stats_puts_its_numbers_on_the_card_and_its_files_into_the_checksums(roo
 def test_a_data_set_of_an_earlier_version_gets_a_card_only_when_asked(root):
     for name in (*CARD, "SHA256SUMS"):
         (root / name).unlink()
-    compute_stats(root, workers=1)
-    assert not (root / "README.md").exists()
+    for _ in range(2):
+        compute_stats(root, workers=1)
+        assert not (root / "README.md").exists()
     assert verify(root, workers=1).faults == ()
     assert alexprep("card", root).exit_code == 0
     assert "Statistics" in (root / "README.md").read_text()
     assert sha256sum(root).returncode == 0
+
+
+@pytest.mark.parametrize("command", ["stats", "planes", "shard"])
+def test_what_no_file_repeats_of_a_manifest_is_checked_from_the_next_write_on(tmp_path, command):
+    zoo = draw_classes(tmp_path / "zoo", np.random.default_rng(3), each=2)
+    root = tmp_path / "first release"
+    shard(zoo, root, CONFIG, RunOptions(workers=1))
+    for name in (*CARD, "SHA256SUMS"):
+        (root / name).unlink()
+    result = verify(root, workers=1)
+    assert result.faults == ()
+    assert [line for line in result.warnings if f"{root / 'SHA256SUMS'} is missing" in line]
+    if command == "shard":
+        shard(zoo, root, CONFIG, RunOptions(workers=1))
+    else:
+        compute_stats(root, workers=1) if command == "stats" else store_planes(root, workers=1)
+    assert not any("SHA256SUMS" in line for line in verify(root, workers=1).warnings)
+    manifest = (root / "manifest.json").read_text()
+    (root / "manifest.json").write_text(manifest.replace('"kind": "', '"kind": "no '))
+    (fault,) = verify(root, workers=1).faults
+    assert fault.startswith(f"{root / 'manifest.json'}: sha256 is ")
 
 
 def test_statistics_of_other_shards_are_not_on_the_card(root):

@@ -75,12 +75,12 @@ def test_statistics_equal_a_float64_reference_over_the_decoded_pixels(root, item
     assert (stats.images, stats.height, stats.width) == (21, SIZE, SIZE)
 
 
-def test_the_files_are_what_the_loader_reads_and_nothing_else_is_left(root):
+def test_the_files_are_what_the_loader_reads_and_only_checksums_are_added(root):
     before = {path.name for path in root.iterdir()}
     stats = compute_stats(root, workers=1)
     found = ImageStats.load(root, Manifest.load(root))
     assert found.eigenvectors.tobytes() == stats.eigenvectors.tobytes()
-    assert {path.name for path in root.iterdir()} == before | set(FILES)
+    assert {path.name for path in root.iterdir()} == before | {*FILES, "SHA256SUMS"}
 
 
 def test_one_worker_and_three_write_the_same_bytes(root):

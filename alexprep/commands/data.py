@@ -196,7 +196,7 @@ def card(dataset: Path, force: bool, **changes: str | None) -> None:
     Example:
         alexprep card ~/imagenet256 --license cc-by-4.0 --data-version 1.1.0
     """
-    from alexprep.dataset.card import renew_card
+    from alexprep.dataset.card_files import renew_card
     from alexprep.dataset.store import LocalStore
     from pipelines.format import Manifest
 
@@ -302,14 +302,14 @@ def cat(dataset: Path, key: str, as_json: bool, out: Path | None) -> None:
     """
     import_numpy()
     from alexprep.dataset.lookup import read_sample
-    from pipelines.atomic import write_whole
+    from pipelines.atomic import make_folder, write_whole
 
     sample = read_sample(dataset, key)
     if sample.key != key:
         click.echo(f"{key} is sample {sample.key}", err=True)
         key = sample.key
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
         for kind, data in (("jpg", sample.jpg), ("cls", sample.cls), ("json", sample.json)):
             write_whole(out / f"{key}.{kind}", data)
             print_text(out / f"{key}.{kind}")

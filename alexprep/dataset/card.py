@@ -3,7 +3,8 @@
 All three follow from the manifest, the statistics and what `alexprep card` was told (license,
 author, ...), so that they are the same bytes whoever makes them. The last line of README.md is a
 comment with that information and the SHA-256 of both texts: a card edited by hand is recognized by
-it and never overwritten unasked. SHA256SUMS lists every other file; the card itself may be edited.
+it and never overwritten unasked (alexprep.dataset.card_files). SHA256SUMS lists every other file;
+the card itself may be edited.
 """
 
 import hashlib
@@ -19,11 +20,7 @@ from typing import Any
 import msgspec
 import yaml
 
-from alexprep.dataset.checksums import SUMS, checksums, digests
 from alexprep.dataset.croissant import CROISSANT, croissant, settings
-from alexprep.errors import PrepareError, checking_options
-from pipelines.atomic import write_whole
-from pipelines.errors import DataError
 from pipelines.format import Manifest, Split
 from pipelines.imagestats import ImageStats
 
@@ -172,7 +169,7 @@ def make_card(
     machine = croissant(
         manifest,
         publication.to_dict() | {"version": publication.version},
-        description=_description(manifest, publication),
+        description=description(manifest, publication),
         license=IMAGENET_TERMS if terms else publication.license or "unknown",
         citation=IMAGENET_CITATION if is_imagenet(manifest) else None,
     )
@@ -289,7 +286,8 @@ def _size_category(images: int) -> str:
     return "n>100M"
 
 
-def _description(manifest: Manifest, publication: Publication) -> str:
+def description(manifest: Manifest, publication: Publication = Publication()) -> str:
+    """What a data set is, in the publisher's words or in ours."""
     return publication.description or (
         f"{manifest.samples:,} images of {len(manifest.classes):,} classes as JPEG of "
         f"{manifest.dimensions} in WebDataset shards."
@@ -301,7 +299,7 @@ def _body(manifest: Manifest, publication: Publication, stats: Sequence[ImageSta
     rows = [_split_row(name, split) for name, split in manifest.splits.items()]
     paragraphs = [
         f"# {plain(manifest.name)}",
-        _description(manifest, publication),
+        description(manifest, publication),
         _table(
             "| split | images | images per class | shards | bytes |",
             "|---|---:|---:|---:|---:|",
@@ -428,50 +426,6 @@ def _stats_row(stats: ImageStats) -> list[str]:
         for name in ("mean", "sd", "stdevs")
     )
     return [stats.split, f"{stats.images:,}", *numbers]
-
-
-def renew_card(
-    root: Path, changes: Mapping[str, str] | None = None, *, force: bool = False
-) -> tuple[str, ...]:
-    """Write the card of the data set at `root` anew, with its statistics; what was edited by hand.
-
-    `changes` are fields of Publication to set. PrepareError, with nothing written, for a card that
-    was edited by hand, unless `force`; without `changes` such a card is kept, and returned.
-    """
-    manifest = Manifest.load(root)
-    card = Card.load(root)
-    edited = () if force else card.edited
-    if edited and changes is not None:
-        raise PrepareError(
-            f"{root / edited[0]} was edited by hand since alexprep wrote it. Overwrite it with "
-            "--force, or edit it further by hand."
-        )
-    # An edited file is kept, and so is the other: together they say one thing.
-    if not edited:
-        fields = card.publication.to_dict() | dict(changes or {})
-        with checking_options():
-            publication = Publication(**{name: value for name, value in fields.items() if value})
-        card = make_card(manifest, publication, _load_stats(root, manifest))
-        for name, text in ((CROISSANT, card.croissant), (README, card.readme)):
-            write_whole(root / name, (text or "").encode())
-    write_whole(root / SUMS, checksums(digests(root, manifest)).encode())
-    return edited
-
-
-def has_card(root: Path) -> bool:
-    """Whether a data set has a card; those of earlier versions have none."""
-    return any((root / name).is_file() for name in (README, CROISSANT, SUMS))
-
-
-def _load_stats(root: Path, manifest: Manifest) -> list[ImageStats]:
-    """The statistics of every split that has valid ones."""
-    stats: list[ImageStats] = []
-    for split in manifest.splits:
-        try:
-            stats.append(ImageStats.load(root, manifest, split))
-        except DataError:
-            continue  # none yet, or of other shards: the card does without
-    return stats
 
 
 def _readme_hash(body: str, publication: Mapping[str, str]) -> str:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from pipelines.atomic import write_whole
 from pipelines.format import MANIFEST, Manifest
 from pipelines.imagestats import stats_paths
 
@@ -58,6 +59,11 @@ def digests(root: Path, manifest: Manifest) -> dict[str, str]:
     return known
 
 
+def write_checksums(root: Path, manifest: Manifest) -> None:
+    """Write SHA256SUMS anew, or for the first time."""
+    write_whole(root / SUMS, checksums(digests(root, manifest)).encode())
+
+
 def checksum_faults(root: Path, manifest: Manifest) -> list[str]:
     """What differs from SHA256SUMS, if there is one; tars are compared through the manifest."""
     path = root / SUMS
@@ -77,6 +83,16 @@ def checksum_faults(root: Path, manifest: Manifest) -> list[str]:
         if actual != digest:
             faults.append(f"{root / name}: sha256 is {actual}, {SUMS} says {digest}")
     return faults
+
+
+def checksum_warnings(root: Path) -> list[str]:
+    """A line for a data set without SHA256SUMS, as the first release made them."""
+    if (root / SUMS).is_file():
+        return []
+    return [
+        f"{root / SUMS} is missing, so that the name, source, settings and codec in {MANIFEST} "
+        f"cannot be checked. Write it with `alexprep card {root}`."
+    ]
 
 
 def _hash_or_reason(path: Path) -> str:

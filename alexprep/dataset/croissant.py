@@ -66,6 +66,35 @@ def _context() -> dict[str, Any]:
     return json.loads(files("alexprep").joinpath("data/croissant_context.json").read_text("utf-8"))
 
 
+def read_publication(text: str) -> dict[str, str]:
+    """The fields of a publication that a croissant.json of ours has; nothing from other texts."""
+    try:
+        data = msgspec.json.decode(text, type=_Publication)
+    except (ValueError, RecursionError):
+        return {}
+    fields = msgspec.structs.asdict(data) | {"author": data.creator.get("name")}
+    del fields["creator"]
+    # The reverse of `_license_url`.
+    if match := re.fullmatch(r"https://creativecommons\.org/licenses/(.+)/(.+)/", data.license):
+        fields["license"] = f"cc-{match[1]}-{match[2]}"
+    elif data.license.startswith("https://creativecommons.org/publicdomain/zero/"):
+        fields["license"] = "cc0-1.0"
+    elif match := re.fullmatch(r"https://choosealicense\.com/licenses/(.+)/", data.license):
+        fields["license"] = match[1].replace("odbl-1.0", "odbl")
+    return {name: value for name, value in fields.items() if value}
+
+
+class _Publication(msgspec.Struct):
+    """What `read_publication` reads."""
+
+    description: str
+    license: str
+    version: str
+    creator: dict[str, str] = {}
+    url: str | None = None
+    published: str | None = msgspec.field(name="datePublished", default=None)
+
+
 def _license_url(license: str) -> str:
     """The address of a license that has one, as Croissant recommends."""
     if common := re.fullmatch(r"cc-(by(?:-nc)?(?:-sa|-nd)?)-(\d\.\d)", license):

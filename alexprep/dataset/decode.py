@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from alexprep.dataset.checksums import SUMS, write_checksums
 from alexprep.dataset.store import LocalStore
 from alexprep.errors import PrepareError
 from alexprep.machine import cores, free_bytes
 from alexprep.progress import ProgressBar
 from alexprep.workers import run_tasks
+from pipelines.atomic import make_folder
 from pipelines.errors import DataError
 from pipelines.format import Manifest, Shard
 from pipelines.planesfile import (
@@ -66,6 +68,8 @@ def store_planes(
     # `shard` and `stats` write to the same folder.
     with LocalStore(root).locked():
         written = _write_missing(root, manifest, names, workers or cores())
+        if not (root / SUMS).is_file():  # of the first release
+            write_checksums(root, manifest)
     return PlanesSummary(
         files=len(shards),
         written=written,
@@ -75,7 +79,7 @@ def store_planes(
 
 
 def _write_missing(root: Path, manifest: Manifest, names: Sequence[str], workers: int) -> int:
-    (root / FOLDER).mkdir(exist_ok=True)
+    make_folder(root / FOLDER)
     for partial in (root / FOLDER).glob("*.partial"):  # of a call that was killed
         partial.unlink()
     tasks = [

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from alexprep.dataset.checksums import SUMS, write_checksums
 from alexprep.dataset.duplicates import describe_duplicates
 from alexprep.dataset.manifest import begin, faults_error, finish, refuse_empty
 from alexprep.dataset.sequential import recommend_sequential, spool_folder, write_sequentially
 from alexprep.dataset.shard_plan import ShardConfig, ShardPlan
 from alexprep.dataset.shard_writer import Fault, ShardRecord, write_shard
 from alexprep.dataset.splits import plan_source
-from alexprep.dataset.store import STATE, Store, is_local, local_path, open_store
+from alexprep.dataset.store import STATE, LocalStore, Store, is_local, local_path, open_store
 from alexprep.errors import PrepareError, warn
 from alexprep.machine import cores
 from alexprep.progress import ProgressBar
@@ -85,6 +86,10 @@ def shard(
         records = _write_all(plan, store, options, finished)
         manifest = finished or finish(store, plan, records)
         _refuse_change(finished, records)
+        if finished:
+            store.settle()  # what was written again
+        if finished and isinstance(store, LocalStore) and store.size(SUMS) is None:
+            write_checksums(store.root, finished)  # the first release wrote none
         store.remove(STATE)
     for sentence in describe_duplicates(manifest.duplicates) if finished is None else ():
         warn(f"{sentence} `alexprep verify` names them.")

@@ -17,7 +17,8 @@ import numpy as np
 import simplejpeg  # pyright: ignore[reportMissingTypeStubs]
 from numpy.typing import NDArray
 
-from alexprep.dataset.card import has_card, renew_card
+from alexprep.dataset.card_files import has_card, renew_card
+from alexprep.dataset.checksums import write_checksums
 from alexprep.dataset.moments import Ints, Moments, image_stats
 from alexprep.dataset.store import LocalStore
 from alexprep.errors import PrepareError, warn
@@ -96,7 +97,11 @@ def compute_stats(
         stats = image_stats(split, partial.moments, {shard.name: shard.sha256 for shard in shards})
         stats.save(folder)
         partial.path.unlink(missing_ok=True)
-        edited = renew_card(root) if folder == root and has_card(root) else ()
+        edited: tuple[str, ...] = ()
+        if folder == root and has_card(root):
+            edited = renew_card(root)
+        elif folder == root:
+            write_checksums(root, manifest)
     for name in edited:
         warn(
             f"{root / name} was edited by hand and is kept without the statistics; `alexprep card "

@@ -18,8 +18,8 @@ import simplejpeg  # pyright: ignore[reportMissingTypeStubs]
 from numpy.typing import NDArray
 from PIL import Image
 
-from alexprep.dataset.card import Card
-from alexprep.dataset.checksums import checksum_faults
+from alexprep.dataset.card_files import card_warnings
+from alexprep.dataset.checksums import checksum_faults, checksum_warnings
 from alexprep.dataset.croissant import CROISSANT, croissant_faults
 from alexprep.dataset.duplicates import (
     DIGEST_BYTES,
@@ -133,10 +133,7 @@ def verify(
     shards = [shard for split in findings.values() for shard in split]
     faults += _data_set_faults(manifest, shards)
     counts, warnings = _duplicates(manifest, findings)
-    warnings += [
-        f"{root / name} is not as it was generated: it was edited by hand, or is damaged"
-        for name in Card.load(root).edited
-    ]
+    warnings += [*card_warnings(root, manifest), *checksum_warnings(root)]
     if manifest.duplicates and dict(manifest.duplicates) != counts:
         faults.append(f"duplicates are {counts}, the manifest says {dict(manifest.duplicates)}")
     if not faults:  # of what is at fault already the checksum is another too
