@@ -16,12 +16,13 @@ from alexprep.dataset.store import STATE, LocalStore, write_bytes
 from alexprep.errors import PrepareError
 from alexprep.progress import DELAY, ProgressBar
 from alexprep.tar import Entry, scan_tar
-from pipelines.atomic import write_whole
+from pipelines.atomic import make_folder, write_whole
 from pipelines.format import BLOCK, MANIFEST, Manifest, Shard, padded, parse_index
 
 HALF = f"{STATE}/export"  # there until an export is whole; says of what
 # Energon's names for the parts of a data set; others keep theirs.
 ENERGON_SPLITS = {"validation": "val"}
+ENERGON_FILES = (".info.json", ".info.yaml", "split.yaml", "dataset.yaml")
 ENERGON_DATASET = """\
 sample_type:
   __module__: megatron.energon
@@ -41,7 +42,7 @@ def index_tars(tars: Sequence[Path], out: Path | None = None) -> list[Path]:
     with ProgressBar("index", len(tars), "tars", delay=DELAY) as progress:
         for tar in tars:
             folder = out or _index_folder(tar)
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             written.append(folder / f"{tar.name.removesuffix('.tar')}.idx")
             write_whole(written[-1], dali_index(tar).encode())
             progress.advance(1)
@@ -66,13 +67,14 @@ def dali_index(tar: Path) -> str:
 def export(kind: Literal["energon", "openclip"], root: Path, out: Path) -> list[Path]:
     """Link the tars of a data set into `out`, with the metadata that Energon or OpenCLIP reads.
 
-    The same call finishes an export that was killed. PrepareError if `out` holds anything else, or
-    another process writes there.
+    The same call finishes an export that was killed, and repeats one that was not. PrepareError if
+    `out` holds anything else, or another process writes there.
     """
     manifest = Manifest.load(root)
     identity = f"{kind} {hash_file(root / MANIFEST)}\n".encode()
     store = LocalStore(out)
-    if set(store.listing()) - {STATE} and store.read(HALF) != identity:
+    is_new = not set(store.listing()) - {STATE} or store.read(HALF) == identity
+    if not is_new and not _is_finished(kind, root, manifest, out):
         raise PrepareError(f"{out} is not empty. Name a new folder.")
     with store.locked():
         write_bytes(store, HALF, identity)
@@ -81,6 +83,19 @@ def export(kind: Literal["energon", "openclip"], root: Path, out: Path) -> list[
         store.settle()
         store.remove(HALF)
     return written
+
+
+def _is_finished(kind: str, root: Path, manifest: Manifest, out: Path) -> bool:
+    """Whether a folder has this export of this data set, and nothing else."""
+    shards = [shard.name for split in manifest.splits.values() for shard in split.shards]
+    names = {f"{split}/sizes.json" for split in manifest.splits}
+    if kind == "energon":
+        names = {f"{name}.idx" for name in shards} | {f".nv-meta/{name}" for name in ENERGON_FILES}
+    paths = [path.relative_to(out) for path in out.rglob("*") if not path.is_dir()]
+    files = {str(path) for path in paths if path.parts[0] != STATE}  # a lock of a killed call
+    return files == names | set(shards) and all(
+        (out / name).exists() and (out / name).samefile(root / name) for name in shards
+    )
 
 
 def _write_export(
@@ -121,12 +136,10 @@ def _energon_files(manifest: Manifest, out: Path) -> list[Path]:
         for name, split in manifest.splits.items()
     }
     info = json.dumps({"shard_counts": counts}, indent=1) + "\n"
-    files = {
-        ".info.json": info,
-        ".info.yaml": info,  # JSON is YAML; releases before 7 look for this name
-        "split.yaml": json.dumps({"split_parts": parts}, indent=1) + "\n",
-        "dataset.yaml": ENERGON_DATASET,
-    }
+    split = json.dumps({"split_parts": parts}, indent=1) + "\n"
+    # JSON is YAML; releases before 7 look for .info.yaml.
+    texts = (info, info, split, ENERGON_DATASET)
+    files = dict(zip(ENERGON_FILES, texts, strict=True))
     folder = out / ".nv-meta"
     folder.mkdir(exist_ok=True)
     for name, text in files.items():
