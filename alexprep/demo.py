@@ -23,9 +23,10 @@ from alexprep.model.evaluation import EvalOptions, evaluate
 from alexprep.model.training import TrainOptions, train
 from alexprep.progress import ProgressBar
 from alexprep.synthetic import SHAPES, DrawConfig, draw_source
-from pipelines.atomic import write_whole
+from pipelines.atomic import make_folder, write_whole
 
 RECORD = "demo.json"
+PARTIAL = f"{RECORD}.partial"  # of a call that was killed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,11 +84,11 @@ class Demo:
                     f"remove it: rm -r {self.out}"
                 )
             self.stages = record.stages
-        elif self.out.exists() and any(self.out.iterdir()):
+        elif self.out.exists() and {entry.name for entry in self.out.iterdir()} - {PARTIAL}:
             raise PrepareError(
                 f"{self.out} is not empty and has no demo. Name another folder: alexprep demo OUT"
             )
-        self.out.mkdir(parents=True, exist_ok=True)
+        make_folder(self.out)
         self._save()
 
     def _save(self) -> None:

@@ -92,10 +92,10 @@ def hold_lock(
 def temporary_folder(prefix: str) -> Generator[Path]:
     """A folder of that name and some digits; removes those of processes that were killed."""
     parent = Path(tempfile.gettempdir())
-    for leftover in parent.glob(f"{prefix}*"):
-        if leftover.is_dir():
-            with suppress(OSError, BlockingIOError), _hold_folder(leftover):
-                shutil.rmtree(leftover)
+    # Killed before it made the folder, a process leaves a lock alone.
+    for leftover in {path.with_suffix("") for path in parent.glob(f"{prefix}*")}:
+        with suppress(OSError, BlockingIOError), _hold_folder(leftover):
+            shutil.rmtree(leftover, ignore_errors=True)
     folder = parent / f"{prefix}{secrets.token_hex(8)}"
     with _hold_folder(folder):  # before it exists, so that no other call takes it for a leftover
         folder.mkdir(mode=0o700)

@@ -5,7 +5,7 @@ from click.testing import CliRunner
 
 from alexnet.training import metrics
 from alexprep.cli import cli
-from alexprep.demo import DemoConfig, run_demo, table
+from alexprep.demo import Demo, DemoConfig, run_demo, table
 from alexprep.errors import PrepareError
 from alexprep.synthetic import DrawConfig
 
@@ -35,6 +35,12 @@ def test_the_demo_learns_nine_in_ten_of_the_shapes(tmp_path):
 def tiny(tmp_path_factory):
     out = tmp_path_factory.mktemp("tiny") / "demo"
     return out, table(run_demo(out, TINY))
+
+
+def test_a_demo_that_was_killed_before_its_record_can_be_repeated(tmp_path):
+    (tmp_path / "demo.json.partial").write_text("{")
+    assert Demo(tmp_path, TINY).stages == {}
+    assert [path.name for path in tmp_path.iterdir()] == ["demo.json"]
 
 
 def test_a_finished_demo_prints_its_table_again_and_does_nothing(tiny):

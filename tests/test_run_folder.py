@@ -82,6 +82,13 @@ def test_a_killed_process_does_not_keep_the_run(tmp_path):
         assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
 
 
+def test_a_first_call_that_was_killed_while_it_wrote_its_config_can_be_repeated(tmp_path):
+    (tmp_path / LOCK).touch()
+    (tmp_path / "config.json.partial").write_text("{")
+    with open_run(tmp_path, IDENTITY, {"call": 1}):
+        assert calls(tmp_path) == [{"call": 1}]
+
+
 def test_a_folder_that_is_no_run_gets_no_lock(tmp_path):
     (tmp_path / "thesis.tex").write_text("")
     with pytest.raises(RunError, match="holds no run"), open_run(tmp_path, IDENTITY, {}):

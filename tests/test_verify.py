@@ -140,6 +140,7 @@ def test_rebuilt_shards_of_a_killed_call_are_removed_by_the_next(made, tmp_path,
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(tempfile, "tempdir", None)
     (tmp_path / "alexprep-verify-0123/train").mkdir(parents=True)
+    (tmp_path / "alexprep-verify-89ab.lock").touch()  # killed before it made its folder
     in_use = tmp_path / "alexprep-verify-4567"
     in_use.mkdir()
     with hold_lock(tmp_path / "alexprep-verify-4567.lock", in_use, PrepareError, remove=True):

@@ -142,7 +142,10 @@ class Trainer:
     def resume(self) -> None:
         """Continue from the latest checkpoint, if there is one."""
         folder = self.run.folder
-        (folder / checkpoint.FOLDER).mkdir(parents=True, exist_ok=True)
+        if not (folder / checkpoint.FOLDER).is_dir():
+            (folder / checkpoint.FOLDER).mkdir(parents=True, exist_ok=True)
+            for parent in (folder, folder.parent):
+                checkpoint.sync(parent)  # else a power cut may take them with all checkpoints
         saved = self._load_newest()
         if saved is not None:
             self._restore(saved)

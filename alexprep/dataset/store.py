@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from alexprep.errors import PrepareError
 from alexprep.lock import hold_lock, lease_path, temporary_folder
-from pipelines.atomic import sync_folder
+from pipelines.atomic import make_folder, sync_folder
 
 STATE = ".alexprep"
 RECORDS = f"{STATE}/records"
@@ -191,7 +191,7 @@ class LocalStore:
 
     def _make(self, folder: Path) -> None:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
         except (FileExistsError, NotADirectoryError):
             raise PrepareError(
                 f"Cannot make the folder {folder}: a file of that name is in the way. "

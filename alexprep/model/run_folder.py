@@ -20,10 +20,12 @@ import msgspec
 from alexnet.errors import RunError
 from alexprep import schema
 from alexprep.lock import hold_lock
-from pipelines.atomic import write_whole
+from pipelines.atomic import make_folder, write_whole
 
 CONFIG = "config.json"
 LOCK, LEASE = ".lock", ".lease"
+# What a call leaves that was killed before there was a config.
+EMPTY = (LOCK, LEASE, f"{LEASE}.removal", f"{CONFIG}.partial")
 # May differ between the calls that make up one run: they do not change what is computed.
 FREE = (
     *("train.log_steps", "train.checkpoint_minutes", "train.keep", "train.cuda_graph"),
@@ -72,7 +74,7 @@ def open_run(run: Path, identity: Mapping[str, Any], call: Mapping[str, Any]) ->
     folder of a run; such a folder is left as it is.
     """
     _check_config(run, identity)
-    run.mkdir(parents=True, exist_ok=True)
+    make_folder(run)
     with hold_lock(run / LOCK, run, RunError):
         # Once more, now that the folder is held: another process may have begun a run meanwhile.
         create_or_check_config(run, identity, call)
@@ -97,7 +99,7 @@ def _check_config(run: Path, identity: Mapping[str, Any]) -> list[dict[str, Any]
         return config.calls
     if run.exists() and not run.is_dir():
         raise RunError(f"{run} is a file. Name a folder with --run.")
-    if run.is_dir() and any(path.name not in (LOCK, LEASE) for path in run.iterdir()):
+    if run.is_dir() and any(path.name not in EMPTY for path in run.iterdir()):
         raise RunError(f"{run} is not empty and holds no run. Name another folder with --run.")
     return []
 
