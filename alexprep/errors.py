@@ -5,6 +5,8 @@ import sys
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 
+from pipelines.errors import hide_secrets
+
 
 class PrepareError(Exception):
     """A source or target is unusable; the message says what, where, what was found, what to do.
@@ -50,8 +52,10 @@ def counted(count: int, singular: str, plural: str = "") -> str:
 def printable(text: str, keep: str = "") -> str:
     """Text for a terminal: names of files and classes may hold sequences that control one.
 
-    What is not printable is written as Python writes it, but for the characters of `keep`.
+    What is not printable is written as Python writes it, but for the characters of `keep`. URLs
+    lose their passwords and signatures.
     """
+    text = hide_secrets(text)
     if text.isprintable():
         return text
     return "".join(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pipelines.config import LoaderConfig
 from pipelines.cpu import cpu_batches, normalized, pillow_decoded
-from pipelines.errors import DataError
+from pipelines.errors import DataError, hide_secrets
 from pipelines.format import Manifest
 from pipelines.imagestats import ImageStats
 from pipelines.normalize import Normalize, Preprocess
@@ -108,7 +108,7 @@ def _streamed(root: str, config: LoaderConfig, manifest: Manifest | None) -> Sou
 
     manifest = manifest or remote.manifest_of(root, config.timeout)
     return Source(
-        root=remote.hide_secrets(root),
+        root=hide_secrets(root),
         manifest=manifest,
         streamed=True,
         stats=partial(remote.stats_of, root, manifest, config.timeout),

@@ -19,7 +19,7 @@ from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from pipelines.errors import DataError
+from pipelines.errors import DataError, hide_secrets
 from pipelines.format import (
     MANIFEST,
     MAX_JSON,
@@ -31,7 +31,7 @@ from pipelines.format import (
 from pipelines.imagestats import ImageStats, stats_paths
 from pipelines.order import BatchPlan, BatchSchedule, RowRange
 from pipelines.shards import Image, first_indices, locate
-from pipelines.streams import ShardStream, fetch, hide_secrets
+from pipelines.streams import ShardStream, fetch
 
 
 def url_of(root: str, name: str) -> str:

@@ -4,7 +4,6 @@ import base64
 import hashlib
 import os
 import queue
-import re
 import signal
 import threading
 import urllib.request
@@ -20,7 +19,7 @@ import numpy as np
 from webdataset.gopen import Pipe
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from pipelines.errors import DataError
+from pipelines.errors import DataError, hide_secrets
 from pipelines.format import Manifest, Shard
 from pipelines.jpeg import check_jpeg
 from pipelines.order import RowRange
@@ -29,9 +28,6 @@ from pipelines.shards import Image, parse_label
 WAITING = 256  # samples of one shard read ahead: 9 MB of 256-pixel JPEGs
 RETRY_AFTER = (0.5, 2.0)  # seconds
 CHUNK = 1 << 20
-# User and password before the host, and the query after "?", of the URLs in a text.
-USERINFO = re.compile(r"(?<=://)[^/?#\s]+@")
-QUERY = re.compile(r"(://[^\s?#'\"]*\?)[^\s#'\"]+")
 
 
 class Stream(Protocol):
@@ -63,11 +59,6 @@ def _http_request(url: str) -> urllib.request.Request:
         token = base64.b64encode(unquote(userinfo).encode()).decode()
         request.add_unredirected_header("Authorization", f"Basic {token}")
     return request
-
-
-def hide_secrets(text: str) -> str:
-    """The text with *** for passwords and signatures in its URLs, as messages and logs show it."""
-    return QUERY.sub(r"\1***", USERINFO.sub("***@", text))
 
 
 def close_stream(stream: Stream) -> None:

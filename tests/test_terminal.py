@@ -9,7 +9,9 @@ import sys
 import termios
 from pathlib import Path
 
+import numpy as np
 import pytest
+from drawing import draw_classes
 
 from alexprep.cli import cli
 from alexprep.errors import printable
@@ -206,3 +208,25 @@ def test_a_name_with_control_sequences_is_printed_escaped(tmp_path):
 )
 def test_only_what_is_not_printable_is_escaped(text, keep, expected):
     assert printable(text, keep) == expected
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["eval", "run", "--data", "http://alice:s3cret@localhost/set"],
+        ["verify", "https://localhost/set?signature=s3cret"],
+        ["predict", "run", "s3://alice:s3cret@localhost/a.jpg"],
+        ["shard", "http://alice:s3cret@localhost/set", "out"],
+        ["shard", "{source}", "s3://alice:s3cret@localhost:1/set"],
+    ],
+)
+def test_a_url_is_refused_in_a_message_without_its_password(words, tmp_path):
+    draw_classes(tmp_path / "zoo", np.random.default_rng(0), each=1)
+    words = [word.format(source=tmp_path / "zoo") for word in words]
+    command = [sys.executable, "-m", "alexprep", *words]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), cwd=tmp_path)
+    assert done.returncode in (1, 2)
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("Error: ")
+    assert "localhost" in last
+    assert "s3cret" not in done.stderr + done.stdout

@@ -8,6 +8,7 @@ import click
 
 from alexprep.commands.options import (
     PATH,
+    LocalPath,
     device_option,
     json_option,
     print_device,
@@ -213,7 +214,7 @@ def evaluate(
     "images",
     nargs=-1,
     required=True,
-    type=click.Path(path_type=Path, allow_dash=True, readable=False),
+    type=LocalPath(path_type=Path, allow_dash=True, readable=False),
 )
 @views_option("10")
 @click.option("--top", default=5, show_default=True, help="Number of classes to print.")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
@@ -14,8 +15,25 @@ from alexprep.errors import printable
 
 T = TypeVar("T")
 Callback = TypeVar("Callback", bound=Callable[..., Any])
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+
+
+class LocalPath(click.Path):
+    """A path of this machine; a URL is a usage error that does not show its password."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, str) and URL.match(value):
+            self.fail(
+                f"{printable(value)} is a URL, where a path of this machine is "
+                "needed. Copy the files here first; in Python, open_loader reads data sets by URL.",
+                param,
+                ctx,
+            )
+        return super().convert(value, param, ctx)
+
+
 # An unreadable file is no usage error (exit code 2): the command itself reports it, with 1.
-PATH = click.Path(path_type=Path, readable=False)
+PATH = LocalPath(path_type=Path, readable=False)
 workers_option = click.option(
     "--workers",
     type=click.IntRange(min=1),

@@ -15,6 +15,7 @@ from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 from alexprep.errors import PrepareError
 from alexprep.lock import hold_lock, lease_path, temporary_folder
@@ -215,7 +216,12 @@ class RemoteStore:
             opened: Any = fsspec.core.url_to_fs(self.url)  # pyright: ignore
             self.fs, self.root = opened[0], str(opened[1])
         except (ImportError, ValueError) as error:
-            raise PrepareError(f"Cannot write to {url}: {error}") from None
+            raise PrepareError(f"Cannot write to {url}: {self._reason(error)}") from None
+
+    def _reason(self, error: Exception) -> str:
+        """What a storage says, which may repeat the password without the URL around it."""
+        userinfo = urlsplit(self.url).netloc.rpartition("@")[0]
+        return str(error).replace(userinfo, "***") if userinfo else str(error)
 
     @contextmanager
     def locked(self) -> Generator[None]:
@@ -228,7 +234,7 @@ class RemoteStore:
             self.fs.exists(self.root)
         except Exception as error:  # every storage has its own exceptions for no access
             raise PrepareError(
-                f"Cannot reach {self.url}: {error}. Check its address and credentials."
+                f"Cannot reach {self.url}: {self._reason(error)}. Check its address and credentials."
             ) from error
         yield
 
@@ -251,7 +257,7 @@ class RemoteStore:
                 self.fs.mv(f"{path}.partial", path)
         except OSError as error:
             raise PrepareError(
-                f"Cannot write {self.url}/{name}: {error}. Finished shards are kept: "
+                f"Cannot write {self.url}/{name}: {self._reason(error)}. Finished shards are kept: "
                 "run the same command again."
             ) from error
 
