@@ -234,7 +234,8 @@ class RemoteStore:
             self.fs.exists(self.root)
         except Exception as error:  # every storage has its own exceptions for no access
             raise PrepareError(
-                f"Cannot reach {self.url}: {self._reason(error)}. Check its address and credentials."
+                f"Cannot reach {self.url}: {self._reason(error)}. Check its address and "
+                "credentials."
             ) from error
         yield
 
