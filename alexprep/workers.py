@@ -116,8 +116,8 @@ def _fork_helper(_path: str, command: Sequence[str], descriptors: Sequence[int])
                 with suppress(OSError):  # that of the listing itself
                     os.close(number)
         exec(command[-1], {})
-    except Exception:  # noqa: BLE001 - this child must not return to the caller
-        sys.excepthook(*sys.exc_info())
+    except Exception as error:  # noqa: BLE001 - this child must not return to the caller
+        sys.excepthook(type(error), error, error.__traceback__)
     finally:
         os._exit(0)
 

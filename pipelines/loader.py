@@ -133,8 +133,12 @@ class Loader:
                 )
         epoch, step = state.get("epoch"), state.get("step")
         steps = len(self._schedule.bounds) - 1
-        numbers = isinstance(epoch, int) and isinstance(step, int)
-        if not (numbers and 0 <= epoch < MAX_EPOCH and 0 <= step < steps):
+        if not (
+            isinstance(epoch, int)
+            and isinstance(step, int)
+            and 0 <= epoch < MAX_EPOCH
+            and 0 <= step < steps
+        ):
             raise DataError(
                 f"This loader cannot continue the saved sequence: epoch {epoch!r}, step {step!r} "
                 f"does not exist, an epoch has {steps} steps. Use what state_dict() returned."

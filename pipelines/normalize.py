@@ -39,8 +39,14 @@ class Factors(NamedTuple):
 
     def of(self, numbers: range) -> "Factors":
         """Those of some of the crops."""
-        arrays = (values[numbers.start : numbers.stop] for values in self[:-1])
-        return Factors(*arrays, divide=self.divide)
+        rows = slice(numbers.start, numbers.stop)
+        return Factors(
+            mirror=self.mirror[rows],
+            image=self.image[rows],
+            origin=self.origin[rows],
+            levels=self.levels[rows],
+            divide=self.divide,
+        )
 
 
 class Crops(NamedTuple):

@@ -143,7 +143,7 @@ class BatchSchedule:
         """
         if self.order != "shards":
             return rank_positions(self.bounds, step, self.rank, self.world)
-        return np.arange(self._own_bounds[step], self._own_bounds[step + 1])
+        return np.arange(int(self._own_bounds[step]), int(self._own_bounds[step + 1]))
 
     def order_of(self, epoch: int) -> Indices:
         """Indices of all samples in the order they are read in `epoch`."""

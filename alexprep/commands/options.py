@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -90,8 +91,7 @@ def import_numpy() -> None:
     """
     chosen = "OPENBLAS_NUM_THREADS" in os.environ
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    import numpy as np  # noqa: F401
-
+    import_module("numpy")
     if not chosen:
         del os.environ["OPENBLAS_NUM_THREADS"]
 
