@@ -4,6 +4,7 @@
 # make docs    the generated tables of docs/       make site    docs/ as a static site, build/site
 # make gpu-check OUT=folder [DATA=data set]   all that needs a GPU, tests and measurements, 8 minutes;
 #              with PYTHON=python3 by that Python and its packages, without .venv (docs/notes/machines.md)
+# make gpu-proofs   what is proved of a GPU without one, a part of make test
 # make fuzz    SECONDS of changed files of every kind, drawn by SEED, against their readers
 # make lock    locks/*.txt anew: what the set-ups install, with the hashes of all files of it
 # make browser Debian's chromium, which the tests of the report look at its pages with
@@ -34,7 +35,7 @@ JOBS ?= auto
 OUT ?= build/gpu-check
 GENERATED := $(wildcard docs/reference/*.md) docs/notes/differences.md docs/notes/results.md README.md
 
-.PHONY: demo test test-all check docs site gpu-check fuzz lock browser headers clean
+.PHONY: demo test test-all gpu-proofs check docs site gpu-check fuzz lock browser headers clean
 
 demo: .venv/.installed
 	$(BIN)/alexprep demo
@@ -44,6 +45,12 @@ test: .venv/.dev
 
 test-all: .venv/.dev
 	$(BIN)/python -m pytest --quiet --numprocesses $(JOBS) --dist worksteal -m "not gpu and not two_gpus"
+
+# Kernels, crossings between GPUs, graphs and budgets, each against what a CPU can show of it.
+gpu-proofs: .venv/.dev
+	$(BIN)/python -m pytest --quiet --numprocesses $(JOBS) --dist worksteal $(addprefix tests/test_, \
+	    $(addsuffix .py,fake_gpus step_budget dali_graph training_graph dropout_triton planes_triton \
+	    sgd_triton stages_triton cuda_ops norms_channels_last))
 
 check: .venv/.dev
 	$(BIN)/ruff format --check .

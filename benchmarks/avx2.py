@@ -19,10 +19,9 @@ from functools import partial
 from pathlib import Path
 
 from alexnet.model.networks import code2012, smoke
-from alexprep.bench import load_bench, shard_bench, step_bench
-from alexprep.bench.measurement import Row, compared, interleaved, result, save, table
+from alexprep.bench import load_bench, step_bench
+from alexprep.bench.measurement import Result, Row, compared, interleaved, result, save, table
 from alexprep.bench.step_bench import Case
-from alexprep.bench.suite import BenchConfig
 from alexprep.lock import temporary_folder
 from alexprep.machine import computes_bfloat16
 
@@ -34,6 +33,7 @@ ENVIRONMENTS: tuple[dict[str, str], ...] = (
 CHILD = "ALEXPREP_AVX2_CHILD"
 LOADERS = (load_bench.BASELINE, "alexprep dali", "alexprep planes")
 BATCHES = 8
+COPIES = 4  # of each photograph, so that the start of the workers does not count for most
 
 
 def measure(data: Path, photographs: Path, rounds: int) -> list[Row]:
@@ -41,11 +41,19 @@ def measure(data: Path, photographs: Path, rounds: int) -> list[Row]:
     rows = step_rows("", Case(network=code2012(), batch=step_bench.BATCH), rounds)
     small = Case(network=smoke(code2012(), classes=100), batch=step_bench.SMOKE_BATCH)
     rows += step_rows("smoke size, ", small, rounds)
-    rows += load_rows(data, rounds)
+    return rows + load_rows(data, rounds) + shard_rows(photographs, rounds)
+
+
+def shard_rows(photographs: Path, rounds: int) -> list[Row]:
+    """Sharding by the command itself: its workers do not import what this script has imported."""
+    images = COPIES * sum(1 for _ in photographs.glob("*/*"))
+    words = ["bench", "shard", "--data", str(photographs), "--images", str(images)]
     with temporary_folder("alexprep-avx2-") as folder:
-        images = sum(1 for _ in photographs.glob("*/*"))
-        config = BenchConfig(rounds=rounds, images=images, data=photographs)
-        return rows + shard_bench.run(config, folder)
+        words += ["--rounds", str(rounds), "--out", str(folder)]
+        subprocess.run(
+            [sys.executable, "-m", "alexprep", *words], check=True, stdout=subprocess.DEVNULL
+        )
+        return list(Result.load(next(folder.glob("*.json"))).rows)
 
 
 def step_rows(prefix: str, case: Case, rounds: int) -> list[Row]:
