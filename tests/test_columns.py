@@ -1,5 +1,7 @@
 """Separate columns in one process against the one-device form; all in float64."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -74,6 +76,19 @@ def test_features_are_the_same_in_both_forms_and_lead_to_the_logits():
         torch.testing.assert_close(columns.features(images), features, rtol=1e-10, atol=1e-10)
         assert torch.equal(grouped.get_submodule("fc8")(features), grouped(images))
     assert features.shape == (3, config.layers[-2].out)
+
+
+def test_features_of_a_network_without_hidden_units_are_the_last_maps_in_a_row():
+    config = small("code2012")
+    config = replace(config, layers=(config.layers[0], config.layers[-1]))
+    network = build(config, seed=2).double().eval()
+    images = torch.randn(3, 3, 48, 48, dtype=torch.float64) * 60
+    with torch.no_grad():
+        features, logits = network.features(images), network(images)
+    fc8 = network.get_submodule("fc8")
+    assert features.dim() == 2
+    expected = torch.einsum("nf,kf->nk", features, fc8.weight) + fc8.bias
+    torch.testing.assert_close(logits, expected, rtol=1e-10, atol=1e-10)
 
 
 def test_a_norm_across_the_columns_is_refused():

@@ -43,7 +43,7 @@ class Grouped(nn.Module):
         x = prepared(images_NCHW, self.config)
         for number, name in enumerate(self.layers[:-1]):
             x = self.stages(self.get_submodule(name), x, number)
-        return x
+        return x.flatten(1)
 
     def set_dropout_position(self, position: int) -> None:
         """The number, in the whole run, of the first image of the next batch."""
