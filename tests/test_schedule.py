@@ -1,4 +1,5 @@
 import math
+import re
 
 import pytest
 
@@ -90,3 +91,12 @@ def test_a_factor_that_makes_no_rate_is_refused(factor):
         StepSchedule(biases=((0.5, factor),))
     with pytest.raises(ValueError, match="divide > 1"):
         PlateauSchedule(divide=factor)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"patience": 0}, {"drops": -1}, {"divide": 1}, {"improvement": -0.1}]
+)
+def test_each_wrong_number_of_a_plateau_schedule_is_refused_by_name(wrong):
+    ((name, value),) = wrong.items()
+    with pytest.raises(ValueError, match=rf"{name}={re.escape(str(value))}"):
+        PlateauSchedule(**wrong)
