@@ -14,8 +14,10 @@ import torch
 
 from alexnet.errors import RunError
 from alexnet.training import checkpoint
+from alexprep.lock import hold_lock
 from alexprep.model.placement import Launch, check_tasks, choose_devices, process_device
 from alexprep.model.recipes import RecipeInputs, make_recipe
+from alexprep.model.run_folder import LOCK
 from alexprep.model.training import TrainOptions, choose_precision, train
 from tests.forks import Fork
 from tests.ranks import ended, start_ranks
@@ -69,6 +71,20 @@ def test_python_starts_the_processes_too_and_gets_the_summary(alone, dataset, tm
     summary = train(dataset, tmp_path / "run", options)
     assert (summary.epochs, summary.steps, summary.stopped) == (1, 16, "")
     assert_close(alone, tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_a_folder_that_another_run_holds_is_refused_in_one_line_by_several_processes(
+    dataset, tmp_path
+):
+    run = tmp_path / "run"
+    run.mkdir()
+    words = ["--recipe", "one_gpu", "--devices", "cpu", "--replicas", "2"]
+    with hold_lock(run / LOCK, run, RunError):
+        code, _, err = completed([*command_of(dataset, run, 1), *words])
+    assert code == 1
+    (line,) = err.splitlines()
+    assert line.startswith(f"Error: {run} is in use by process {os.getpid()}")
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ def run_in_processes(
     stops = [number.name for number in SIGNALS if number != signal.SIGHUP or not hangup_ignored()]
     config.signals_to_handle = ",".join([*stops, "SIGQUIT"])
     failure: Exception | None = None
-    with quiet_loggers("torch.distributed.elastic"), _threads(processes):
+    with quiet_loggers("torch.distributed.elastic", "torch.multiprocessing"), _threads(processes):
         try:
             elastic_launch(config, _worker)(work, exit_code, reports)
         except (ChildFailedError, SignalException) as error:
