@@ -43,8 +43,15 @@ def assert_nothing_half_written_looks_whole(out, whole):
         assert contents(out, name) == {name: whole[name]}
 
 
-@pytest.mark.parametrize("kills", [6, pytest.param(24, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("options", [{"workers": 2}, {"workers": 2, "sequential": True}])
+@pytest.mark.parametrize(
+    ("options", "kills"),
+    [
+        ({"workers": 2}, 6),
+        pytest.param({"workers": 2, "sequential": True}, 6, marks=pytest.mark.slow),
+        pytest.param({"workers": 2}, 24, marks=pytest.mark.slow),
+        pytest.param({"workers": 2, "sequential": True}, 24, marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_killed_at_random_instants_is_finished_by_the_same_command(
     zoo, tmp_path, options, kills
 ):

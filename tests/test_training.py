@@ -263,6 +263,7 @@ raise SystemExit(train(Path(sys.argv[1]), Path(sys.argv[2]), often).exit_code)
 """
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_random_instants_ends_with_the_same_weights(dataset, tmp_path, rng):
     torch.set_num_threads(1)
     train(dataset, tmp_path / "once", OPTIONS)
