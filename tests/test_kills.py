@@ -84,11 +84,19 @@ def read(root):
 
 
 def write(root, files):
-    """Make a folder hold these and nothing else."""
+    """Make a folder hold these and nothing else; files that share their bytes object are one."""
+    written = {}
     for path in root.iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     for name, data in sorted(files.items()):
-        (root / name).mkdir() if data is None else (root / name).write_bytes(data)
+        path = root / name
+        if data is None:
+            path.mkdir()
+        elif len(data) > 1 and id(data) in written:  # Python has one object for each short value
+            path.hardlink_to(written[id(data)])
+        else:
+            path.write_bytes(data)
+            written[id(data)] = path
 
 
 def comparable(files):
