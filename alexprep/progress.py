@@ -77,16 +77,16 @@ class ProgressBar:
 
     def text(self, *, short: bool = False) -> str:
         """Units done, units and megabytes a second, time left and errors."""
-        parts = [f"{self.done:,}/{self.total:,} {self.unit}"]
+        texts = [f"{self.done:,}/{self.total:,} {self.unit}"]
         if self.done:
-            parts.append(f"{self.rate:,.0f}{'' if short else f' {self.unit}'}/s")
+            texts.append(f"{self.rate:,.0f}{'' if short else f' {self.unit}'}/s")
         if self.bytes and not short:
-            parts.append(f"{self.bytes / 1e6 / max(self.seconds, 1e-9):,.1f} MB/s")
+            texts.append(f"{self.bytes / 1e6 / max(self.seconds, 1e-9):,.1f} MB/s")
         if 0 < self.done < self.total:
-            parts.append(f"{clock((self.total - self.done) / self.rate)} left")
+            texts.append(f"{clock((self.total - self.done) / self.rate)} left")
         if self.errors:
-            parts.append(counted(self.errors, "error"))
-        return ", ".join(parts)
+            texts.append(counted(self.errors, "error"))
+        return ", ".join(texts)
 
     def __exit__(self, *_: object) -> None:
         self._ended = time.perf_counter()

@@ -216,13 +216,13 @@ def _decode(jpg: DataNode, origin: list[DataNode], preprocess: Preprocess) -> Da
 
 def _on_gpu(feed: _Feed, preprocess: Preprocess, config: LoaderConfig) -> DataNode:
     floats = preprocess.dtype != "uint8"
-    places = 2 if preprocess.views == 1 else 0  # arguments of `_crop_origin`, or of `_resizing`
+    arguments = 2 if preprocess.views == 1 else 0  # of `_crop_origin`, or of `_resizing`
     if preprocess.regions:
-        places = 5 if preprocess.spec.resamples else 2
+        arguments = 5 if preprocess.spec.resamples else 2
     jpg, mirror, *values = fn.external_source(
-        source=feed, num_outputs=2 + places + 2 * floats, batch=True
+        source=feed, num_outputs=2 + arguments + 2 * floats, batch=True
     )
-    origin, levels = values[:places], values[places:]
+    origin, levels = values[:arguments], values[arguments:]
     if config.decode != "cpu":
         images = _decode_mixed(jpg, preprocess, config)
         if preprocess.regions:

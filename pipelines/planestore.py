@@ -91,9 +91,9 @@ class PlanesReader:
     def open_batch(self, plan: BatchPlan) -> RawBatch:
         """Labels of the samples of a plan, whose planes the system reads ahead meanwhile."""
         values: list[int] = []
-        places = np.searchsorted(self._firsts, plan.indices, side="right") - 1
-        numbers: list[int] = places.tolist()
-        rows: list[int] = (plan.indices - self._firsts[places]).tolist()
+        files = np.searchsorted(self._firsts, plan.indices, side="right") - 1
+        numbers: list[int] = files.tolist()
+        rows: list[int] = (plan.indices - self._firsts[files]).tolist()
         for number, row in zip(numbers, rows, strict=True):
             file, labels = self.open_file(number)
             file.read_ahead(row)

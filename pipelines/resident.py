@@ -45,21 +45,21 @@ class Share(NamedTuple):
 
 
 class ResidentStore(NamedTuple):
-    """Planes of a split in parts, in the split's own order, and the label of each image.
+    """Planes of a split in several tensors, in the split's own order, and the label of each image.
 
-    parts: uint8 (M, plane_bytes(size)) each, in the memory of a GPU or of the host.
+    tensors: uint8 (M, plane_bytes(size)) each, in the memory of a GPU or of the host.
     labels: int64 (samples,).
     """
 
-    parts: tuple[Tensor, ...]
+    tensors: tuple[Tensor, ...]
     labels: NDArray[np.int64]
 
     def addresses(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Where the planes of images begin, by their number in the split."""
-        firsts = np.cumsum([0, *(len(part) for part in self.parts[:-1])])
-        bases = np.array([part.data_ptr() for part in self.parts], np.int64)
+        firsts = np.cumsum([0, *(len(tensor) for tensor in self.tensors[:-1])])
+        bases = np.array([tensor.data_ptr() for tensor in self.tensors], np.int64)
         numbers = np.searchsorted(firsts, rows, side="right") - 1
-        return bases[numbers] + (rows - firsts[numbers]) * self.parts[0].shape[1]
+        return bases[numbers] + (rows - firsts[numbers]) * self.tensors[0].shape[1]
 
 
 def interpreted() -> bool:
@@ -95,8 +95,8 @@ def _readable(devices: Sequence[torch.device]) -> list[torch.device]:
     """The first device, and those GPUs whose memory it can read."""
     first, *peers = devices
     number = first.index if ":" in str(first) else torch.cuda.current_device()
-    others = [peer for peer in dict.fromkeys(peers) if peer.index != number]
-    return [first, *(peer for peer in others if torch.cuda.can_device_access_peer(first, peer))]
+    candidates = [peer for peer in dict.fromkeys(peers) if peer.index != number]
+    return [first, *(peer for peer in candidates if torch.cuda.can_device_access_peer(first, peer))]
 
 
 def _free_bytes(device: torch.device) -> int:
@@ -132,16 +132,16 @@ def _available_host_bytes() -> int:
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def _empty_part(share: Share, size: int, first: torch.device) -> Tensor:
+def _empty_share(share: Share, size: int, first: torch.device) -> Tensor:
     """Memory for a share of the images that `first` can read."""
     pinned = share.device.type == "cpu" and first.type == "cuda"
-    part = torch.empty(
+    tensor = torch.empty(
         (share.images, plane_bytes(size)), dtype=torch.uint8, device=share.device, pin_memory=pinned
     )
     if share.device.type == "cuda" and share.device != first:
         # With a copy to another GPU, PyTorch lets this one read and write all of its memory.
         torch.zeros(1, dtype=torch.uint8, device=first).to(share.device)
-    return part
+    return tensor
 
 
 def load_store(
@@ -158,7 +158,7 @@ def load_store(
     """
     samples, size = sum(reader.lengths), reader.manifest.size
     first = shares[0].device
-    parts = tuple(_empty_part(share, size, first) for share in shares)
+    tensors = tuple(_empty_share(share, size, first) for share in shares)
     ends = list(accumulate(share.images for share in shares))
     labels = np.empty(samples, np.int64)
 
@@ -168,11 +168,11 @@ def load_store(
         for index in range(start, stop):
             labels[index] = _load(reader, index, size, chunk[index - start])
         planes = torch.as_tensor(chunk)
-        for part, end in zip(parts, ends, strict=True):
-            origin = end - len(part)
+        for tensor, end in zip(tensors, ends, strict=True):
+            origin = end - len(tensor)
             a, b = max(start, origin), min(stop, end)
             if a < b:
-                part[a - origin : b - origin].copy_(planes[a - start : b - start])
+                tensor[a - origin : b - origin].copy_(planes[a - start : b - start])
         return stop
 
     with closing(prefetch(range(0, samples, CHUNK), load, threads, threads)) as loaded:
@@ -184,7 +184,7 @@ def load_store(
         if share.device.type == "cuda":
             # Batches are made on other streams than those that the copies were queued on.
             torch.cuda.synchronize(share.device)
-    return ResidentStore(parts, labels)
+    return ResidentStore(tensors, labels)
 
 
 def _load(reader: SampleReader, index: int, size: int, out: NDArray[np.uint8]) -> int:
@@ -271,13 +271,13 @@ class ResidentImages:
     """Makes images of plans from a store.
 
     Images are (N, 3, crop, crop), or (N, 10, 3, crop, crop) with ten views, and channels_last in
-    memory if `preprocess` says so. The store's first part is on the device that makes them.
+    memory if `preprocess` says so. The store's first tensor is on the device that makes them.
     """
 
     def __init__(self, store: ResidentStore, preprocess: Preprocess, size: int) -> None:
         self.store, self.preprocess, self.size = store, preprocess, size
         self.normalize = Normalize(preprocess)
-        self.device = store.parts[0].device
+        self.device = store.tensors[0].device
         image = preprocess.colours.image_HWC
         mean = np.zeros((1, 1, 3)) if image is None else image
         self.mean_HWC = torch.as_tensor(mean.astype(np.float32)).to(self.device)

@@ -194,8 +194,8 @@ def test_parts_hold_the_split_between_them_in_its_order(root):
         reader = SplitReader(root, manifest, "train")
         shares = [Share(cpu, count) for count in counts]
         store = load_store(reader, shares, lambda _count: None, threads=2)
-        assert [len(part) for part in store.parts] == list(counts)
-        images.append((torch.cat(store.parts), store.labels))
+        assert [len(part) for part in store.tensors] == list(counts)
+        images.append((torch.cat(store.tensors), store.labels))
         addresses = store.addresses(np.arange(21))
         for row, address in enumerate(addresses.tolist()):
             stored = ctypes.string_at(address, plane_bytes(64))
@@ -204,8 +204,7 @@ def test_parts_hold_the_split_between_them_in_its_order(root):
     assert np.array_equal(images[0][1], images[1][1])
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.two_gpus
 def test_a_gpu_reads_the_memory_of_its_peer(root, monkeypatch):
     manifest, devices = Manifest.load(root), [torch.device("cuda:0"), torch.device("cuda:1")]
     if not torch.cuda.can_device_access_peer(*devices):

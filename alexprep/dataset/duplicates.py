@@ -78,14 +78,14 @@ def count_duplicates(images: Hashed, groups: Groups) -> dict[str, int]:
 
 def describe_duplicates(counts: Mapping[str, int]) -> list[str]:
     """A sentence for each kind that there is."""
-    places = {
+    phrases = {
         "across_splits": "in more than one split",
         "across_classes": "under more than one label",
         "within_class": "more than once in a class of a split",
     }
     return [
-        f"{counted(counts[kind], 'image')} {'is' if counts[kind] == 1 else 'are'} {place}."
-        for kind, place in places.items()
+        f"{counted(counts[kind], 'image')} {'is' if counts[kind] == 1 else 'are'} {phrase}."
+        for kind, phrase in phrases.items()
         if counts.get(kind)
     ]
 

@@ -131,12 +131,12 @@ def energon_index(root: Path, shard: Shard) -> bytes:
 
 def _energon_files(manifest: Manifest, out: Path) -> list[Path]:
     counts = {shard.name: shard.samples for shard in manifest.shards}
-    parts = {
+    split_parts = {
         ENERGON_SPLITS.get(name, name): [shard.name for shard in split.shards]
         for name, split in manifest.splits.items()
     }
     info = json.dumps({"shard_counts": counts}, indent=1) + "\n"
-    split = json.dumps({"split_parts": parts}, indent=1) + "\n"
+    split = json.dumps({"split_parts": split_parts}, indent=1) + "\n"
     # JSON is YAML; releases before 7 look for .info.yaml.
     texts = (info, info, split, ENERGON_DATASET)
     files = dict(zip(ENERGON_FILES, texts, strict=True))

@@ -244,7 +244,7 @@ def evaluate(
         ValueError: weights that are not one a checkpoint.
     """
     started = time.perf_counter()
-    # What can be wrong is found here, before the networks run for hours.
+    # What can be wrong is found first, in all members, before the networks run for hours.
     with checking_options():
         options = replace(options, device=usable_device(options.device))
         weights = normalized(len(checkpoints), options.weights)
@@ -256,20 +256,12 @@ def evaluate(
         Predictions.load(path) if path.suffix == SUFFIX else load_trained(path, options.device)
         for path in checkpoints
     ]
-    # All networks are open before the first one runs, for the same reason.
     match = _match_members(checkpoints, opened, manifest, dataset)
     split = _Split(root=dataset, manifest=manifest, options=options, match=match)
-    if match.same:
-        # One network on the data set's own labels needs no keys before its loader has them.
-        needs_keys = len(opened) > 1 or options.labels is not None
-        keys = split.common_keys(opened) if needs_keys else ()
-    else:
-        keys = ()
-        split.check_known(checkpoints[0])
-        opened = [split.select(m) if isinstance(m, Predictions) else m for m in opened]
+    members, keys = split.check_members(checkpoints[0], opened)
     allowed = read_labels(options.labels, keys, manifest.classes) if options.labels else None
 
-    members = [m if isinstance(m, Predictions) else split.predict(m) for m in opened]
+    members = [m if isinstance(m, Predictions) else split.predict(m) for m in members]
     mean = _mean_of(members, weights)
     if save is not None:
         mean.save(save)
@@ -340,6 +332,17 @@ class _Split:
         """In the order of the split, which is that of evaluation."""
         # The loader checks the bytes once more.
         return SplitReader(self.root, self.manifest, self.options.split, check="size").keys()
+
+    def check_members(
+        self, path: Path, opened: Sequence[Trained | Predictions]
+    ) -> tuple[Sequence[Trained | Predictions], tuple[str, ...]]:
+        """Members (of `path` and others) for this split alone; their keys, where needed."""
+        if not self.match.same:
+            self.check_known(path)
+            return [self.select(m) if isinstance(m, Predictions) else m for m in opened], ()
+        # One network on the data set's own labels needs no keys before its loader has them.
+        needs_keys = len(opened) > 1 or self.options.labels is not None
+        return opened, self.common_keys(opened) if needs_keys else ()
 
     def check_known(self, path: Path) -> None:
         """RunError where a network of other classes, at `path`, has nothing to predict."""

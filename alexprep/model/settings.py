@@ -56,11 +56,11 @@ def apply_settings(recipe: Recipe, settings: Iterable[str]) -> Recipe:
         values = changes.setdefault(section, asdict(owner))
         _set(values, type(owner), names, text.strip(), f"--set {path.strip()}")
     # Built once, at the end: settings may be valid only together, as model.crop and augment.crop.
-    parts = {
+    sections = {
         section: convert(values, type(getattr(recipe, section)), f"--set {section}")
         for section, values in changes.items()
     }
-    return replace(recipe, **parts)
+    return replace(recipe, **sections)
 
 
 def _set(values: dict[str, Any], kind: Any, names: list[str], text: str, where: str) -> None:

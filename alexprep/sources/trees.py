@@ -233,12 +233,12 @@ def _in_classes(branch: Branch, tars: ClassTars, keep: Sequence[str] | None) -> 
             )
 
     def listing() -> Listing:
-        parts: list[Listing] = []
+        listings: list[Listing] = []
         if branch.classes:
-            parts.append(list_folders(branch.classes, branch.path))
+            listings.append(list_folders(branch.classes, branch.path))
         if tars:
-            parts.append(tars.listing(branch.path))
-        return join_listings(parts)
+            listings.append(tars.listing(branch.path))
+        return join_listings(listings)
 
     names = {*branch.classes, *tars}
     return Split(branch.path, names, [*strays, *tars.strays], listing)
