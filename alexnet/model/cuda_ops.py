@@ -111,41 +111,50 @@ def _pool_gradient(ctx: Any, g: Tensor | None, _: None) -> tuple[Tensor | None, 
 _max_pool.register_autograd(_pool_gradient, setup_context=_save_taps)
 
 
-@torch.library.custom_op("alexnet::bias_relu", mutates_args=())
 def bias_relu(x: Tensor, bias: Tensor) -> Tensor:
     """The ReLU of x (N, C, H, W) plus its bias (C,)."""
+    return _bias_relu(x, bias)[0]
+
+
+def empty_bits(x: Tensor) -> Tensor:
+    """uint8 (N * H * W, C / 8 rounded up) for one bit a value of maps x (N, C, H, W)."""
+    return x.new_empty((x.numel() // x.shape[1], -(-x.shape[1] // 8)), dtype=torch.uint8)
+
+
+@torch.library.custom_op("alexnet::bias_relu", mutates_args=())
+def _bias_relu(x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     from alexnet.model import stages_triton  # noqa: PLC0415 - Triton is not everywhere
 
     return stages_triton.bias_relu(x, bias)
 
 
-@bias_relu.register_fake
-def _(x: Tensor, bias: Tensor) -> Tensor:
-    return torch.empty_like(x)
+@_bias_relu.register_fake
+def _(x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), empty_bits(x)
 
 
 @torch.library.custom_op("alexnet::bias_relu_backward", mutates_args=())
-def _bias_relu_backward(y: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+def _bias_relu_backward(g: Tensor, bits: Tensor) -> tuple[Tensor, Tensor]:
     from alexnet.model import stages_triton  # noqa: PLC0415 - Triton is not everywhere
 
-    return stages_triton.bias_relu_backward(y, g)
+    return stages_triton.bias_relu_backward(g, bits)
 
 
 @_bias_relu_backward.register_fake
-def _(y: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(y), _sum_of(y)
+def _(g: Tensor, bits: Tensor) -> tuple[Tensor, Tensor]:
+    return empty_maps(g, g.shape), _sum_of(g)
 
 
-def _save_relu(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(output)
+def _save_bits(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.set_materialize_grads(False)  # none is made for the bits
+    ctx.save_for_backward(output[1])
 
 
-def _relu_gradient(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor]:
-    (y,) = ctx.saved_tensors
-    return _bias_relu_backward(y, g)
+def _relu_gradient(ctx: Any, g: Tensor | None, _: None) -> tuple[Tensor | None, Tensor | None]:
+    return (None, None) if g is None else _bias_relu_backward(g, *ctx.saved_tensors)
 
 
-bias_relu.register_autograd(_relu_gradient, setup_context=_save_relu)
+_bias_relu.register_autograd(_relu_gradient, setup_context=_save_bits)
 
 # What `norm_pool` knows: types of 16 bits (float32 has tensor cores for exact products nowhere; the
 # kernels compute it for tests), the windows and the power of the released code and the paper, and

@@ -27,7 +27,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from alexnet.model.cuda_ops import empty_maps, root_type
+from alexnet.model.cuda_ops import empty_bits, empty_maps, root_type
 from alexnet.model.pooling_triton import maximum, pool_gradient, store_maxima
 from alexnet.model.spec import Lrn, pooled
 
@@ -125,54 +125,72 @@ def _options(x: Tensor, groups: int, norms: tuple[Lrn, ...]) -> dict[str, Any]:
     return options
 
 
-def bias_relu(x: Tensor, bias: Tensor) -> Tensor:
-    """The ReLU of x (N, C, H, W) plus its bias."""
-    y = torch.empty_like(x)
-    pixels, channels = x.numel() // x.shape[1], x.shape[1]
+def bias_relu(x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """The ReLU of x (N, C, H, W) plus its bias, and bits (N * H * W, C / 8): where it is not 0."""
+    y, bits = torch.empty_like(x), empty_bits(x)
+    pixels, channels = len(bits), x.shape[1]
     grid = (triton.cdiv(pixels, RELU_OPTIONS["ROWS"]), triton.cdiv(channels, RELU_OPTIONS["BLOCK"]))
     with torch.cuda.device_of(x):
-        _bias_relu[grid](x, bias, y, pixels, channels, **RELU_OPTIONS)
-    return y
+        _bias_relu[grid](x, bias, y, bits, pixels, channels, bits.shape[1], **RELU_OPTIONS)
+    return y, bits
 
 
-def bias_relu_backward(y: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradients at x and at the bias for the gradient g at y."""
+def bias_relu_backward(g: Tensor, bits: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients at x and at the bias for the gradient g at the ReLU with these bits."""
     g = g.contiguous(memory_format=torch.channels_last)
-    dx = torch.empty_like(y)
-    pixels, channels = y.numel() // y.shape[1], y.shape[1]
+    dx = torch.empty_like(g)
+    pixels, channels = len(bits), g.shape[1]
     grid = (triton.cdiv(pixels, RELU_OPTIONS["ROWS"]), triton.cdiv(channels, RELU_OPTIONS["BLOCK"]))
-    sums = torch.empty(grid[0], channels, device=y.device)
-    with torch.cuda.device_of(y):
-        _bias_relu_backward[grid](y, g, dx, sums, pixels, channels, **RELU_OPTIONS)
+    sums = torch.empty(grid[0], channels, device=g.device)
+    with torch.cuda.device_of(g):
+        _bias_relu_backward[grid](
+            g, bits, dx, sums, pixels, channels, bits.shape[1], **RELU_OPTIONS
+        )
     return dx, sums.sum(0)
 
 
 @triton.jit
-def _bias_relu(
-    x_pointer, bias_pointer, y_pointer, pixels, channels, ROWS: tl.constexpr, BLOCK: tl.constexpr
-) -> None:
+def _relu_block(pixels, channels, octets, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """This program's channels (1, B); offsets of values (R, B) and bits (R, B / 8); which exist."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
     channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[None, :]
-    valid = (row < pixels) & (channel < channels)
-    offset = row.to(tl.int64) * channels + channel
+    octet = tl.program_id(1) * (BLOCK // 8) + tl.arange(0, BLOCK // 8)[None, :]
+    valid, present = (row < pixels) & (channel < channels), (row < pixels) & (octet < octets)
+    row = row.to(tl.int64)
+    return channel, row * channels + channel, valid, row * octets + octet, present
+
+
+@triton.jit
+def _bias_relu(
+    x_pointer, bias_pointer, y_pointer, bits_pointer, pixels, channels, octets,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr,
+) -> None:  # fmt: skip
+    channel, offset, valid, bits_offset, present = _relu_block(
+        pixels, channels, octets, ROWS, BLOCK
+    )
     x = tl.load(x_pointer + offset, mask=valid, other=0.0).to(tl.float32)
     x += tl.load(bias_pointer + channel, mask=channel < channels, other=0.0)
-    x = tl.where(x <= 0.0, 0.0, x)
-    tl.store(y_pointer + offset, x.to(y_pointer.dtype.element_ty), mask=valid)
+    y = tl.where(x <= 0.0, 0.0, x).to(y_pointer.dtype.element_ty)
+    tl.store(y_pointer + offset, y, mask=valid)
+    # Of what is stored: a small x may round to zero.
+    bits = tl.where(y == 0.0, 0, 1 << (channel % 8))
+    bits = tl.sum(tl.reshape(bits, (ROWS, BLOCK // 8, 8)), axis=2)
+    tl.store(bits_pointer + bits_offset, bits.to(tl.uint8), mask=present)
 
 
 @triton.jit
 def _bias_relu_backward(
-    y_pointer, g_pointer, dx_pointer, sums_pointer, pixels, channels,
+    g_pointer, bits_pointer, dx_pointer, sums_pointer, pixels, channels, octets,
     ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
-    channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[None, :]
-    valid = (row < pixels) & (channel < channels)
-    offset = row.to(tl.int64) * channels + channel
-    y = tl.load(y_pointer + offset, mask=valid, other=0.0)
+    channel, offset, valid, bits_offset, present = _relu_block(
+        pixels, channels, octets, ROWS, BLOCK
+    )
+    bits = tl.load(bits_pointer + bits_offset, mask=present, other=0).to(tl.int32)
+    bits = tl.broadcast_to(bits[:, :, None], (ROWS, BLOCK // 8, 8))
+    bits = tl.reshape(bits, (ROWS, BLOCK)) >> (channel % 8)
     g = tl.load(g_pointer + offset, mask=valid, other=0.0)
-    g = tl.where(y == 0.0, 0.0, g)
+    g = tl.where((bits & 1) == 0, 0.0, g)
     tl.store(dx_pointer + offset, g, mask=valid)
     total = tl.sum(g.to(tl.float32), axis=0)[None, :]
     own = sums_pointer + tl.program_id(0) * channels + channel
