@@ -268,7 +268,9 @@ def serves_dropout(x: Tensor) -> bool:
 
 
 @torch.library.custom_op("alexnet::drop", mutates_args=())
-def drop(x: Tensor, position: Tensor, key: Sequence[int], keep: float, inverted: bool) -> Tensor:
+def drop(
+    x: Tensor, position: Tensor, key: Sequence[int], keep: float, inverted: bool, relu: bool
+) -> Tensor:
     """X (N, F) times its mask, which is drawn forward and again backward and never stored.
 
     Args:
@@ -278,29 +280,62 @@ def drop(x: Tensor, position: Tensor, key: Sequence[int], keep: float, inverted:
             from one image's number to the next.
         keep: probability of a unit to be kept.
         inverted: whether kept units are divided by `keep`.
+        relu: whether x passes a ReLU before.
     """
+    x = x.contiguous()
+    return _dropped(x, x if relu else None, position, key, keep, inverted)
+
+
+def _dropped(
+    x: Tensor,
+    gate: Tensor | None,
+    position: Tensor,
+    key: Sequence[int],
+    keep: float,
+    inverted: bool,
+) -> Tensor:
     from alexnet.model import dropout_triton  # noqa: PLC0415 - Triton is not everywhere
 
     start, first, stop, stride = key
     # Rounded to x's type, as a mask of that type is.
     scale = float(torch.ones((), dtype=x.dtype, device="cpu") / keep) if inverted else 1.0
     columns = range(first, stop)
-    return dropout_triton.drop(x.contiguous(), position, start, columns, stride, keep, scale)
+    return dropout_triton.drop(x, gate, position, start, columns, stride, keep, scale)
 
 
 @drop.register_fake
-def _(x: Tensor, position: Tensor, key: Sequence[int], keep: float, inverted: bool) -> Tensor:
+def _(
+    x: Tensor, position: Tensor, key: Sequence[int], keep: float, inverted: bool, relu: bool
+) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
+@torch.library.custom_op("alexnet::drop_backward", mutates_args=())
+def _drop_backward(
+    g: Tensor, y: Tensor, position: Tensor, key: Sequence[int], keep: float, inverted: bool
+) -> Tensor:
+    return _dropped(g.contiguous(), y, position, key, keep, inverted)
+
+
+@_drop_backward.register_fake
+def _(
+    g: Tensor, y: Tensor, position: Tensor, key: Sequence[int], keep: float, inverted: bool
+) -> Tensor:
+    return torch.empty_like(y)
+
+
 def _save_position(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, position, *ctx.constants = inputs
-    ctx.save_for_backward(position)
+    _, position, *ctx.constants, relu = inputs
+    ctx.save_for_backward(position, *([output] if relu else []))
 
 
-def _drop_gradient(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None, None]:
-    (position,) = ctx.saved_tensors
-    return drop(g, position, *ctx.constants), None, None, None, None
+def _drop_gradient(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    position, *outputs = ctx.saved_tensors
+    if outputs:
+        dx = _drop_backward(g, *outputs, position, *ctx.constants)
+    else:
+        dx = drop(g, position, *ctx.constants, relu=False)
+    return dx, None, None, None, None, None
 
 
 drop.register_autograd(_drop_gradient, setup_context=_save_position)

@@ -102,16 +102,21 @@ class Dropout(nn.Module):
         self.position.fill_(position)
         self.stride = stride
 
-    def forward(self, x: Tensor, layer: int) -> Tensor:
-        """Drop of x (N, F, ...), the output of layer number `layer`, its columns side by side."""
+    def forward(self, x: Tensor, layer: int, *, relu: bool = False) -> Tensor:
+        """Drop of x (N, F, ...), the output of layer number `layer`, its columns side by side.
+
+        With `relu`, of the ReLU of x.
+        """
+        own = (self.columns.start, self.columns.stop, self.stride)
+        if self.training and self.keep < 1.0 and serves_dropout(x):
+            key = (layer_key(self.seed, layer), *own)
+            dropped = drop(x.flatten(1), self.position, key, self.keep, self.inverted, relu)
+            return dropped.view(x.shape)
+        x = torch.relu(x) if relu else x
         if self.keep == 1.0:
             return x
         if not self.training:
             return x if self.inverted else x * self.keep
-        own = (self.columns.start, self.columns.stop, self.stride)
-        if serves_dropout(x):
-            key = (layer_key(self.seed, layer), *own)
-            return drop(x.flatten(1), self.position, key, self.keep, self.inverted).view(x.shape)
         size = (len(x), x.shape[1:].numel())
         keep_units = _mask(self.position, (self.seed, layer, *own), size, self.keep)
         mask = keep_units.view(x.shape).to(x.dtype)

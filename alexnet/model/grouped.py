@@ -21,6 +21,8 @@ from alexnet.model.norms import local_response_norm, spatial_norm
 from alexnet.model.spec import Conv, Dense, Layer, ModelConfig, Stage, sizes
 
 Pairs = tuple[tuple[Stage, ...], ...]
+# Stages that have a kernel in common where "act" is a ReLU.
+PAIRS = (("act", "lrn"), ("act", "pool"), ("pool", "act"), ("act", "dropout"))
 
 
 class Grouped(nn.Module):
@@ -97,11 +99,14 @@ class Stages(nn.Module):
         if "pool" in pair and serves_pool(x, self.pool[0]):
             return max_pool(x, bias, *self.pool, relu="act" in pair)
         if bias is not None:
-            if pair == ("act",) and self.act is torch.relu and serves_maps(x):
-                return bias_relu(x, bias)
-            x = _biased(x, bias)
+            if pair in (("act",), ("act", "dropout")) and self.act is torch.relu and serves_maps(x):
+                x, pair = bias_relu(x, bias), pair[1:]
+            else:
+                x = _biased(x, bias)
         if pair == ("act", "lrn"):
             return local_response_norm(x, self.lrn, groups=self.groups, relu=True)
+        if pair == ("act", "dropout"):
+            return self.dropout(x, number, relu=True)
         for stage in pair:
             x = self._apply_stage(x, stage, number)
         return x
@@ -125,13 +130,13 @@ def _biased(x: Tensor, bias: Tensor) -> Tensor:
 def fused_stages(stages: tuple[Stage, ...], act: str) -> tuple[Pairs, ...]:
     """The stages of a layer in order, those together that CUDA has as one kernel.
 
-    A ReLU goes into the norm behind it, or into the pooling before or behind it: they are a pair.
+    A ReLU is a pair with the norm or dropout behind it, or with the pooling before or behind it.
     Norms and the pooling behind them are one kernel for some maps, and for others one each.
     """
     pairs: list[tuple[Stage, ...]] = []
     for stage in stages:
         pair = (*pairs[-1], stage) if pairs else (stage,)
-        if act == "relu" and pair in (("act", "lrn"), ("act", "pool"), ("pool", "act")):
+        if act == "relu" and pair in PAIRS:
             pairs[-1] = pair
         else:
             pairs.append((stage,))
