@@ -49,7 +49,7 @@ test-all: .venv/.dev
 # Kernels, crossings between GPUs, graphs and budgets, each against what a CPU can show of it.
 gpu-proofs: .venv/.dev
 	$(BIN)/python -m pytest --quiet --numprocesses $(JOBS) --dist worksteal $(addprefix tests/test_, \
-	    $(addsuffix .py,fake_gpus step_budget dali_graph training_graph dropout_triton planes_triton \
+	    $(addsuffix .py,fake_gpus waiting step_budget dali_graph training_graph dropout_triton planes_triton \
 	    sgd_triton stages_triton cuda_ops norms_channels_last))
 
 check: .venv/.dev

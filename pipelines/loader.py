@@ -16,7 +16,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext, suppress
+from contextlib import closing, nullcontext, suppress
 from functools import partial
 from itertools import repeat
 from pathlib import Path
@@ -39,7 +39,7 @@ from pipelines.errors import DataError
 from pipelines.imagestats import ImageStats
 from pipelines.normalize import Preprocess
 from pipelines.order import BatchPlan, BatchSchedule
-from pipelines.prefetch import prefetch
+from pipelines.prefetch import SideStream, prefetch
 from pipelines.regions import read_regions
 from pipelines.shards import RawBatch, SampleReader, read_batch
 
@@ -85,9 +85,7 @@ class Loader:
             "".join(shard.sha256 for shard in reader.split.shards).encode()
         ).hexdigest()
         self._stream: Generator[tuple[RawBatch, Tensor]] | None = None
-        # Batches are made and copied on a stream of their own, or they would wait for the step that
-        # is queued before them, and the next step for them.
-        self._side: torch.cuda.Stream | None = None
+        self._side: SideStream | None = None  # that batches are made on and copied, if by a GPU
         self._target = Target()
         self._lock = threading.RLock()  # an RLock: a signal handler may close while `_next` waits
         self._closed = False
@@ -221,7 +219,7 @@ class Loader:
             self._refuse_if_closed()
             if self._stream is None:
                 if self._config.device.startswith("cuda") and self._side is None:
-                    self._side = torch.cuda.Stream(self._config.device)
+                    self._side = SideStream(torch.device(self._config.device))
                 plans = self._reader.batches(self._schedule, self.epoch, self.step)
                 self._stream = _stream(
                     plans, self._reader, self._preprocess, self._config, self._target
@@ -229,7 +227,7 @@ class Loader:
             # What is written into memory that a step reads has to wait for that step.
             side = self._side if self._target.images is None else None
             try:
-                with _use_stream(side):
+                with side.use() if side else nullcontext():
                     raw, images = next(self._stream)
                     labels = _pinned(torch.as_tensor(raw.labels), self._config)
                     device = self._config.device
@@ -247,10 +245,7 @@ class Loader:
             (raw.plan.epoch + 1, 0) if last else (raw.plan.epoch, raw.plan.step + 1)
         )
         if side is not None:
-            current = torch.cuda.current_stream(side.device)
-            current.wait_stream(side)
-            for tensor in (images, labels):
-                tensor.record_stream(current)
+            side.hand_over((images, labels))
         return images, labels
 
     def _refuse_in_fork(self) -> None:
@@ -448,10 +443,6 @@ def _stream(
 
         with closing(prefetch(repeat(images), make, workers=1, depth=1)) as batches:
             yield from batches
-
-
-def _use_stream(stream: torch.cuda.Stream | None) -> AbstractContextManager[Any]:
-    return nullcontext() if stream is None else torch.cuda.stream(stream)
 
 
 def _pinned(tensor: Tensor, config: LoaderConfig) -> Tensor:

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from alexnet.model import cuda_ops
 from alexnet.model.norms_cpu import memory_format
+from tests.device_queues import Queues
 
 AUTOCAST = "AutocastPrivateUse1"
 GUARD = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)
@@ -25,7 +26,7 @@ libraries = []  # torch forgets what they register when they go
 weights = {}  # what CUDA's autocast keeps of the weights from one use to the next in a step
 
 
-class Backend(backend_registration._DummyBackendModule):
+class Backend(backend_registration._DummyBackendModule, Queues):
     def device_count(self):
         return 2
 

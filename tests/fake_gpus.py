@@ -29,6 +29,8 @@ IMAGES = 8
 CONFIG = TrainConfig(precision="bfloat16")  # as GPUs train
 # Operators by which the host waits for a device.
 WAITS = ("_local_scalar_dense", "nonzero", "item", "is_nonzero")
+# Of operators on the clock of the queues; all others take none.
+SECONDS = {"convolution": 10.0, "_to_copy": 4.0, "cat": 1.0}
 
 
 class Log(TorchDispatchMode):
@@ -36,6 +38,8 @@ class Log(TorchDispatchMode):
 
     In `crossed` are the operator, shape and type of what it takes, its bytes on either side, and
     the devices. In `order` are copies to another device and concatenations, as they are queued.
+    `copies` are begin and end of those copies on the clock of the devices' queues, and `races` the
+    operators that begin there before what they take has been computed.
     """
 
     def __init__(self):
@@ -43,6 +47,10 @@ class Log(TorchDispatchMode):
         self.crossed = []
         self.order = []
         self.waits = []
+        self.copies = []
+        self.races = []
+        self.ends = {}  # of what was written to each memory last
+        self.held = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
@@ -57,9 +65,40 @@ class Log(TorchDispatchMode):
             crossing = [name, list(first.shape), kind, [first.nbytes, last.nbytes], devices]
             self.crossed.append(crossing)
             self.order.append("copy")
+            self.copies.append(copy_between(first.device, last.device))
         elif name == "cat":
             self.order.append("cat")
+        self._time(name, tensors, out)
         return out
+
+    def _time(self, name, tensors, out):
+        written = [x for x in tree_leaves(out) if isinstance(x, torch.Tensor)]
+        if not written or written[0].device.type != "gpu":
+            return
+        if len({tensor.device for tensor in tensors}) > 1:
+            interval = self.copies[-1]
+        else:
+            seconds = SECONDS.get(name, 0)
+            interval = torch.gpu.current_stream(written[0].device).work(seconds)
+        storages = {id(tensor): tensor.untyped_storage() for tensor in tensors}
+        self.held += storages.values()  # or their addresses would be those of others later
+        memories = {number: storage._cdata for number, storage in storages.items()}
+        new = {id(tensor) for tensor in written}
+        for number, memory in memories.items():
+            if number not in new and self.ends.get(memory, 0) > interval[0]:
+                self.races.append(name)
+        for number in new:
+            memory = memories[number]
+            self.ends[memory] = max(self.ends.get(memory, 0), interval[1])
+
+
+def copy_between(source, target):
+    """Begin and end of a copy: on the stream of its source, after what both have queued."""
+    source, target = (torch.gpu.current_stream(device) for device in (source, target))
+    source.wait_stream(target)
+    interval = source.work(SECONDS["_to_copy"])
+    target.wait_stream(source)
+    return interval
 
 
 def move(module, device):
@@ -120,6 +159,8 @@ def split_step(name):
         "crossed": trained.crossed,
         "validation crossed": validated.crossed,
         "validation order": validated.order,
+        "validation copies": validated.copies,
+        "races": trained.races + validated.races,
         "waits": trained.waits + validated.waits,
         "results": [str(loss.device), str(errors.device)],
         "velocities elsewhere": strangers,

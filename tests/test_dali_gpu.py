@@ -147,6 +147,6 @@ def test_a_batch_does_not_wait_for_the_step_that_was_queued_before_it(root, back
         step = torch.cuda.Event()
         step.record()
         next(batches)
-        loader._side.synchronize()
+        loader._side.own.synchronize()
         assert not step.query()
         torch.cuda.synchronize()

@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 
@@ -109,6 +110,17 @@ def test_both_directions_of_an_exchange_are_queued_before_parts_are_joined(steps
         if exchange.what == "to first":
             order += ["copy", "cat"]
     assert steps[name]["validation order"] == order
+
+
+@pytest.mark.parametrize("name", SPLIT)
+def test_both_directions_of_an_exchange_run_at_once_after_what_they_copy(steps, name):
+    step = steps[name]
+    _images, *copies, first = step["validation copies"]
+    gathers = [e for e in exchanges(getattr(networks, name)()) if e.what == "gather"]
+    assert len(copies) == 2 * len(gathers)
+    assert copies[::2] == copies[1::2]
+    assert all(last[1] < then[0] for last, then in pairwise([*copies[::2], first]))
+    assert step["races"] == []
 
 
 def test_columns_that_mix_devices_are_noticed(steps):

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from itertools import permutations
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -104,35 +104,31 @@ def _copying(
     and what is queued after it waits for them; by that order memory is also safe to use again.
     Backward, autograd copies on the streams of the forward pass.
     """
-    directions = [
-        pair
-        for pair in permutations(dict.fromkeys(devices), 2)
-        if {d.type for d in pair} == {"cuda"}
-    ]
+    queues: Any = torch.get_device_module(devices[0])  # torch.cuda
+    directions = permutations(dict.fromkeys(devices), 2) if devices[0].type != "cpu" else ()
     streams = {pair: _copy_streams(*pair) for pair in directions}
     for pair, own in streams.items():
         for device, stream in zip(pair, own, strict=True):
-            stream.wait_stream(torch.cuda.current_stream(device))
+            stream.wait_stream(queues.current_stream(device))
 
     def move(maps: Tensor, device: torch.device) -> Tensor:
         own = streams.get((maps.device, device))
         if own is None:
             return _move(maps, device)
-        with torch.cuda.stream(own[0]), torch.cuda.stream(own[1]):
+        with queues.stream(own[0]), queues.stream(own[1]):
             return _move(maps, device)
 
     yield move
     for pair, own in streams.items():
         for device, stream in zip(pair, own, strict=True):
-            torch.cuda.current_stream(device).wait_stream(stream)
+            queues.current_stream(device).wait_stream(stream)
 
 
 @cache
-def _copy_streams(
-    source: torch.device, target: torch.device
-) -> tuple[torch.cuda.Stream, torch.cuda.Stream]:
+def _copy_streams(source: torch.device, target: torch.device) -> tuple[torch.Stream, torch.Stream]:
     """Always the same ones: torch keeps freed memory apart by the stream that it was made on."""
-    return torch.cuda.Stream(source), torch.cuda.Stream(target)
+    queues: Any = torch.get_device_module(source)
+    return queues.Stream(source), queues.Stream(target)
 
 
 class Column(nn.Module):

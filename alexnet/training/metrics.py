@@ -165,38 +165,83 @@ class ChanceWatch:
         return True
 
 
-class Meter:
-    """Adds up since the last `flush`, which alone reads tensors, so that a GPU never waits for it.
+class HostWaits:
+    """Seconds without a batch on a CPU, which does nothing else while it asks for one."""
 
-    On a CPU a stall is the time spent on asking for a batch. On a GPU it is the gap between the end
-    of a step and the start of the next by the device's own events: the host runs ahead of the
-    device, and while it waits for a batch the device may still be computing.
+    def __init__(self) -> None:
+        self._seconds = self._asked = 0.0
+
+    def asks(self, *, first: bool) -> None:
+        """Call it before a batch is asked for; before the first one there is no step."""
+        self._asked = time.perf_counter()
+
+    def arrives(self) -> None:
+        """Call it when the batch has been given out."""
+        self._seconds += time.perf_counter() - self._asked
+
+    def flush(self) -> float:
+        """The seconds since the last call."""
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
+
+
+class DeviceWaits:
+    """Seconds without a batch on a GPU, by events in its queue around what it waits for.
+
+    Not by the host's clock: the host queues steps ahead, and while it waits for a batch the GPU may
+    still be computing, or the other way round.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.gpu = device.type == "cuda"
         self.device = device
+        # torch.cuda: torch has a module with the same names for each kind of device.
+        self._streams: Any = torch.get_device_module(device)
+        self._gaps: list[tuple[torch.Event, torch.Event]] = []
+        self._ended: torch.Event | None = None
+
+    def asks(self, *, first: bool) -> None:
+        """Call it before a batch is asked for; before the first one there is no step."""
+        self._ended = None if first else self._mark()
+
+    def arrives(self) -> None:
+        """Call it when the batch has been given out: the queue then waits for what makes it."""
+        if self._ended is not None:
+            self._gaps.append((self._ended, self._mark()))
+
+    def flush(self) -> float:
+        """The seconds since the last call; the GPU must have come to its last event."""
+        seconds = sum(ended.elapsed_time(began) for ended, began in self._gaps) / 1000
+        self._gaps.clear()
+        return seconds
+
+    def _mark(self) -> torch.Event:
+        """An event in the queue of this device, which need not be torch's current one."""
+        event = self._streams.Event(enable_timing=True)
+        event.record(self._streams.current_stream(self.device))
+        return event
+
+
+class Meter:
+    """Adds up since the last `flush`, which alone reads tensors, so that a GPU never waits for it.
+
+    `waits` measures the time without data, in the way of the device.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.waits = DeviceWaits(device) if device.type == "cuda" else HostWaits()
         self.loss = torch.zeros((), device=device, dtype=torch.float32)
         self.steps = self.images = 0
-        self.stalled = 0.0
         self.began = time.perf_counter()
-        self._gaps: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
-        self._ended: torch.cuda.Event | None = None
 
     def batches(self, loader: Iterable[Batch]) -> Iterator[Batch]:
         """The batches of the loader; what happens between two of them counts as computing."""
         self.began = time.perf_counter()
-        self._ended = None
         iterator = iter(loader)
-        while True:
-            request = time.perf_counter()
-            batch = next(iterator, None)
-            if batch is None:
-                return
-            self._arrived(request)
+        self.waits.asks(first=True)
+        while (batch := next(iterator, None)) is not None:
+            self.waits.arrives()
             yield batch
-            if self.gpu:
-                self._ended = _mark(self.device)
+            self.waits.asks(first=False)
 
     def add(self, loss: Tensor, images: int) -> None:
         """One step: the mean loss of its images."""
@@ -207,25 +252,10 @@ class Meter:
     def flush(self) -> Interval:
         """The sums since the last call."""
         loss = float(self.loss)  # waits for the device, so the seconds below are those of the steps
-        for ended, began in self._gaps:
-            self.stalled += ended.elapsed_time(began) / 1000
+        stalled = self.waits.flush()
         clock = time.perf_counter()
-        interval = Interval(self.steps, self.images, loss, clock - self.began, self.stalled)
+        interval = Interval(self.steps, self.images, loss, clock - self.began, stalled)
         self.loss.zero_()
         self.steps = self.images = 0
-        self.stalled, self.began = 0.0, clock
-        self._gaps.clear()
+        self.began = clock
         return interval
-
-    def _arrived(self, request: float) -> None:
-        if not self.gpu:
-            self.stalled += time.perf_counter() - request
-        elif self._ended is not None:
-            self._gaps.append((self._ended, _mark(self.device)))
-
-
-def _mark(device: torch.device) -> torch.cuda.Event:
-    """An event in the queue of this device, which need not be torch's current one."""
-    event = torch.cuda.Event(enable_timing=True)
-    event.record(torch.cuda.current_stream(device))
-    return event
