@@ -118,10 +118,11 @@ def censuses():
 # (5,800). Left out, by what each would save: convolving conv1 in the kernels of what follows it,
 # 2,900 (.69 ms of 1024 images by an H200's memory, but a Triton kernel at a third of the tensor
 # cores' rate takes 1.3 ms longer than cuDNN); computing the spatial norm's roots again, 750 (.18
-# ms, against .45 for the instructions); ReLU in cuDNN's epilogue, 520 (whether it has one for
-# groups only a GPU can tell); blocks written by the loader, 600 (a layout that other networks have
-# no use for). Before a step DALI writes its crops in float32, which `Finish` reads, 600 more than
-# in bfloat16: it knows float16, which would round twice.
+# ms, against .45 for the instructions); ReLU in cuDNN's epilogue, 290, for it keeps no bits and the
+# backward pass would read the maps again (whether it has one for groups only a GPU can tell);
+# blocks written by the loader, 600 (a layout that other networks have no use for); the loss as one
+# kernel a pass, 38 in six kernels. Before a step DALI writes its crops in float32, which `Finish`
+# reads, 600 more than in bfloat16: it knows float16, which would round twice.
 BUDGETS = {"code2012": (58, 11_582), "paper": (59, 11_467), "torchvision": (66, 10_455)}
 OPERATORS = ("norm_pool", "max_pool", "bias_relu", "drop")
 
