@@ -1,7 +1,9 @@
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from alexnet.model.dropout import Dropout, keep_mask, mix, unit_keys
+from tests.fake_gpus import move
 
 CPU = torch.device("cpu")
 IMAGES = torch.arange(2000)
@@ -85,3 +87,12 @@ def test_the_inverted_kind_scales_in_training():
 def test_no_dropout_is_no_operation():
     x = torch.ones(2, 3)
     assert Dropout(0.0, "mask", seed=1, columns=range(1))(x, 0) is x
+
+
+def test_units_are_counted_without_an_operation_on_the_gpu():
+    dropout = Dropout(0.5, "mask", seed=1, columns=range(2)).train()
+    with FakeTensorMode():  # to which this build of torch gives no views of CUDA's memory
+        move(dropout, "cuda:0")
+        x = torch.empty(4, 3, 2, dtype=torch.float64, device="cuda:0")
+        y = dropout(x, 0)
+    assert (y.shape, y.device) == (x.shape, x.device)
