@@ -108,8 +108,8 @@ def censuses():
 
 
 # Kernels of forward and backward, and kilobytes an image that they read and write, at a batch of
-# 1024. Of code2012 convolutions are 4,700, what follows conv1 2,160, conv2 2,125, conv3 and conv4
-# 1,070 and conv5 230, images as blocks 610, products 500, and all else 180. With biases apart from
+# 1024. Of code2012 convolutions are 4,700, what follows conv1 2,090, conv2 2,085, conv3 and conv4
+# 1,070 and conv5 220, images as blocks 610, products 500, and all else 180. With biases apart from
 # what follows, every norm and pooling a kernel of its own, images in float32 and weights and
 # gradients cast in every step they were 21,727 in 104 kernels. The update of the weights, which is
 # not counted here, is 1,190.
@@ -123,7 +123,7 @@ def censuses():
 # blocks written by the loader, 600 (a layout that other networks have no use for); the loss as one
 # kernel a pass, 38 in six kernels. Before a step DALI writes its crops in float32, which `Finish`
 # reads, 600 more than in bfloat16: it knows float16, which would round twice.
-BUDGETS = {"code2012": (58, 11_582), "paper": (59, 11_467), "torchvision": (66, 10_455)}
+BUDGETS = {"code2012": (58, 11_460), "paper": (59, 11_345), "torchvision": (66, 10_367)}
 OPERATORS = ("norm_pool", "max_pool", "bias_relu", "drop")
 
 
@@ -148,7 +148,7 @@ def test_our_operators_keep_bfloat16_forward_and_backward(censuses):
     assert "alexnet.norm_pool_backward.default" in types
     for name, kinds in types.items():
         # Besides numbers of pixels, roots of the spatial norm, and sums for the gradient of a bias.
-        others = {"torch.uint8"}
+        others = {"torch.int32", "torch.uint8"}
         others |= {"torch.float16"} if name == "alexnet.norm_pool.default" else set()
         others |= {"torch.float32"} if "backward" in name else set()
         assert set(kinds) - others == {"torch.bfloat16"}, name

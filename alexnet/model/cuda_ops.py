@@ -22,7 +22,7 @@ from alexnet.model.spec import Lrn, pooled
 KERNEL_DEVICES = {"cuda"} if torch.cuda.is_available() and find_spec("triton") else set[str]()
 
 _POOL_TYPES = (torch.float32, torch.bfloat16, torch.float16)
-NO_TAP = 255  # a window's pixels are numbered in one byte, of which 255 means none
+_PIXELS = 255  # of a window, that numbers of one byte know: 255 means none
 
 
 def serves_maps(x: Tensor) -> bool:
@@ -37,7 +37,7 @@ def serves_maps(x: Tensor) -> bool:
 
 def serves_pool(x: Tensor, size: int) -> bool:
     """Whether `max_pool` knows maps like x and windows of this size."""
-    return serves_maps(x) and size * size <= NO_TAP
+    return serves_maps(x) and size * size <= _PIXELS
 
 
 def max_pool(x: Tensor, bias: Tensor | None, size: int, stride: int, *, relu: bool) -> Tensor:
@@ -60,12 +60,29 @@ def _max_pool(
 @_max_pool.register_fake
 def _(x: Tensor, bias: Tensor | None, size: int, stride: int, relu: bool) -> tuple[Tensor, Tensor]:
     y = empty_maps(x, (*x.shape[:2], *_pooled_side(x, size, stride)))
-    return y, torch.empty_like(y, dtype=torch.uint8)
+    return y, empty_taps(y, size)
 
 
-def empty_maps(x: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Maps (N, C, H, W) of x's type on its device, in channels_last, that hold nothing yet."""
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+def empty_maps(x: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
+    """Maps (N, C, H, W) on x's device, of its type or another, in channels_last, with no values."""
+    dtype = dtype or x.dtype
+    return torch.empty(shape, dtype=dtype, device=x.device, memory_format=torch.channels_last)
+
+
+def tap_bits(size: int) -> int:
+    """Bits for the number of a window's pixel. All of them ones mean none."""
+    return 4 if size * size <= 15 else 8
+
+
+def empty_taps(y: Tensor, size: int, groups: int = 1) -> Tensor:
+    """For maxima y (N, C, H, W) of windows of this size: the pixel of its window that each is.
+
+    Words of 32 bits, in channels_last as y is: each holds the numbers of eight (or four) channels,
+    of the first in its lowest bits. Every group of channels begins with a new word.
+    """
+    images, channels, *side = y.shape
+    words = (channels // groups * tap_bits(size) + 31) // 32  # of a group
+    return empty_maps(y, (images, groups * words, *side), torch.int32)
 
 
 def _pooled_side(x: Tensor, size: int, stride: int) -> tuple[int, int]:
@@ -225,7 +242,7 @@ def _(
     y = empty_maps(x, (*x.shape[:2], *_pooled_side(x, *_POOL)))
     spatial = len(constants) == 4
     roots = torch.empty_like(x, dtype=root_type(x)) if spatial else x.new_empty(0)
-    return y, torch.empty_like(y, dtype=torch.uint8), roots
+    return y, empty_taps(y, _POOL[0], groups), roots
 
 
 @torch.library.custom_op("alexnet::norm_pool_backward", mutates_args=())

@@ -5,7 +5,7 @@
 """All that follows a convolution on CUDA, in one kernel a pass: for bfloat16 in channels_last.
 
 Bias, ReLU, response norm, spatial norm and pooling of 3 x 3 with stride 2 read the output of the
-convolution once and write the maxima, with one byte each that says which pixel of its window it is
+convolution once and write the maxima, with four bits each for the pixel of its window that it is
 (see pooling_triton). Backward the norms are computed again from the output of the convolution, and
 its gradient is written with the sums that make the gradient of the bias.
 
@@ -14,7 +14,7 @@ column are products with matrices of zeros and ones, which tensor cores do. A pr
 pass takes one group of one image and walks down its rows; what a window of rows needs stays in
 registers. The spatial norm's backward pass needs 9 rows of two tensors for one of its gradient,
 more than the registers hold: the forward pass therefore keeps the roots of its denominators in 16
-bits, 373 KB of an image of 2,125 that the stages of conv2 move in both passes. Without them the
+bits, 373 KB of an image of 2,085 that the stages of conv2 move in both passes. Without them the
 rows above would be computed again, some 70 instructions a value.
 
 Inside, everything is float32. A value that is not finite spreads to the pixels near it.
@@ -27,7 +27,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from alexnet.model.cuda_ops import empty_bits, empty_maps, root_type
+from alexnet.model.cuda_ops import empty_bits, empty_maps, empty_taps, root_type
 from alexnet.model.pooling_triton import maximum, pool_gradient, store_maxima
 from alexnet.model.spec import Lrn, pooled
 
@@ -51,7 +51,7 @@ def norm_pool_forward(
     images, channels, height, width = x.shape
     rows, columns = pooled(height, 3, 2), pooled(width, 3, 2)
     y = empty_maps(x, (images, channels, rows, columns))
-    taps = torch.empty_like(y, dtype=torch.uint8)
+    taps = empty_taps(y, 3, groups)
     spatial = len(norms) == 2
     roots = torch.empty_like(x, dtype=root_type(x)) if spatial else x.new_empty(0)
     options = _options(x, groups, norms)
@@ -99,12 +99,13 @@ def norm_pool_backward(
 
 def _backward_tile(x: Tensor, block: int, *, spatial: bool) -> tuple[int, int]:
     """Pixels of a tile and warps for which the compiler keeps all in registers."""
-    blackwell = x.is_cuda and torch.cuda.get_device_capability(x.device)[0] >= 10
+    major = torch.cuda.get_device_capability(x.device)[0] if x.is_cuda else 9
     if spatial:
-        return x.shape[3], 8 if blackwell else 16
+        return x.shape[3], 8 if major >= 9 else 16
     if block == 128:
         return PIXELS // 2, 8
-    return PIXELS // 2 if blackwell else PIXELS, 4
+    # Hopper's tensor cores read the band from shared memory, others from registers.
+    return PIXELS if major == 9 else PIXELS // 2, 4
 
 
 def _options(x: Tensor, groups: int, norms: tuple[Lrn, ...]) -> dict[str, Any]:
@@ -112,6 +113,7 @@ def _options(x: Tensor, groups: int, norms: tuple[Lrn, ...]) -> dict[str, Any]:
     options: dict[str, Any] = {
         "CHANNELS": channels,
         "GROUPS": groups,
+        "WORDS": triton.cdiv(channels, 8),  # of numbers of pixels, of a group
         "SHARE": response.alpha / response.size,
         "K": response.k,
         "BLOCK": max(16, triton.next_power_of_2(channels)),
@@ -263,8 +265,8 @@ def _normed_row(
 @triton.jit
 def _norm_pool(
     x_pointer, bias_pointer, y_pointer, taps_pointer, height, width, rows, columns,
-    CHANNELS: tl.constexpr, GROUPS: tl.constexpr, SHARE: tl.constexpr, K: tl.constexpr,
-    RELU: tl.constexpr, RELU_AFTER: tl.constexpr, PRECISION: tl.constexpr,
+    CHANNELS: tl.constexpr, GROUPS: tl.constexpr, WORDS: tl.constexpr, SHARE: tl.constexpr,
+    K: tl.constexpr, RELU: tl.constexpr, RELU_AFTER: tl.constexpr, PRECISION: tl.constexpr,
     COLUMNS: tl.constexpr, POOLED: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
 ) -> None:  # fmt: skip
     """Response norm and pooling: some rows of maxima of a group of an image."""
@@ -273,9 +275,9 @@ def _norm_pool(
     column, channel = tl.arange(0, COLUMNS)[:, None], tl.arange(0, BLOCK)[None, :]
     bias = tl.load(bias_pointer + first_channel + channel, mask=channel < CHANNELS, other=0.0)
     x_pointer += image * height * width * (CHANNELS * GROUPS) + first_channel
-    start = image * rows * columns * (CHANNELS * GROUPS) + first_channel
+    y_pointer += image * rows * columns * (CHANNELS * GROUPS) + first_channel
+    taps_pointer += (image * rows * columns * GROUPS + tl.program_id(1)) * WORDS
     y_column = tl.arange(0, POOLED)[:, None]
-    valid = (y_column < columns) & (channel < CHANNELS)
     band = _band(BLOCK)
     best = tl.full((POOLED, BLOCK), float("-inf"), tl.float32)
     best_tap = tl.zeros((POOLED, BLOCK), tl.int32)
@@ -287,9 +289,11 @@ def _norm_pool(
         # Even rows are the last of a window and the first of the next.
         best, best_tap = maximum(best, best_tap, value, 6 - 3 * (row & 1) + tap)
         y_row = row // 2 - 1
-        offset = start + (y_row * columns + y_column) * (CHANNELS * GROUPS) + channel
-        store_maxima(y_pointer, taps_pointer, offset, valid & (y_row >= first) & (row % 2 == 0),
-                      best, best_tap, RELU_AFTER)  # fmt: skip
+        if (row % 2 == 0) & (y_row >= first):
+            store_maxima(
+                y_pointer, taps_pointer, y_row * columns + y_column, y_column < columns,
+                CHANNELS * GROUPS, WORDS * GROUPS, CHANNELS, best, best_tap, RELU_AFTER,
+            )  # fmt: skip
         best = tl.where(row % 2 == 0, value, best)
         best_tap = tl.where(row % 2 == 0, tap, best_tap)
 
@@ -298,9 +302,9 @@ def _norm_pool(
 def _norm_pool_backward(
     x_pointer, bias_pointer, g_pointer, taps_pointer, dx_pointer, sums_pointer,
     pixels, height, width, rows, columns,
-    CHANNELS: tl.constexpr, GROUPS: tl.constexpr, SHARE: tl.constexpr, K: tl.constexpr,
-    RELU: tl.constexpr, PRECISION: tl.constexpr, PIXELS: tl.constexpr, TILES: tl.constexpr,
-    BLOCK: tl.constexpr,
+    CHANNELS: tl.constexpr, GROUPS: tl.constexpr, WORDS: tl.constexpr, SHARE: tl.constexpr,
+    K: tl.constexpr, RELU: tl.constexpr, PRECISION: tl.constexpr, PIXELS: tl.constexpr,
+    TILES: tl.constexpr, BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
     """Response norm and pooling: some tiles of pixels of a group."""
     STEP: tl.constexpr = CHANNELS * GROUPS
@@ -308,16 +312,21 @@ def _norm_pool_backward(
     group_channel = tl.program_id(1) * CHANNELS + channel
     bias = tl.load(bias_pointer + group_channel, mask=channel < CHANNELS, other=0.0)
     band = _band(BLOCK)
+    g_pointer += tl.program_id(1) * CHANNELS
+    taps_pointer += tl.program_id(1) * WORDS
     total = tl.zeros((BLOCK,), tl.float32)
     for tile in range(TILES):
         pixel = (tl.program_id(0) * TILES + tile) * PIXELS + tl.arange(0, PIXELS)[:, None]
         valid = (pixel < pixels) & (channel < CHANNELS)
         offset = pixel.to(tl.int64) * STEP + group_channel
+        # Before x is loaded: what the gradient is made of takes as many registers as the norm.
+        start = (pixel // (height * width)).to(tl.int64) * rows * columns
+        dy = pool_gradient(
+            g_pointer, taps_pointer, start, pixel // width % height, pixel % width, rows, columns,
+            pixel < pixels, STEP, WORDS * GROUPS, CHANNELS, BLOCK, 3, 2,
+        )  # fmt: skip
         x = _load_biased(x_pointer, offset, bias, valid, RELU)
         root = _root(tl.dot(x * x, band, input_precision=PRECISION), SHARE, K)
-        start = (pixel // (height * width)).to(tl.int64) * rows * columns * STEP + group_channel
-        dy = pool_gradient(g_pointer, taps_pointer, start, pixel // width % height, pixel % width,
-                           rows, columns, valid, STEP, 3, 2)  # fmt: skip
         dx = _response_gradient(x, dy, root, band, SHARE, RELU, PRECISION)
         tl.store(dx_pointer + offset, dx.to(dx_pointer.dtype.element_ty), mask=valid)
         total += tl.sum(tl.where(valid, dx, 0.0), axis=0)
@@ -328,8 +337,8 @@ def _norm_pool_backward(
 @triton.jit
 def _norms_pool(
     x_pointer, bias_pointer, y_pointer, taps_pointer, roots_pointer, height, width, rows, columns,
-    CHANNELS: tl.constexpr, GROUPS: tl.constexpr, SHARE: tl.constexpr, K: tl.constexpr,
-    SPATIAL_SHARE: tl.constexpr, SPATIAL_K: tl.constexpr,
+    CHANNELS: tl.constexpr, GROUPS: tl.constexpr, WORDS: tl.constexpr, SHARE: tl.constexpr,
+    K: tl.constexpr, SPATIAL_SHARE: tl.constexpr, SPATIAL_K: tl.constexpr,
     RELU: tl.constexpr, RELU_AFTER: tl.constexpr, PRECISION: tl.constexpr,
     COLUMNS: tl.constexpr, POOLED: tl.constexpr, BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
@@ -340,9 +349,9 @@ def _norms_pool(
     start = image * height * width * (CHANNELS * GROUPS) + first_channel
     x_pointer += start
     roots_pointer += start
-    start = image * rows * columns * (CHANNELS * GROUPS) + first_channel
+    y_pointer += image * rows * columns * (CHANNELS * GROUPS) + first_channel
+    taps_pointer += (image * rows * columns * GROUPS + tl.program_id(1)) * WORDS
     y_column = tl.arange(0, POOLED)[:, None]
-    valid = (y_column < columns) & (channel < CHANNELS)
     band, columns_band = _band(BLOCK), _band(COLUMNS)
     # The response norm's output of four rows, zeros above the image.
     y_up = tl.zeros((COLUMNS, BLOCK), tl.float32)
@@ -365,9 +374,11 @@ def _norms_pool(
         # Even rows are the last of a window and the first of the next.
         best, best_tap = maximum(best, best_tap, value, 6 - 3 * (row & 1) + tap)
         y_row = row // 2 - 1
-        offset = start + (y_row * columns + y_column) * (CHANNELS * GROUPS) + channel
-        store_maxima(y_pointer, taps_pointer, offset, valid & (y_row >= 0) & (row % 2 == 0), best,
-                      best_tap, RELU_AFTER)  # fmt: skip
+        if (row % 2 == 0) & (y_row >= 0):
+            store_maxima(
+                y_pointer, taps_pointer, y_row * columns + y_column, y_column < columns,
+                CHANNELS * GROUPS, WORDS * GROUPS, CHANNELS, best, best_tap, RELU_AFTER,
+            )  # fmt: skip
         best = tl.where(row % 2 == 0, value, best)
         best_tap = tl.where(row % 2 == 0, tap, best_tap)
         y_up, y_above, y, y_below = y_above, y, y_below, y_front
@@ -377,8 +388,8 @@ def _norms_pool(
 def _norms_pool_backward(
     x_pointer, bias_pointer, g_pointer, taps_pointer, roots_pointer, dx_pointer, sums_pointer,
     height, width, rows, columns,
-    CHANNELS: tl.constexpr, GROUPS: tl.constexpr, SHARE: tl.constexpr, K: tl.constexpr,
-    SPATIAL_SHARE: tl.constexpr, SPATIAL_K: tl.constexpr,
+    CHANNELS: tl.constexpr, GROUPS: tl.constexpr, WORDS: tl.constexpr, SHARE: tl.constexpr,
+    K: tl.constexpr, SPATIAL_SHARE: tl.constexpr, SPATIAL_K: tl.constexpr,
     RELU: tl.constexpr, PRECISION: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
     """Both norms and pooling of a group of an image."""
@@ -390,7 +401,8 @@ def _norms_pool_backward(
     x_pointer += start
     roots_pointer += start
     dx_pointer += start
-    start = image * rows * columns * STEP + first_channel
+    g_pointer += image * rows * columns * STEP + first_channel
+    taps_pointer += (image * rows * columns * GROUPS + tl.program_id(1)) * WORDS
     band, columns_band = _band(BLOCK), _band(COLUMNS)
     inside = (column < width) & (channel < CHANNELS)
     # Horizontal sums of the spatial norm's terms of four rows, and what passes it straight, of two.
@@ -401,14 +413,16 @@ def _norms_pool_backward(
     for front in range(height + 2):
         present = inside & (front < height)
         offset = (front * width + column) * STEP + channel
-        x = _load_biased(x_pointer, offset, bias, present, RELU)
-        root = _root(tl.dot(x * x, band, input_precision=PRECISION), SHARE, K)
-        y = x * (root * tl.sqrt(root))
-        dz = pool_gradient(g_pointer, taps_pointer, start + channel, front, column, rows, columns,
-                           inside, STEP, 3, 2)  # fmt: skip
+        dz = pool_gradient(
+            g_pointer, taps_pointer, 0, front, column, rows, columns,
+            column < width, STEP, WORDS * GROUPS, CHANNELS, BLOCK, 3, 2,
+        )  # fmt: skip
         root = tl.load(roots_pointer + offset, mask=present, other=0.0).to(tl.float32)
         direct_front = dz * (root * tl.sqrt(root))
-        terms = direct_front * y * (root * root)
+        terms = direct_front * (root * root)
+        x = _load_biased(x_pointer, offset, bias, present, RELU)
+        root = _root(tl.dot(x * x, band, input_precision=PRECISION), SHARE, K)
+        terms *= x * (root * tl.sqrt(root))
         terms = tl.dot(columns_band, terms, input_precision=PRECISION)
         # The row two above has all of its window now.
         row = front - 2
