@@ -315,7 +315,7 @@ def _dropped(
 
     start, first, stop, stride = key
     # Rounded to x's type, as a mask of that type is.
-    scale = float(torch.ones((), dtype=x.dtype, device="cpu") / keep) if inverted else 1.0
+    scale = float(torch.tensor(1.0, dtype=x.dtype, device="cpu") / keep) if inverted else 1.0
     columns = range(first, stop)
     return dropout_triton.drop(x, gate, position, start, columns, stride, keep, scale)
 
