@@ -1,5 +1,12 @@
 # pyright: basic
-"""The last step of images that DALI makes on a GPU: mean images, ten views, and the type."""
+"""Batches on a GPU: the stream that they are made on, beside the step's; and what follows DALI.
+
+The last step of images that DALI makes are mean images, ten views, and the type.
+"""
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from typing import Any
 
 import numpy as np
 import torch
@@ -77,3 +84,31 @@ class Finish:
     def _centre(self, mean: Tensor) -> Tensor:
         start = (self.spec.side - self.spec.crop) // 2
         return mean[:, start : start + self.spec.crop, start : start + self.spec.crop]
+
+
+class SideStream:
+    """A stream of a GPU for what is computed ahead, beside the stream that takes the results.
+
+    On one stream for both, results would wait for the step that is queued before them, and the next
+    step for them.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        # torch.cuda: torch has a module with the same names for each kind of device.
+        self._streams: Any = torch.get_device_module(device)
+        self.own: torch.Stream = self._streams.Stream(device)
+
+    def use(self) -> AbstractContextManager[None]:
+        """What is queued inside is queued here."""
+        return self._streams.stream(self.own)
+
+    def hand_over(self, results: Iterable[Tensor]) -> None:
+        """Let the current stream, not the host, wait for what is queued here until now.
+
+        The memory of the results, which was allocated here, is kept until that stream has used it.
+        """
+        current = self._streams.current_stream(self.device)
+        current.wait_stream(self.own)
+        for tensor in results:
+            tensor.record_stream(current)

@@ -36,10 +36,11 @@ from pipelines.backends import (
 )
 from pipelines.config import LoaderConfig
 from pipelines.errors import DataError
+from pipelines.finish import SideStream
 from pipelines.imagestats import ImageStats
 from pipelines.normalize import Preprocess
 from pipelines.order import BatchPlan, BatchSchedule
-from pipelines.prefetch import SideStream, prefetch
+from pipelines.prefetch import prefetch
 from pipelines.regions import read_regions
 from pipelines.shards import RawBatch, SampleReader, read_batch
 

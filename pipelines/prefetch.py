@@ -1,13 +1,9 @@
-"""Results computed ahead: by threads, in order and without losing an error; by a GPU's queues."""
+"""Results computed ahead by threads: in order, and without losing an error."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager
-from typing import Any, TypeVar
-
-import torch
-from torch import Tensor
+from typing import TypeVar
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -46,31 +42,3 @@ def _started(
         failed: Future[U] = Future()
         failed.set_exception(error)
         yield failed
-
-
-class SideStream:
-    """A stream of a GPU for what is computed ahead, beside the stream that takes the results.
-
-    On one stream for both, results would wait for the step that is queued before them, and the next
-    step for them.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        # torch.cuda: torch has a module with the same names for each kind of device.
-        self._streams: Any = torch.get_device_module(device)
-        self.own: torch.Stream = self._streams.Stream(device)
-
-    def use(self) -> AbstractContextManager[None]:
-        """What is queued inside is queued here."""
-        return self._streams.stream(self.own)
-
-    def hand_over(self, results: Iterable[Tensor]) -> None:
-        """Let the current stream, not the host, wait for what is queued here until now.
-
-        The memory of the results, which was allocated here, is kept until that stream has used it.
-        """
-        current = self._streams.current_stream(self.device)
-        current.wait_stream(self.own)
-        for tensor in results:
-            tensor.record_stream(current)

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from alexnet.training.metrics import DeviceWaits, Meter
 from pipelines import AugmentSpec, LoaderConfig, open_loader
-from pipelines.prefetch import SideStream
+from pipelines.finish import SideStream
 from tests.device_queues import Queues
 from tests.tarsets import drawn_items, write_dataset
 
