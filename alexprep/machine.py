@@ -5,6 +5,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +152,9 @@ def _memory_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+@cache
 def _gpus() -> list[str]:
+    # Asked once: a host takes up to a second, and measurements save a result after each figure.
     query = "--query-gpu=name,driver_version,memory.total"
     return _output(["nvidia-smi", query, "--format=csv,noheader"]).splitlines()
 

@@ -21,11 +21,17 @@ PIPE_BYTES = 1 << 20
 ROOT = Path(__file__).parents[1]
 # Without DALI: a test asks which processes load it.
 SERVER = """
-import alexprep.commands.data, alexprep.commands.model
-import alexprep.model.evaluation, alexprep.model.predict, alexprep.model.training, alexprep.report
+from contextlib import suppress
+with suppress(ImportError):  # the host of a GPU may lack what some of them need
+    import alexprep.model.evaluation, alexprep.model.predict, alexprep.model.training
+    import alexprep.commands.data, alexprep.commands.model, alexprep.report
 from tests.forks import run_as_main, serve
 run_as_main(*serve())
 """
+
+
+# The second lets torch look for GPUs without starting CUDA, which works in no fork then.
+SERVER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 
 
 def serve():
@@ -86,7 +92,7 @@ def server():
         [sys.executable, "-c", SERVER],
         stdin=theirs,
         cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+        env=os.environ | SERVER_ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(sys.path)},
     )
     theirs.close()
 

@@ -18,12 +18,13 @@ from alexprep.bench import load_bench
 from alexprep.bench.measurement import Result, row
 from alexprep.bench.step_bench import Case
 from alexprep.bench.suite import BenchConfig
-from benchmarks.gpu import layers, loads, steps
+from benchmarks.gpu import layers, loads, recorder, steps
 from benchmarks.gpu.steps import step_bytes, step_flops, step_measurements
 from pipelines import LoaderConfig, open_loader
 from tests.forks import Fork, run_fork
 
 ROOT = Path(__file__).parents[1]
+PATHS = {"PYTHONPATH": os.pathsep.join(sys.path)}
 
 
 @pytest.fixture(scope="module")
@@ -53,33 +54,58 @@ def test_the_data_set_it_draws_can_be_loaded(check, tmp_path, monkeypatch):
 
 
 TESTS = """
-import pytest
+import os, pytest
 def test_measures(record_property):
     record_property("largest difference", 3.5)
 def test_fails():
-    assert False
+    raise RuntimeError("an illegal memory access")
 def test_is_skipped():
     pytest.skip("no GPU")
+def test_ends_its_process():
+    os._exit(11)
+def test_passes():
+    pass
+"""
+PART = """
+import sys
+from functools import partial
+from pathlib import Path
+from benchmarks.gpu import check, recorder
+out = Path(sys.argv[1])
+journal = check.Journal.load(out, "tests")
+journal.end_open("tests")
+words = ["-q", "-p", "no:cacheprovider", "-c", "/dev/null", "--rootdir", str(out), *sys.argv[2:]]
+save = partial(check.keep_tests, "tests", journal, out)
+sys.exit(recorder.run_tests(words, journal, save, works=lambda: False))
 """
 
 
-def test_what_tests_measured_and_how_they_went_become_rows(check, tmp_path):
+def test_a_test_that_fails_or_ends_its_process_loses_itself_alone(check, tmp_path):
     (tmp_path / "test_some.py").write_text(TESTS)
-    report = tmp_path / "report.xml"
-    command = [sys.executable, "-m", "pytest", "-q", f"--junitxml={report}", "test_some.py"]
-    alone = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-    subprocess.run(command, cwd=tmp_path, capture_output=True, check=False, env=alone)
-    check.keep_tests("tests", report, tmp_path / "out")
-    (path,) = (tmp_path / "out").glob("*.json")
-    rows = {figure.name: figure.median for figure in Result.load(path).rows}
-    assert rows == {
-        "GPU tests: tests": 3,
-        "GPU tests: failures": 1,
-        "GPU tests: errors": 0,
+    (tmp_path / "test_broken.py").write_text("import not_there_at_all")
+    files = ("test_some.py", "test_broken.py", "--continue-on-collection-errors")
+    command = [sys.executable, "-c", PART, tmp_path, *files]
+    alone = PATHS | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    codes = []
+    while not codes or codes[-1] not in (0, check.FAILED):
+        codes.append(Fork(command, cwd=tmp_path, env=os.environ | alone).wait())
+        assert len(codes) < 5
+    # After a failure, whose process could do nothing more with its GPU, and after a crash.
+    assert codes == [check.AGAIN, 11, check.FAILED]
+    (path,) = (path for path in tmp_path.glob("*.json") if "journal" not in path.name)
+    result = Result.load(path)
+    assert {figure.name: figure.median for figure in result.rows} == {
+        "GPU tests: tests": 5,
+        "GPU tests: failures": 3,
         "GPU tests: skipped": 1,
         "largest difference": 3.5,
     }
-    assert "| largest difference" in check.tables(tmp_path / "out")
+    assert sorted(result.notes) == [
+        "Failed: test_broken.py: ModuleNotFoundError: No module named 'not_there_at_all'",
+        "Failed: test_some.py::test_ends_its_process: ended its process, see tests.log",
+        "Failed: test_some.py::test_fails: RuntimeError: an illegal memory access",
+    ]
+    assert "| largest difference" in check.tables(tmp_path)
 
 
 def figure(name):
@@ -146,6 +172,42 @@ def test_measured_parts_need_nothing_that_a_gpu_host_may_lack():
     assert set(done.stdout.split()) <= {"numpy", "msgspec", "safetensors", "PIL"}
 
 
+COLLECTED = """
+import sys
+from importlib.metadata import packages_distributions, requires
+import pytest
+from benchmarks.gpu import check, recorder
+
+present = {module.partition(".")[0] for module in check.PACKAGES}
+needed = {"".join(c if c.isalnum() or c in "-_." else " " for c in line).split()[0].lower()
+          for line in requires("alexprep")}
+absent = {module for module, names in packages_distributions().items()
+          if needed & {name.lower() for name in names}}
+absent -= present | {"xdist", "_pytest"}
+assert {"imagecodecs", "click", "rich"} <= absent
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in absent:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+for name in list(sys.modules):
+    if name.partition(".")[0] in absent - {"torch", "pytest"}:
+        del sys.modules[name]
+sys.meta_path.insert(0, Absent())
+words = recorder.test_options("gpu or two_gpus", parallel=False)
+files = [str(path) for part in ("kernels", "tests") for path in recorder.gpu_test_files(part)]
+sys.exit(pytest.main([*words, "--collect-only", "-q", *files]))
+"""
+
+
+def test_marked_tests_need_nothing_that_a_gpu_host_may_lack():
+    done = run_fork([sys.executable, "-c", COLLECTED], cwd=ROOT, env=os.environ | PATHS)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "[cuda]" in done.stdout
+    assert "error" not in done.stdout
+
+
 def test_without_a_package_that_everything_needs_nothing_is_run(check, tmp_path, monkeypatch):
     monkeypatch.setattr(check, "no_gpu", str)
     monkeypatch.setattr(sys, "argv", ["check.py", "--out", str(tmp_path / "out")])
@@ -158,7 +220,7 @@ def test_without_a_package_that_everything_needs_nothing_is_run(check, tmp_path,
     assert not (tmp_path / "out").exists()
 
 
-def test_every_test_for_a_gpu_is_among_those_that_are_run(check):
+def test_every_test_for_a_gpu_is_among_those_that_are_run():
     marked = {"gpu", "two_gpus"}
     helpers = {path.stem for path in (ROOT / "tests").glob("*.py") if marked & marks(path)}
     expected = {
@@ -166,7 +228,7 @@ def test_every_test_for_a_gpu_is_among_those_that_are_run(check):
         for path in (ROOT / "tests").glob("test_*.py")
         if marked & marks(path) or helpers & imports(path)
     }
-    kernels, others = (check.gpu_test_files(part) for part in ("kernels", "tests"))
+    kernels, others = (recorder.gpu_test_files(part) for part in ("kernels", "tests"))
     assert expected <= {*kernels, *others}
     assert ROOT / "tests/test_stages_triton.py" in kernels
     assert not set(kernels) & set(others)

@@ -20,9 +20,9 @@ import sys
 import tempfile
 import time
 import traceback
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 if TYPE_CHECKING:
+    from alexprep.bench.measurement import Row
     from alexprep.bench.suite import BenchConfig
     from benchmarks.gpu.steps import Measurement
 
@@ -49,9 +50,6 @@ PACKAGES = NEEDED | {
     "pytest_timeout": "pytest-timeout",
     "nvidia.dali": "nvidia-dali-cuda130",
 }
-MARKS = ("mark.gpu", "mark.two_gpus")
-KERNELS = "kernel_scripts"  # what tests import that run kernels, each in a process of its own
-SAVING = 10  # seconds of a part that are left to write down how its tests went
 IMAGES, CLASSES, SIDE = 2000, 10, 256
 ROUNDS = 5
 LAYER_BATCH = 256
@@ -171,12 +169,14 @@ class Journal:
         tried: their names; one is here before it is measured.
         failures: what went wrong, in words.
         rows: what was measured, as JSON.
+        skipped: tests that found something missing.
     """
 
     path: Path
     tried: list[str] = field(default_factory=list[str])
     failures: dict[str, str] = field(default_factory=dict[str, str])
     rows: dict[str, list[dict[str, Any]]] = field(default_factory=dict[str, list[dict[str, Any]]])
+    skipped: list[str] = field(default_factory=list[str])
 
     @classmethod
     def load(cls, out: Path, part: str) -> "Journal":
@@ -187,9 +187,19 @@ class Journal:
     def save(self) -> None:
         fields = asdict(self)
         del fields["path"]
-        partial = self.path.with_suffix(".partial")
-        partial.write_text(json.dumps(fields))
-        partial.replace(self.path)
+        part = self.path.with_suffix(".partial")
+        part.write_text(json.dumps(fields))
+        part.replace(self.path)
+
+    def keep(self, name: str, rows: "Iterable[Row]") -> None:
+        """What a figure measured."""
+        self.rows[name] = [asdict(row) for row in rows]
+
+    def end_open(self, part: str) -> None:
+        """Say of figures that were begun and did not end that they ended their process."""
+        for name in self.tried:
+            if name not in self.rows:
+                self.failures.setdefault(name, f"ended its process, see {part}.log")
 
 
 def run_part(part: str, out: Path, data: Path) -> int:
@@ -205,16 +215,14 @@ def run_part(part: str, out: Path, data: Path) -> int:
 def measure(part: str, figures: "Iterable[Measurement]", out: Path, config: "BenchConfig") -> int:
     """Measure what was not tried yet and save each figure as it comes; the exit code."""
     journal = Journal.load(out, part)
-    for name in journal.tried:
-        if name not in journal.rows:
-            journal.failures.setdefault(name, f"ended its process, see {part}.log")
+    journal.end_open(part)
     for name, figure in figures:
         if name in journal.tried:
             continue
         journal.tried.append(name)
         journal.save()
         try:
-            journal.rows[name] = [asdict(row) for row in figure()]
+            journal.keep(name, figure())
         except Exception as error:  # noqa: BLE001 - one figure must not lose the others
             traceback.print_exc()
             journal.failures[name] = (str(error) or repr(error)).splitlines()[0]
@@ -284,58 +292,37 @@ def describe_data(data: Path) -> str:
     )
 
 
-def gpu_test_files(part: str) -> list[Path]:
-    """The files with tests for GPUs: those that run kernels alone, or the others."""
-    texts = {path: path.read_text() for path in sorted((ROOT / "tests").glob("test_*.py"))}
-    kernels = [
-        path
-        for path, text in texts.items()
-        if f"import {KERNELS}" in text or (f".{KERNELS} import" in text)
-    ]
-    if part == "kernels":
-        return kernels
-    return [
-        path
-        for path, text in texts.items()
-        if path not in kernels and any(mark in text for mark in MARKS)
-    ]
-
-
 def _tests(part: str, out: Path) -> int:
     """The tests marked for GPUs; what they measured becomes rows next to how they went."""
-    report = out / f"{part}.xml"
     import torch  # noqa: PLC0415 - slow to import
 
+    from benchmarks.gpu import recorder  # noqa: PLC0415
+
+    if not _found("pytest"):
+        _say("pytest is missing")
+        return FAILED
     marks = "gpu or two_gpus" if torch.cuda.device_count() > 1 else "gpu"
-    # Warnings of other versions than the project's own are shown, not made failures; a file whose
-    # packages are missing does not keep the others from running.
-    words = ["-v", "-rs", "--tb=short", "-o", "addopts=", "-m", marks, "-W", "default"]
-    words += ["--continue-on-collection-errors", "-p", "no:cacheprovider", f"--junitxml={report}"]
-    if _found("pytest_timeout"):  # the report is written at the end, which has to come in time
-        words += [f"--session-timeout={LIMITS[part] - SAVING}"]
-    if part == "kernels" and _found("xdist"):  # each compiles for seconds, and measures nothing
-        words += ["--numprocesses=auto", "--dist=worksteal"]
-    code = subprocess.call(
-        [sys.executable, "-m", "pytest", *words, *gpu_test_files(part)], cwd=ROOT
-    )
-    if report.exists():
-        keep_tests(part, report, out)
-        report.unlink()
-    return code
+    # Kernels run in processes of their own: here the GPU is not used.
+    parallel = part == "kernels" and _found("xdist")
+    words = recorder.test_options(marks, parallel=parallel)
+    words += map(str, recorder.gpu_test_files(part))
+    journal = Journal.load(out, part)
+    journal.end_open(part)
+    save = partial(keep_tests, part, journal, out)
+    works = (lambda: True) if part == "kernels" else gpu_works
+    return recorder.run_tests(words, journal, save, works)
 
 
-def keep_tests(part: str, report: Path, out: Path) -> None:
-    """The numbers of pytest's report as rows."""
-    from alexprep.bench.measurement import result, row, save  # noqa: PLC0415 - slow to import
+def keep_tests(part: str, journal: Journal, out: Path) -> None:
+    """How tests went and what they measured, as rows."""
+    from alexprep.bench.measurement import Row, result, row, save  # noqa: PLC0415 - slow to import
 
-    suite = next(ElementTree.parse(report).iter("testsuite"))
-    counts = {kind: int(suite.get(kind, 0)) for kind in ("tests", "failures", "errors", "skipped")}
-    rows = [row(f"GPU {part}: {kind}", [count], "tests") for kind, count in counts.items()]
-    rows += [
-        row(measured.get("name", ""), [float(measured.get("value", "nan"))], "as named")
-        for measured in suite.iter("property")
-    ]
-    save(result(f"gpu-{part}", "make gpu-check", rows, {"device": DEVICE}), out)
+    journal.save()
+    counts = {"tests": journal.tried, "failures": journal.failures, "skipped": journal.skipped}
+    rows = [row(f"GPU {part}: {kind}", [len(names)], "tests") for kind, names in counts.items()]
+    rows += [Row(**values) for values in itertools.chain.from_iterable(journal.rows.values())]
+    notes = [f"Failed: {name}: {reason}" for name, reason in journal.failures.items()]
+    save(result(f"gpu-{part}", "make gpu-check", rows, {"device": DEVICE}, notes), out)
 
 
 def tables(out: Path) -> str:
