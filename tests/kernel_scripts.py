@@ -18,8 +18,12 @@ def run_on(device, script):
     command = [sys.executable, "-c", first + script]
     if device == "cuda":
         # Not a fork, whose parent has looked for GPUs: CUDA would not start again.
-        paths = os.pathsep.join(sys.path)
-        assert subprocess.call(command, env=os.environ | {"PYTHONPATH": paths}) == 0
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+        done = subprocess.run(
+            command, env=environment, stderr=subprocess.PIPE, text=True, check=False
+        )
+        sys.stderr.write(done.stderr)
+        assert done.returncode == 0, done.stderr.splitlines()[-1:]
         return
     # The interpreter must be chosen before Triton is imported, which the forking process does not.
     assert Fork(command, env=os.environ | {"TRITON_INTERPRET": "1"}).wait() == 0

@@ -193,8 +193,9 @@ CASES = {
 }
 
 
+@pytest.mark.parametrize("capability", [80, 90, 100])
 @pytest.mark.parametrize("name", CASES)
-def test_a_kernel_compiles_without_spills_or_narrow_loads(name, tmp_path):
+def test_a_kernel_compiles_without_spills_or_narrow_loads(name, capability, tmp_path):
     pytest.importorskip("triton", reason="Triton comes for Linux alone")
     import ahead_of_time  # noqa: PLC0415
 
@@ -204,7 +205,9 @@ def test_a_kernel_compiles_without_spills_or_narrow_loads(name, tmp_path):
     kernel = getattr(dropout_triton if "drop" in name else pooling_triton, name.split()[0])
     types = {"taps_pointer": "*i32", "position_pointer": "*i64"}
     types |= {"bias_pointer": "*fp32", "sums_pointer": "*fp32"}
-    built = ahead_of_time.compiled(kernel, constants, integers, 90, num_warps=4, types=types)
+    built = ahead_of_time.compiled(
+        kernel, constants, integers, capability, num_warps=4, types=types
+    )
     assert not ahead_of_time.spills(built, tmp_path)
     code = ahead_of_time.instructions(built, tmp_path)
     # Eight values of a thread in one load: 16 bytes in bfloat16, 4 of numbers of pixels. (Dropout

@@ -162,3 +162,28 @@ def test_cuda_keeps_the_input_alone():
     x = torch.randn(4, 96, 13, 13, device="cuda").requires_grad_()
     size = x.untyped_storage().nbytes()
     assert saved_bytes(lambda x: local_response_norm(x, CODE, groups=2), x) == size
+
+
+@pytest.mark.parametrize("capability", [80, 90, 100])
+def test_kernels_for_other_types_and_layouts_compile_without_spills(capability, tmp_path):
+    pytest.importorskip("triton", reason="Triton comes for Linux alone")
+    import ahead_of_time  # noqa: PLC0415
+
+    from alexnet.model import norms_triton  # noqa: PLC0415
+
+    # Layer 1 of code2012, in NCHW and bfloat16, and in channels_last and float64.
+    maps = {"groups": 2, "channels": 48, "pixels": 3025, "step_image": 96 * 3025}
+    for kind, layout, steps in (("bf16", 0, (3025, 1)), ("fp64", 1, (1, 96))):
+        wide = norms_triton.tl.float64 if kind == "fp64" else norms_triton.tl.float32
+        pixels, channels = norms_triton.TILES[LAYOUTS[layout]]
+        norm = {"SHARE": 2e-5, "BETA": 0.75, "K": 2.0, "HALF": 2, "WIDE": wide}
+        for kernel in (norms_triton._forward, norms_triton._backward):
+            built = ahead_of_time.compiled(
+                kernel,
+                norm | {"PIXELS": pixels, "CHANNELS": channels},
+                maps | dict(zip(("step_channel", "step_pixel"), steps, strict=True)),
+                capability,
+                types={name: f"*{kind}" for name in kernel.arg_names if "pointer" in name},
+                num_warps=4,
+            )
+            assert not ahead_of_time.spills(built, tmp_path)
