@@ -3,19 +3,26 @@
 Only a GPU shows that its streams do as these (tests/test_dali_gpu.py, tests/test_step_gpu.py).
 """
 
+import sys
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from alexnet.distributed.feed import Lockstep
+from alexnet.distributed.mesh import Team
 from alexnet.training.metrics import DeviceWaits, Meter
 from pipelines import AugmentSpec, LoaderConfig, open_loader
 from pipelines.finish import SideStream
 from tests.device_queues import Queues
+from tests.fake_gpus import Mesh
 from tests.tarsets import drawn_items, write_dataset
 
 GPU = torch.device("privateuseone:0")
-FINISH, STEP, STEPS = 1.0, 4.0, 10
+FINISH, TRANSFER, STEP, STEPS = 1.0, 1.0, 4.0, 10
 EARLY = 2  # batches that DALI decodes before they are asked for
 
 
@@ -24,6 +31,7 @@ def queues(monkeypatch):
     queues = Queues()
     # As a backend of Python adds its module to torch.
     monkeypatch.setattr(torch, GPU.type, queues, raising=False)
+    monkeypatch.setitem(sys.modules, f"torch.{GPU.type}", queues)
     torch.get_device_module.cache_clear()
     yield queues
     torch.get_device_module.cache_clear()
@@ -124,6 +132,8 @@ class Uses(TorchDispatchMode):
         if func is torch.ops.aten.record_stream.default:
             self.kept.append((args[0].data_ptr(), args[1]))
             return None
+        if (kwargs or {}).get("device") == GPU:
+            return args[0]  # what is there and what is here are one
         self.streams.append(self.queues.current_stream(GPU))
         return func(*args, **(kwargs or {}))
 
@@ -143,3 +153,54 @@ def test_the_loader_makes_its_batches_there_and_keeps_their_memory(tmp_path, que
     assert uses.kept == [(images.data_ptr(), current), (labels.data_ptr(), current)]
     assert current.ready == 7.0
     assert current.worked == []
+
+
+class Nccl(Team):
+    """A team whose broadcasts take a second of a queue of their own."""
+
+    __slots__ = ("queue",)
+
+    def exchange(self, collective, *args, **options):
+        if collective is not dist.broadcast:
+            return collective(*args)
+        if not options["async_op"]:
+            return None  # of the host's memory: headers
+        module = torch.get_device_module(GPU)
+        self.queue.wait_stream(module.current_stream(GPU))
+        self.queue.work(TRANSFER)
+        arrived = module.Event()
+        arrived.record(self.queue)
+        return SimpleNamespace(wait=lambda: module.current_stream(GPU).wait_event(arrived))
+
+
+class Beside:
+    """A loader of the first column, which makes its batches as `batches_beside` has it."""
+
+    def __init__(self, queues, decoder):
+        self.queues, self.decoder = queues, decoder
+
+    def __len__(self):
+        return STEPS
+
+    def __iter__(self):
+        for _ in batches_beside(self.queues, self.decoder):
+            yield torch.zeros(2, 3, 4, 4), torch.zeros(2, dtype=torch.int64)
+
+    def state_dict(self):
+        return {}
+
+
+def test_a_step_of_a_column_waits_for_its_own_batch_not_for_the_one_behind_it(queues, meter):
+    """The process of the first column sends a batch while it trains on the one before it."""
+    team = Nccl(mesh=Mesh(replica=0, column=0, replicas=1), device=GPU, feed=None)
+    object.__setattr__(team, "queue", queues.Stream(GPU))
+    decoder = Decoder(queues, seconds=3 * STEP)
+    with Uses(queues) as uses, Lockstep(team, Beside(queues, decoder)) as lockstep:
+        steps = trained(queues, lockstep, meter)
+    current = queues.current_stream(GPU)
+    # Images and labels are each a broadcast.
+    ready = [end + 2 * TRANSFER for end in decoder.ends]
+    assert [begin for begin, _ in steps] == ready
+    assert meter.flush().stalled == pytest.approx(idle(steps))
+    assert current.worked == steps
+    assert [stream for _, stream in uses.kept if stream == current] == [current] * 2 * STEPS

@@ -5,7 +5,7 @@ on, the next one travels, in a process group of its own.
 """
 
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
@@ -78,6 +78,11 @@ class Lockstep:
         self.loader = loader
         self._state = self._loader_state()
         self._in_flight: _Transfer | None = None
+        # On a GPU batches are made and sent on a stream of their own: on that of the steps, a step
+        # would wait for the batch behind its own. (torch.cuda: torch has such modules by name.)
+        device = team.device
+        self._queues: Any = None if device.type == "cpu" else torch.get_device_module(device)
+        self._side = self._queues and self._queues.Stream(device)
         length = torch.tensor([len(loader) if loader else 0])
         self._send("length", length)
         self._length = int(length.item())
@@ -96,10 +101,10 @@ class Lockstep:
     def __iter__(self) -> Iterator[Batch]:
         """The rest of the epoch."""
         batches = iter(self.loader) if self.loader else None
-        self._in_flight = self._start(batches)
+        self._in_flight = self._start_beside(batches)
         while arrived := self._receive():
             # The next batch starts before this one is trained on, so that it travels meanwhile.
-            self._in_flight = self._start(batches)
+            self._in_flight = self._start_beside(batches)
             self._state = arrived.state
             yield as_maps(arrived.images, arrived.layout), arrived.labels
         self._state = self._loader_state()
@@ -116,6 +121,10 @@ class Lockstep:
 
     def _loader_state(self) -> dict[str, Any]:
         return self.loader.state_dict() if self.loader else {}
+
+    def _start_beside(self, batches: Iterator[Batch] | None) -> _Transfer | None:
+        with self._queues.stream(self._side) if self._queues else nullcontext():
+            return self._start(batches)
 
     def _start(self, batches: Iterator[Batch] | None) -> _Transfer | None:
         """Begin to send, or to receive, the next batch; None at the end of the epoch."""
@@ -147,8 +156,14 @@ class Lockstep:
     def _receive(self) -> _Transfer | None:
         """The batch in flight, once it has arrived; None if there is none."""
         transfer, self._in_flight = self._in_flight, None
-        for work in transfer.works if transfer else ():
+        if transfer is None:
+            return None
+        for work in transfer.works:
             self.team.exchange(work.wait)
+        if self._queues:
+            current = self._queues.current_stream(self.team.device)
+            for tensor in (transfer.images, transfer.labels):
+                tensor.record_stream(current)  # the memory was allocated on the other one
         return transfer
 
     def _send(self, what: str, tensor: Tensor, *, wait: bool = True) -> Any:
