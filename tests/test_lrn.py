@@ -171,9 +171,10 @@ def test_kernels_for_other_types_and_layouts_compile_without_spills(capability, 
 
     from alexnet.model import norms_triton  # noqa: PLC0415
 
-    # Layer 1 of code2012, in NCHW and bfloat16, and in channels_last and float64.
+    # Layer 1 of code2012, in NCHW and bfloat16, and in channels_last and wider types.
     maps = {"groups": 2, "channels": 48, "pixels": 3025, "step_image": 96 * 3025}
-    for kind, layout, steps in (("bf16", 0, (3025, 1)), ("fp64", 1, (1, 96))):
+    last = (1, (1, 96))
+    for kind, layout, steps in (("bf16", 0, (3025, 1)), ("fp32", *last), ("fp64", *last)):
         wide = norms_triton.tl.float64 if kind == "fp64" else norms_triton.tl.float32
         pixels, channels = norms_triton.TILES[LAYOUTS[layout]]
         norm = {"SHARE": 2e-5, "BETA": 0.75, "K": 2.0, "HALF": 2, "WIDE": wide}
@@ -187,3 +188,7 @@ def test_kernels_for_other_types_and_layouts_compile_without_spills(capability, 
                 num_warps=4,
             )
             assert not ahead_of_time.spills(built, tmp_path)
+            code = ahead_of_time.instructions(built, tmp_path)
+            if kind == "fp32":  # a value of a tile, by each of 4 warps of 32 threads
+                share = len(code) * 4 * 32 / (pixels * channels)
+                assert share <= (160 if kernel is norms_triton._backward else 32)

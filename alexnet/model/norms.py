@@ -41,11 +41,13 @@ def serves_spatial(x: Tensor, norm: Lrn) -> bool:
 
 
 def serves_response(x: Tensor, groups: int, norm: Lrn) -> bool:
-    """Whether the Triton kernels for channels_last know the response norm of x.
+    """Whether the Triton kernels for channels_last are the ones for the response norm of x.
 
-    Those of alexnet.model.norms_triton know every other one: float64, NCHW, other windows.
+    Those of alexnet.model.norms_triton are for every other one: float32, which tensor cores do not
+    multiply exactly, float64, NCHW, other windows.
     """
-    return serves_spatial(x, norm) and x.shape[1] // groups <= _GROUP_CHANNELS
+    narrow = x.dtype in _TYPES and x.dtype != torch.float32
+    return narrow and serves_spatial(x, norm) and x.shape[1] // groups <= _GROUP_CHANNELS
 
 
 def local_response_norm(x: Tensor, norm: Lrn, *, groups: int = 1, relu: bool = False) -> Tensor:

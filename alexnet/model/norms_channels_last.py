@@ -14,8 +14,9 @@ the loads of neighbours are aligned, for a shift is in pixels and channels are w
 
 Inside, everything is float32; inputs and outputs may be bfloat16 or float16. Sums of bfloat16
 values go through tensor cores in tf32, whose 11 bits err by 2**-12 of the sum and the result by .75
-times that, where rounding the result to bfloat16 errs by 2**-9. Sums of float32 values are products
-in float32 ("ieee").
+times that, where rounding the result to bfloat16 errs by 2**-9. The response norm takes float32
+("ieee") for tests alone: compiled, it has 132 instructions a value forward and 287 backward in
+layer 1, 368 and 716 in layer 2, and spills; alexnet.model.norms_triton has 30 and 155.
 """
 
 import torch
