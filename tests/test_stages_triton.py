@@ -137,23 +137,30 @@ RELU = {"ROWS": 64, "BLOCK": 64}, {"pixels": 173_056, "channels": 384, "octets":
 HALF_TILE = {"PIXELS": 32, "TILES": 4}
 FORWARD = {"RELU_AFTER": True, "COLUMNS": 64, "POOLED": 32, "CHUNK": 9}
 POOLED = {"RELU_AFTER": False, "COLUMNS": 32, "POOLED": 16}
+ALL = (80, 90, 100)
 CASES = {
-    "conv1": ("_norm_pool", {**FIRST, **FORWARD}, FIRST_SIDES, {80: 8, 90: 8, 100: 8}, 1375),
+    "conv1": ("_norm_pool", {**FIRST, **FORWARD}, FIRST_SIDES, dict.fromkeys(ALL, 8), 1450),
     "conv1 backward": (
         *("_norm_pool_backward", {**FIRST, "PIXELS": 64, "TILES": 4}, FIRST_SIDES),
-        *({90: 4}, 2700),
+        *({90: 4}, 2550),
     ),
     "conv1 backward, half a tile": (
         *("_norm_pool_backward", {**FIRST, **HALF_TILE}, FIRST_SIDES, {80: 4, 100: 4}, 1750),
     ),
-    "conv2": ("_norms_pool", {**BOTH, **POOLED}, SIDES, {80: 8, 90: 8, 100: 8}, 2275),
-    "conv2 backward": ("_norms_pool_backward", BOTH, SIDES, {80: 16, 90: 8, 100: 8}, 3225),
-    "paper's conv2": ("_norm_pool", {**SECOND, **POOLED, "CHUNK": 9}, SIDES, {90: 16}, 1050),
-    "paper's conv2 backward": (
-        *("_norm_pool_backward", {**SECOND, **HALF_TILE}, SIDES, {90: 8}, 2250),
+    "conv2": ("_norms_pool", {**BOTH, **POOLED}, SIDES, dict.fromkeys(ALL, 8), 2325),
+    "conv2 backward": ("_norms_pool_backward", BOTH, SIDES, dict.fromkeys(ALL, 8), 3400),
+    "paper's conv2": (
+        "_norm_pool",
+        {**SECOND, **POOLED, "CHUNK": 9},
+        SIDES,
+        dict.fromkeys(ALL, 16),
+        1200,
     ),
-    "conv3": ("_bias_relu", *RELU, {80: 4, 90: 4, 100: 4}, 440),
-    "conv3 backward": ("_bias_relu_backward", *RELU, {80: 4, 90: 4, 100: 4}, 400),
+    "paper's conv2 backward": (
+        *("_norm_pool_backward", {**SECOND, **HALF_TILE}, SIDES, dict.fromkeys(ALL, 8), 2225),
+    ),
+    "conv3": ("_bias_relu", *RELU, dict.fromkeys(ALL, 4), 440),
+    "conv3 backward": ("_bias_relu_backward", *RELU, dict.fromkeys(ALL, 4), 400),
 }
 TYPES = {
     "taps_pointer": "*i32",
@@ -181,9 +188,10 @@ def test_a_kernel_compiles_without_spills_or_narrow_loads(case, capability, tmp_
     assert not ahead_of_time.spills(kernel, tmp_path)
     code = ahead_of_time.instructions(kernel, tmp_path)
     loads = {instruction for instruction in code if instruction.startswith("LDG")}
-    # Of 16 bytes, or of 4 of numbers of pixels, of 8 channels, or of bits of a ReLU.
+    # Of 16 bytes, or of 4 of numbers of pixels, of 8 channels, or of bits of a ReLU. (Triton 3.6
+    # loads the bias once more, by 8 bytes, before loops.)
     assert loads
-    assert loads <= {"LDG.E", "LDG.E.128", "LDG.E.128.CONSTANT"}
+    assert loads <= {"LDG.E", "LDG.E.64", "LDG.E.128", "LDG.E.128.CONSTANT"}
     if name == "_bias_relu_backward":
         assert Counter(code)["LDG.E"] == 1
     if "_bias_relu" in name:

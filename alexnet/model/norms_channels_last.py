@@ -154,13 +154,19 @@ def _response_backward(
 ) -> None:  # fmt: skip
     offset, valid = _rows_of_group(rows, CHANNELS, GROUPS, ROWS, BLOCK)
     x = tl.load(x_pointer + offset, mask=valid, other=0.0).to(tl.float32)
-    g = tl.load(g_pointer + offset, mask=valid, other=0.0).to(tl.float32)
+    # A tile of 128 channels has no registers for both before the sums are made.
+    EARLY: tl.constexpr = BLOCK < 128
+    if EARLY:
+        g = tl.load(g_pointer + offset, mask=valid, other=0.0).to(tl.float32)
     if RELU:
-        # Where x becomes 0 the terms of its neighbours do too: what is left of dx is that of g.
-        g = tl.where(x <= 0.0, 0.0, g)
         x = tl.where(x <= 0.0, 0.0, x)
     band = _band(BLOCK, HALF)
     root = tl.rsqrt(K + SHARE * tl.dot(x * x, band, input_precision=PRECISION))
+    if not EARLY:
+        g = tl.load(g_pointer + offset, mask=valid, other=0.0).to(tl.float32)
+    if RELU:
+        # Where x becomes 0 the terms of its neighbours do too: what is left of dx is that of g.
+        g = tl.where(x <= 0.0, 0.0, g)
     direct = g * (root * tl.sqrt(root))
     # The window is symmetric: the sum over it is its own transpose.
     shares = tl.dot(direct * x * (root * root), band, input_precision=PRECISION)

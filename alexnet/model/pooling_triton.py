@@ -129,7 +129,7 @@ def pool_gradient(
     dz = tl.zeros((column.shape[0], BLOCK), tl.float32)
     channel = tl.arange(0, BLOCK)[None, :]
     # A word a thread: then it is of the channels whose eight values of 16 bits the thread loads.
-    word = tl.max_contiguous(tl.arange(0, BLOCK // SHARE)[None, :], (1, 1))
+    word = tl.multiple_of(tl.arange(0, BLOCK // SHARE)[None, :], (1, 1))
     digit = ((1 << BITS) - 1) << (BITS * tl.arange(0, SHARE)[None, None, :])
     # The window that starts nearest to the pixel; the others are above and to the left.
     y_row, y_column = row // STRIDE, column // STRIDE

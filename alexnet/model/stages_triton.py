@@ -78,8 +78,8 @@ def norm_pool_backward(
     dx = torch.empty_like(x)
     spatial = len(norms) == 2
     options = _options(x, groups, norms)
-    tile, warps = _backward_tile(x, options["BLOCK"], spatial=spatial)
-    options |= {"RELU": relu, "num_warps": warps}
+    tile = _backward_tile(x, options["BLOCK"])
+    options |= {"RELU": relu, "num_warps": 8 if spatial or options["BLOCK"] == 128 else 4}
     pixels = images * height * width
     programs = images if spatial else triton.cdiv(pixels, tile * TILES)
     sums = torch.empty(programs, channels, device=x.device)
@@ -97,15 +97,11 @@ def norm_pool_backward(
     return dx, sums.sum(0)
 
 
-def _backward_tile(x: Tensor, block: int, *, spatial: bool) -> tuple[int, int]:
-    """Pixels of a tile and warps for which the compiler keeps all in registers."""
-    major = torch.cuda.get_device_capability(x.device)[0] if x.is_cuda else 9
-    if spatial:
-        return x.shape[3], 8 if major >= 9 else 16
-    if block == 128:
-        return PIXELS // 2, 8
+def _backward_tile(x: Tensor, block: int) -> int:
+    """Pixels of a tile for which the compiler keeps all in registers."""
     # Hopper's tensor cores read the band from shared memory, others from registers.
-    return PIXELS if major == 9 else PIXELS // 2, 4
+    hopper = not x.is_cuda or torch.cuda.get_device_capability(x.device)[0] == 9
+    return PIXELS if hopper and block < 128 else PIXELS // 2
 
 
 def _options(x: Tensor, groups: int, norms: tuple[Lrn, ...]) -> dict[str, Any]:
@@ -232,7 +228,7 @@ def _response_gradient(
     direct = dy * (root * tl.sqrt(root))
     # The window is symmetric: the sum over it is its own transpose.
     shares = tl.dot(direct * x * (root * root), band, input_precision=PRECISION)
-    return direct - (2.0 * SHARE * 0.75) * x * shares
+    return direct - x * ((2.0 * SHARE * 0.75) * shares)
 
 
 @triton.jit
@@ -281,7 +277,7 @@ def _norm_pool(
     band = _band(BLOCK)
     best = tl.full((POOLED, BLOCK), float("-inf"), tl.float32)
     best_tap = tl.zeros((POOLED, BLOCK), tl.int32)
-    for row in range(2 * first, 2 * tl.minimum(first + CHUNK, rows) + 1):
+    for row in tl.range(2 * first, 2 * tl.minimum(first + CHUNK, rows) + 1, disable_licm=True):
         y = _normed_row(x_pointer, bias, row, column, channel, band, height, width, CHANNELS,
                         GROUPS, SHARE, K, RELU, PRECISION)  # fmt: skip
         y = y.to(y_pointer.dtype.element_ty).to(tl.float32)
@@ -315,7 +311,8 @@ def _norm_pool_backward(
     g_pointer += tl.program_id(1) * CHANNELS
     taps_pointer += tl.program_id(1) * WORDS
     total = tl.zeros((BLOCK,), tl.float32)
-    for tile in range(TILES):
+    # What does not change is read again in every turn: in registers the band takes half of them.
+    for tile in tl.range(TILES, disable_licm=True):
         pixel = (tl.program_id(0) * TILES + tile) * PIXELS + tl.arange(0, PIXELS)[:, None]
         valid = (pixel < pixels) & (channel < CHANNELS)
         offset = pixel.to(tl.int64) * STEP + group_channel
@@ -359,7 +356,7 @@ def _norms_pool(
     best = tl.full((POOLED, BLOCK), float("-inf"), tl.float32)
     best_tap = tl.zeros((POOLED, BLOCK), tl.int32)
     # Row -2 and -1 are zeros that are not pooled: the loop begins with them to fill what is kept.
-    for row in range(-2, 2 * rows + 1):
+    for row in tl.range(-2, 2 * rows + 1, disable_licm=True):
         y_front = _normed_row(x_pointer, bias, row + 2, column, channel, band, height, width,
                               CHANNELS, GROUPS, SHARE, K, RELU, PRECISION)  # fmt: skip
         total = y_up * y_up + y_above * y_above + y * y + y_below * y_below + y_front * y_front
@@ -410,7 +407,7 @@ def _norms_pool_backward(
     fourth, third, second = fifth, fifth, fifth
     direct, direct_below = fifth, fifth
     total = tl.zeros((BLOCK,), tl.float32)
-    for front in range(height + 2):
+    for front in tl.range(height + 2, disable_licm=True):  # as above, a quarter of the registers
         present = inside & (front < height)
         offset = (front * width + column) * STEP + channel
         dz = pool_gradient(
