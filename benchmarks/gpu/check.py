@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from alexprep.bench.suite import BenchConfig
     from benchmarks.gpu.steps import Measurement
 
-# Seconds of each part; together with the start they stay below eight minutes.
+# Seconds of each part, and those that the parts before it have left; together with the start they
+# stay below eight minutes.
 LIMITS = {"kernels": 65, "tests": 100, "step": 150, "layers": 40, "load": 95}
 # Modules and their packages. Nothing runs without the first ones; of the others each part, and each
 # file of tests, needs some.
@@ -79,9 +80,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="gpu-check-") as folder:
         data = options.data.resolve() if options.data else drawn(Path(folder) / "drawn")
         _say(f"gpu-check: images of {options.data or 'the demo, drawn'}, results in {out}")
-        for part, seconds in LIMITS.items():
+        begin = time.monotonic()
+        for part, end in zip(LIMITS, itertools.accumulate(LIMITS.values()), strict=True):
             start = time.monotonic()
-            problem = run_apart(part, seconds, out, data)
+            problem = run_apart(part, begin + end, out, data)
             _say(f"{part}: {problem or 'done'}, {time.monotonic() - start:.0f} s")
             failed += [part] * bool(problem)
     _say(tables(out))
@@ -135,13 +137,12 @@ def drawn(root: Path) -> Path:
     return root
 
 
-def run_apart(part: str, seconds: float, out: Path, data: Path) -> str:
-    """Run a part in processes of its own; what went wrong, or nothing.
+def run_apart(part: str, deadline: float, out: Path, data: Path) -> str:
+    """Run a part in processes of its own until a moment of time.monotonic; what went wrong, if any.
 
     A process that a figure has crashed, or whose GPU it has left unusable, is followed by another,
     which goes on with the next figure.
     """
-    deadline = time.monotonic() + seconds
     command = [sys.executable, __file__, "--out", out, "--data", data, "--part", part]
     with (out / f"{part}.log").open("w") as log:
         while True:
@@ -155,7 +156,7 @@ def run_apart(part: str, seconds: float, out: Path, data: Path) -> str:
                 # Its children too: tests start processes, torch compiles in some.
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-                return f"cut off after {seconds} s, see {part}.log"
+                return f"cut off, see {part}.log"
             progress = len(Journal.load(out, part).tried) > tried
             if code in (0, FAILED) or not progress:
                 return f"failed with code {code}, see {part}.log" if code else ""
