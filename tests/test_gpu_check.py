@@ -258,14 +258,14 @@ def test_every_case_of_the_steps_has_a_name_of_its_own_and_what_is_asked_first_c
     names = [name for name, _ in step_measurements("cuda:0", 1)]
     assert len(set(names)) == len(names) == 2 + 2 + 2 + 2 * 10
     # The step at both batch sizes, in a graph, eager and compiled: time may run out.
-    both = ("batch 128", "batch 1024")
+    batches = ("batch 128", "batch 1024")
     assert names[:12] == [
         *("LRN of conv1, float32", "LRN of conv1, bf16"),
-        *(f"{batch}: bf16, CUDA graph" for batch in both),
-        *(f"{batch}: bf16" for batch in both),
-        *(f"{batch}: bounds" for batch in both),
+        *(f"{batch}: bf16, CUDA graph" for batch in batches),
+        *(f"{batch}: bf16" for batch in batches),
+        *(f"{batch}: bounds" for batch in batches),
         *("memory, bf16, CUDA graph", "memory, bf16"),
-        *(f"{batch}: bf16, compiled, CUDA graph" for batch in both),
+        *(f"{batch}: bf16, compiled, CUDA graph" for batch in batches),
     ]
     compiled = ["compiled" in name for name in names[12:]]
     assert compiled == sorted(compiled)

@@ -59,10 +59,10 @@ def step_measurements(
         yield f"batch {batch}: bounds", partial(bounds, batch, device, rounds)
     for name in FIRST:
         yield f"memory, {name}", partial(memory, name, groups[min(TARGETS)][name].case)
-    later = [name for name in names if name not in FIRST]
+    others = [name for name in names if name not in FIRST]
     # One of the compiled ways, then what is not compiled, then the others.
-    later.sort(key=lambda name: (name != COMPILED) * (1 + ("compiled" in name)))
-    for name in later:
+    others.sort(key=lambda name: (name != COMPILED) * (1 + ("compiled" in name)))
+    for name in others:
         yield from _compare_batches(name, groups, rounds)
 
 
