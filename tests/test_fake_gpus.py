@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 from collections import Counter
+from graphlib import TopologicalSorter
 from itertools import pairwise
 
 import pytest
@@ -154,6 +155,22 @@ def test_processes_exchange_in_one_order_and_never_wait(ranks, name, replicas):
         sums = [of_group(of_rank[2 * replica + column], "replica") for replica in range(replicas)]
         assert all(one == sums[0] for one in sums)
         assert bool(sums[0]) == (replicas > 1)
+
+
+@pytest.mark.parametrize("name", SPLIT)
+def test_processes_cannot_wait_for_each_other_in_a_circle(ranks, name):
+    # Also where a GPU works on one exchange at a time: then each waits for the one queued before.
+    earlier = {}
+    for rank, log in enumerate(ranks[f"{name} 2"]):
+        replica, column = divmod(rank, 2)
+        counts, last = Counter(), None
+        for _, group, *_ in log["exchanges"]:
+            members = (group, replica if group == "column" else column)
+            exchange = (members, counts[members])
+            counts[members] += 1
+            earlier.setdefault(exchange, set()).update({last} - {None})
+            last = exchange
+    TopologicalSorter(earlier).prepare()  # CycleError
 
 
 def of_group(exchanges, group):

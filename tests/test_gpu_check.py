@@ -133,19 +133,22 @@ def test_a_figure_that_fails_loses_itself_alone(check, tmp_path):
 
 
 CRASH = """
-import os, sys
+import os, sys, time
 from pathlib import Path
 from alexprep.bench.measurement import row
 from alexprep.bench.suite import BenchConfig
 from benchmarks.gpu import check
-figures = [("a", lambda: [row("a", [1.0], "s")]), ("b", lambda: os._exit(11))]
+check.FIGURE_SECONDS = 0.05
+figures = [("a", lambda: [row("a", [1.0], "s")]), ("b", lambda: {})]
 check.measure("step", figures, Path(sys.argv[1]), BenchConfig())
 """
 
 
-def test_a_figure_that_ends_its_process_loses_itself_alone(check, tmp_path):
-    assert Fork([sys.executable, "-c", CRASH, tmp_path]).wait() == 11
+@pytest.mark.parametrize(("act", "code"), [("os._exit(11)", 11), ("time.sleep(60)", 1)])
+def test_a_figure_that_ends_its_process_or_hangs_loses_itself_alone(check, tmp_path, act, code):
+    assert Fork([sys.executable, "-c", CRASH.format(act), tmp_path]).wait() == code
     assert measured(tmp_path) == (["a"], [])
+    assert check.Journal.load(tmp_path, "step").open == ["b"]  # for which the part begins again
     figures = [figure("a"), ("b", broken), figure("c")]
     assert check.measure("step", figures, tmp_path, BenchConfig()) == check.FAILED
     assert measured(tmp_path) == (["a", "c"], ["Not measured: b: ended its process, see step.log"])

@@ -11,6 +11,7 @@ failed.
 """
 
 import argparse
+import faulthandler
 import itertools
 import json
 import os
@@ -54,6 +55,7 @@ PACKAGES = NEEDED | {
 IMAGES, CLASSES, SIDE = 2000, 10, 256
 ROUNDS = 5
 LAYER_BATCH = 256
+FIGURE_SECONDS = 75.0  # compiling a step cold takes the longest
 DEVICE = "cuda:0"
 FAILED, AGAIN = 1, 3  # exit codes of a part: figures failed; its GPU needs a new process
 
@@ -157,8 +159,9 @@ def run_apart(part: str, deadline: float, out: Path, data: Path) -> str:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
                 return f"cut off, see {part}.log"
-            progress = len(Journal.load(out, part).tried) > tried
-            if code in (0, FAILED) or not progress:
+            journal = Journal.load(out, part)
+            ended = code in (0, FAILED) and not journal.open
+            if ended or len(journal.tried) == tried:
                 return f"failed with code {code}, see {part}.log" if code else ""
 
 
@@ -196,11 +199,15 @@ class Journal:
         """What a figure measured."""
         self.rows[name] = [asdict(row) for row in rows]
 
+    @property
+    def open(self) -> list[str]:
+        """What was begun and did not end: it ended its process, or did not move."""
+        return [name for name in self.tried if name not in {*self.rows, *self.failures}]
+
     def end_open(self, part: str) -> None:
-        """Say of figures that were begun and did not end that they ended their process."""
-        for name in self.tried:
-            if name not in self.rows:
-                self.failures.setdefault(name, f"ended its process, see {part}.log")
+        """Count as failures what was begun and did not end."""
+        for name in self.open:
+            self.failures[name] = f"ended its process, see {part}.log"
 
 
 def run_part(part: str, out: Path, data: Path) -> int:
@@ -222,11 +229,14 @@ def measure(part: str, figures: "Iterable[Measurement]", out: Path, config: "Ben
             continue
         journal.tried.append(name)
         journal.save()
+        # One that hangs must not lose the others: its process ends, with the stack in its log.
+        faulthandler.dump_traceback_later(FIGURE_SECONDS, exit=True)
         try:
             journal.keep(name, figure())
         except Exception as error:  # noqa: BLE001 - one figure must not lose the others
             traceback.print_exc()
             journal.failures[name] = (str(error) or repr(error)).splitlines()[0]
+        faulthandler.cancel_dump_traceback_later()
         journal.save()
         _save_result(part, journal, out, config)
         if name in journal.failures and not gpu_works():
