@@ -33,7 +33,8 @@ from alexnet.model.spec import Lrn, pooled
 
 CHUNK = 9  # rows of maxima a program where no rows but the last are kept
 RELU_OPTIONS: dict[str, int] = {"ROWS": 64, "BLOCK": 64, "num_warps": 4}
-PIXELS, TILES = 64, 4  # a program of the response norm's backward pass, which keeps none
+# Of a program of the backward passes that keep no rows; pixels are the response norm's.
+PIXELS, TILES = 64, 4
 
 
 def norm_pool_forward(
@@ -138,19 +139,20 @@ def bias_relu_backward(g: Tensor, bits: Tensor) -> tuple[Tensor, Tensor]:
     g = g.contiguous(memory_format=torch.channels_last)
     dx = torch.empty_like(g)
     pixels, channels = len(bits), g.shape[1]
-    grid = (triton.cdiv(pixels, RELU_OPTIONS["ROWS"]), triton.cdiv(channels, RELU_OPTIONS["BLOCK"]))
+    rows, block = RELU_OPTIONS["ROWS"] * TILES, RELU_OPTIONS["BLOCK"]
+    grid = (triton.cdiv(pixels, rows), triton.cdiv(channels, block))
     sums = torch.empty(grid[0], channels, device=g.device)
     with torch.cuda.device_of(g):
         _bias_relu_backward[grid](
-            g, bits, dx, sums, pixels, channels, bits.shape[1], **RELU_OPTIONS
+            g, bits, dx, sums, pixels, channels, bits.shape[1], TILES=TILES, **RELU_OPTIONS
         )
     return dx, sums.sum(0)
 
 
 @triton.jit
-def _relu_block(pixels, channels, octets, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """This program's channels (1, B); offsets of values (R, B) and bits (R, B / 8); which exist."""
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
+def _relu_block(tile, pixels, channels, octets, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """A tile's channels (1, B); offsets of values (R, B) and bits (R, B / 8); which exist."""
+    row = tile * ROWS + tl.arange(0, ROWS)[:, None]
     channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[None, :]
     octet = tl.program_id(1) * (BLOCK // 8) + tl.arange(0, BLOCK // 8)[None, :]
     valid, present = (row < pixels) & (channel < channels), (row < pixels) & (octet < octets)
@@ -164,7 +166,7 @@ def _bias_relu(
     ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
     channel, offset, valid, bits_offset, present = _relu_block(
-        pixels, channels, octets, ROWS, BLOCK
+        tl.program_id(0), pixels, channels, octets, ROWS, BLOCK
     )
     x = tl.load(x_pointer + offset, mask=valid, other=0.0).to(tl.float32)
     x += tl.load(bias_pointer + channel, mask=channel < channels, other=0.0)
@@ -179,20 +181,23 @@ def _bias_relu(
 @triton.jit
 def _bias_relu_backward(
     g_pointer, bits_pointer, dx_pointer, sums_pointer, pixels, channels, octets,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, TILES: tl.constexpr,
 ) -> None:  # fmt: skip
-    channel, offset, valid, bits_offset, present = _relu_block(
-        pixels, channels, octets, ROWS, BLOCK
-    )
-    bits = tl.load(bits_pointer + bits_offset, mask=present, other=0).to(tl.int32)
-    bits = tl.broadcast_to(bits[:, :, None], (ROWS, BLOCK // 8, 8))
-    bits = tl.reshape(bits, (ROWS, BLOCK)) >> (channel % 8)
-    g = tl.load(g_pointer + offset, mask=valid, other=0.0)
-    g = tl.where((bits & 1) == 0, 0.0, g)
-    tl.store(dx_pointer + offset, g, mask=valid)
-    total = tl.sum(g.to(tl.float32), axis=0)[None, :]
+    total = tl.zeros((ROWS, BLOCK), tl.float32)
+    for tile in range(TILES):
+        channel, offset, valid, bits_offset, present = _relu_block(
+            tl.program_id(0) * TILES + tile, pixels, channels, octets, ROWS, BLOCK
+        )
+        bits = tl.load(bits_pointer + bits_offset, mask=present, other=0).to(tl.int32)
+        bits = tl.broadcast_to(bits[:, :, None], (ROWS, BLOCK // 8, 8))
+        bits = tl.reshape(bits, (ROWS, BLOCK)) >> (channel % 8)
+        g = tl.load(g_pointer + offset, mask=valid, other=0.0)
+        g = tl.where((bits & 1) == 0, 0.0, g)
+        tl.store(dx_pointer + offset, g, mask=valid)
+        total += g.to(tl.float32)
+    channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     own = sums_pointer + tl.program_id(0) * channels + channel
-    tl.store(own, total, mask=channel < channels)
+    tl.store(own, tl.sum(total, axis=0), mask=channel < channels)
 
 
 @triton.jit
