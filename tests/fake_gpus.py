@@ -124,6 +124,9 @@ def batch(config, images, device):
 def network(config, seam):
     with torch.device("meta"):
         model = columns.Columns(config, seam, seed=0)
+    for column in model.local:
+        # conv1 in one kernel with what follows it; the other networks have it by itself.
+        column.stages.fuse_first = config == networks.code2012()
     set_channels_last(model)
     return model
 

@@ -6,7 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from alexnet.model.grouped import blocks_of_images, blocks_of_weight, fused_stages, prepared
+from alexnet.model.first_layer import (
+    blocks_of_images,
+    blocks_of_weight,
+    network_images,
+    padded_images,
+)
+from alexnet.model.grouped import fused_stages
 from alexnet.model.networks import caffe, code2012, smoke, torchvision
 from tests.kernel_scripts import DEVICES, run_on
 
@@ -131,12 +137,14 @@ def test_conv1_by_blocks_is_conv1(config):
 
 @pytest.mark.parametrize("config", [code2012(), caffe(), torchvision()])
 def test_images_in_bfloat16_are_what_conv1_is_given_of_float32_ones(config, monkeypatch):
-    monkeypatch.setattr("alexnet.model.grouped.KERNEL_DEVICES", {"cpu"})
+    monkeypatch.setattr("alexnet.model.first_layer.KERNEL_DEVICES", {"cpu"})
     torch.manual_seed(0)
     images = torch.randn(2, 3, config.crop, config.crop) * 70
     images = images.to(memory_format=torch.channels_last)
     with torch.autocast("cpu", torch.bfloat16):
-        wide, narrow = (prepared(x, config) for x in (images, images.bfloat16()))
+        wide, narrow = (
+            padded_images(network_images(x, config), config) for x in (images, images.bfloat16())
+        )
     assert wide.dtype == narrow.dtype == torch.bfloat16
     # The rounding is the same, in another place; two where they are divided by an sd in between.
     digits = 0.0 if config.input_sd == (1.0, 1.0, 1.0) else 2**-7

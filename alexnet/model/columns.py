@@ -20,7 +20,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from alexnet.model.grouped import Stages, prepared, weight_layer
+from alexnet.model.first_layer import network_images
+from alexnet.model.grouped import Stages, weight_layer
 from alexnet.model.spec import Conv, Layer, ModelConfig, sizes
 
 
@@ -200,9 +201,15 @@ class Columns(nn.Module):
         own = tuple(f"column{number}." for number in self.seam.columns)
         return {name: value for name, value in state.items() if name.startswith(own)}
 
+    def _prepared(self, images_NCHW: Tensor) -> Tensor:
+        """Images as the first layer of every column takes them."""
+        column = self.local[0]
+        first = column.get_submodule(self.layers[0])
+        return column.stages.prepare(first, network_images(images_NCHW, self.config), self.config)
+
     def _hidden(self, images_NCHW: Tensor) -> list[Tensor]:
         images = {
-            device: prepared(images_NCHW.to(device, non_blocking=True), self.config)
+            device: self._prepared(images_NCHW.to(device, non_blocking=True))
             for device in set(self.seam.devices)
         }
         parts = [images[device] for device in self.seam.devices]

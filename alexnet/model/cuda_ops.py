@@ -177,15 +177,15 @@ _bias_relu.register_autograd(_relu_gradient, setup_context=_save_bits)
 # kernels compute it for tests), the windows and the power of the released code and the paper, and
 # tiles that fit the registers: so many columns of so many channels of a group at most.
 NORM_POOL_TYPES = {torch.bfloat16, torch.float16}
-_WINDOW, _BETA = 5, 0.75
-_POOL = (3, 2)
+WINDOW, BETA = 5, 0.75
+POOL = (3, 2)
 _TILE = 4096
 _COLUMNS = 64
 
 
 def serves_norm_pool(x: Tensor, groups: int, norms: Sequence[Lrn], pool: tuple[int, int]) -> bool:
     """Whether `norm_pool` knows maps like x, these norms, and windows of `pool` (size, stride)."""
-    known = all((norm.size, norm.beta) == (_WINDOW, _BETA) for norm in norms) and pool == _POOL
+    known = all((norm.size, norm.beta) == (WINDOW, BETA) for norm in norms) and pool == POOL
     columns, channels = (
         1 << (side - 1).bit_length() for side in (x.shape[-1], x.shape[1] // groups)
     )
@@ -222,7 +222,7 @@ def root_type(x: Tensor) -> torch.dtype:
 
 def _norms(constants: Sequence[float]) -> tuple[Lrn, ...]:
     pairs = zip(constants[::2], constants[1::2], strict=True)
-    return tuple(Lrn(_WINDOW, alpha, _BETA, k) for alpha, k in pairs)
+    return tuple(Lrn(WINDOW, alpha, BETA, k) for alpha, k in pairs)
 
 
 @torch.library.custom_op("alexnet::norm_pool", mutates_args=())
@@ -239,10 +239,10 @@ def _norm_pool(
 def _(
     x: Tensor, bias: Tensor, groups: int, constants: Sequence[float], relu: bool, relu_after: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    y = empty_maps(x, (*x.shape[:2], *_pooled_side(x, *_POOL)))
+    y = empty_maps(x, (*x.shape[:2], *_pooled_side(x, *POOL)))
     spatial = len(constants) == 4
     roots = torch.empty_like(x, dtype=root_type(x)) if spatial else x.new_empty(0)
-    return y, empty_taps(y, _POOL[0], groups), roots
+    return y, empty_taps(y, POOL[0], groups), roots
 
 
 @torch.library.custom_op("alexnet::norm_pool_backward", mutates_args=())

@@ -3,6 +3,8 @@
 Letters: N images, C channels, H rows, W columns of pixels, K classes, F units.
 """
 
+from typing import TypeGuard
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,8 +19,16 @@ from alexnet.model.cuda_ops import (
     serves_pool,
 )
 from alexnet.model.dropout import Dropout
+from alexnet.model.first_layer import (
+    Convolution,
+    conv_norm_pool,
+    network_images,
+    padded_images,
+    product_type,
+    serves_conv_norm_pool,
+)
 from alexnet.model.norms import local_response_norm, spatial_norm
-from alexnet.model.spec import Conv, Dense, Layer, ModelConfig, Stage, sizes
+from alexnet.model.spec import Dense, Layer, ModelConfig, Stage, sizes
 
 Pairs = tuple[tuple[Stage, ...], ...]
 # Stages that have a kernel in common where "act" is a ReLU.
@@ -42,7 +52,8 @@ class Grouped(nn.Module):
 
     def features(self, images_NCHW: Tensor) -> Tensor:
         """The last hidden layer (N, F), as the last weight layer sees it."""
-        x = prepared(images_NCHW, self.config)
+        first = self.get_submodule(self.layers[0])
+        x = self.stages.prepare(first, network_images(images_NCHW, self.config), self.config)
         for number, name in enumerate(self.layers[:-1]):
             x = self.stages(self.get_submodule(name), x, number)
         return x.flatten(1)
@@ -68,9 +79,34 @@ class Stages(nn.Module):
         self.pool = (config.pool_size, config.pool_stride)
         self.groups = len(columns) if config.lrn_across == "own" else 1
         self.dropout = Dropout(config.dropout, config.dropout_kind, seed=seed, columns=columns)
+        # Whether the first convolution is one kernel with what follows it, for maps that it knows.
+        self.fuse_first = False
+        self.pad_end = config.pad_end
+
+    def prepare(self, first: nn.Module, images: Tensor, config: ModelConfig) -> Tensor:
+        """The network's images as its first layer takes them."""
+        if self.fuse_first:
+            rounded = images.to(product_type(images))
+            if self.serves_first(first, rounded):
+                return rounded
+        return padded_images(images, config)
+
+    def serves_first(self, first: nn.Module, images: Tensor) -> TypeGuard[Convolution]:
+        """Whether the first layer is one kernel with what follows it."""
+        pairs: Pairs = self.then[0][0] if len(self.then[0]) == 1 else ()
+        return (
+            self.fuse_first
+            and isinstance(first, Convolution)
+            and pairs[:1] == (("lrn",),)
+            and any("pool" in pair for pair in pairs)
+            and serves_conv_norm_pool(images, first, self.pad_end, self.groups, self.lrn, self.pool)
+        )
 
     def forward(self, layer: nn.Module, x: Tensor, number: int) -> Tensor:
         """From what weight layer `number` (0 is the first) sees to what the next layer sees."""
+        if number == 0 and self.serves_first(layer, x):
+            relu = "act" in self.then[0][0][-1]
+            return conv_norm_pool(x, layer, self.pad_end, self.groups, self.lrn, relu=relu)
         bias = None
         if isinstance(layer, Convolution) and x.device.type in KERNEL_DEVICES:
             # Left to the kernel of what follows: torch adds it in another pass over memory.
@@ -152,19 +188,6 @@ def fused_stages(stages: tuple[Stage, ...], act: str) -> tuple[Pairs, ...]:
     return tuple(fused)
 
 
-class Convolution(nn.Conv2d):
-    """A convolution whose images CUDA may be given as blocks, see `blocks_of_images`."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return self.convolve(input, self.bias)
-
-    def convolve(self, input: Tensor, bias: Tensor | None) -> Tensor:
-        """The convolution with this bias, or with none."""
-        if input.shape[1] == self.in_channels:
-            return self._conv_forward(input, self.weight, bias)
-        return F.conv2d(input, blocks_of_weight(self.weight, self.stride[0]), bias)
-
-
 class GroupedLinear(nn.Module):
     """Dense columns side by side: weight (out, inputs of one), as a grouped convolution's.
 
@@ -202,70 +225,3 @@ def weight_layer(row: Layer, weight: tuple[int, ...], groups: int) -> nn.Module:
         padding=row.pad,
         groups=groups,
     )
-
-
-def prepared(images_NCHW: Tensor, config: ModelConfig) -> Tensor:
-    """Images as conv1 takes them: padded at the right and the bottom, divided by `input_sd`.
-
-    On CUDA, in channels_last, they come as blocks and in the type of autocast.
-    """
-    expected = (3, config.crop, config.crop)
-    if images_NCHW.shape[1:] != expected:
-        raise ValueError(
-            f"This network takes images (N, 3, {config.crop}, {config.crop}), got "
-            f"{tuple(images_NCHW.shape)}. Crop to its size, or set ModelConfig.crop."
-        )
-    if config.input_sd != (1.0, 1.0, 1.0):
-        # Filled, not copied from the host: a CUDA graph may not copy. In float32 at least, in which
-        # the quotient is then too: bfloat16 would change an sd by up to 1/256.
-        dtype = torch.promote_types(images_NCHW.dtype, torch.float32)
-        sd = torch.cat([images_NCHW.new_full((1, 1, 1), sd, dtype=dtype) for sd in config.input_sd])
-        images_NCHW = images_NCHW / sd
-    row, kind = config.layers[0], images_NCHW.device.type
-    if (
-        isinstance(row, Conv)
-        and row.stride > 1
-        and kind in KERNEL_DEVICES
-        and images_NCHW.is_contiguous(memory_format=torch.channels_last)
-    ):
-        lower = torch.is_autocast_enabled(kind)
-        dtype = torch.get_autocast_dtype(kind) if lower else images_NCHW.dtype
-        return blocks_of_images(images_NCHW, row, config.pad_end, dtype)
-    if config.pad_end:
-        images_NCHW = F.pad(images_NCHW, (0, config.pad_end, 0, config.pad_end))
-    return images_NCHW
-
-
-def blocks_of_images(images: Tensor, row: Conv, pad_end: int, dtype: torch.dtype) -> Tensor:
-    """Images (N, C, H, H) padded for `row`, a block of stride x stride pixels in the channels.
-
-    (N, C * stride ** 2, B, B) in channels_last. A convolution of 11 x 11 with stride 4 over three
-    channels is one of 3 x 3 with stride 1 over 48, a shape that tensor cores are made for: the same
-    sums, and 19% more products with zeros. One pass makes blocks, padding and type.
-    """
-    side, step = images.shape[-1], row.stride
-    outputs = (side + pad_end + 2 * row.pad - row.kernel) // step + 1
-    blocks = outputs - 1 + -(-row.kernel // step)
-    if row.pad or side % step or side > blocks * step:
-        end = blocks * step - side - row.pad
-        images = F.pad(images, (row.pad, end, row.pad, end))
-    filled = images.shape[-1] // step
-    out = images.new_empty((len(images), blocks, blocks, images.shape[1], step, step), dtype=dtype)
-    rows, border = out.narrow(1, 0, filled), blocks - filled
-    rows.narrow(2, 0, filled).copy_(_split_sides(images, step).permute(0, 2, 4, 1, 3, 5))
-    rows.narrow(2, filled, border).zero_()
-    out.narrow(1, filled, border).zero_()
-    return out.flatten(3).permute(0, 3, 1, 2)
-
-
-def blocks_of_weight(weight: Tensor, stride: int) -> Tensor:
-    """A weight (F, C, K, K) of that stride as one of stride 1 for `blocks_of_images`."""
-    end = -weight.shape[-1] % stride
-    split = _split_sides(F.pad(weight, (0, end, 0, end)), stride)
-    return split.permute(0, 2, 4, 1, 3, 5).flatten(3).permute(0, 3, 1, 2)
-
-
-def _split_sides(x: Tensor, step: int) -> Tensor:
-    """(N, C, H, W) as (N, C, H / step, step, W / step, step)."""
-    images, channels, height, width = x.shape
-    return x.view(images, channels, height // step, step, width // step, step)

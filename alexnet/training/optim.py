@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.optim.sgd import sgd as update_parameters
 
 from alexnet.model.cuda_ops import KERNEL_DEVICES
-from alexnet.model.grouped import Convolution, GroupedLinear
+from alexnet.model.first_layer import Convolution
+from alexnet.model.grouped import GroupedLinear
 from alexnet.training.config import TrainConfig
 from alexnet.training.schedule import Kind
 
