@@ -259,7 +259,7 @@ def imports(path):
 
 def test_every_case_of_the_steps_has_a_name_of_its_own_and_what_is_asked_first_comes_first():
     names = [name for name, _ in step_measurements("cuda:0", 1)]
-    assert len(set(names)) == len(names) == 2 + 2 + 2 + 2 * 10
+    assert len(set(names)) == len(names) == 2 + 2 + 2 + 2 * 12
     # The step at both batch sizes, in a graph, eager and compiled: time may run out.
     batches = ("batch 128", "batch 1024")
     assert names[:12] == [
@@ -311,6 +311,7 @@ def test_single_layers_are_measured_on_a_cpu_too(monkeypatch):
     rows = measured_rows(layers.layer_measurements(network, 2, "cpu", 1))
     names = {row.name for own in rows.values() for row in own}
     assert "batch 2: conv1, as blocks of 2 x 2" in names
+    assert "batch 2: conv1 and all that follows it: cuDNN and others" in names
     assert {f"batch 2: conv{n}, 2 groups, NCHW" for n in (2, 4, 5)} <= names
     assert {"batch 2: conv2, 2 convolutions", "batch 2: conv2: one kernel"} <= names
 

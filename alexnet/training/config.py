@@ -30,6 +30,8 @@ class TrainConfig:
         channels_last: memory format of the convolutions.
         compile: torch.compile; "graphs" adds CUDA graphs (its mode "reduce-overhead").
         cuda_graph: run the whole step as one CUDA graph, on a single GPU; `compile` may be "on".
+        fuse_conv1: whether conv1 is one kernel with its norm and pooling, on a Hopper GPU in
+            bfloat16; "auto" times it and cuDNN, and takes the faster.
         stop_error: end the run when the top-1 error on validation, 0..1, is at most this; None:
             train for all epochs.
         log_steps: steps between two lines of the log.
@@ -53,6 +55,7 @@ class TrainConfig:
     channels_last: bool = True
     compile: Literal["off", "on", "graphs"] = "off"
     cuda_graph: bool = False
+    fuse_conv1: Literal["auto", "on", "off"] = "auto"
     stop_error: float | None = None
     log_steps: int = 50
     checkpoint_minutes: float = 10.0

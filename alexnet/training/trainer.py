@@ -113,7 +113,9 @@ class Trainer:
         self.model = model
         if config.cuda_graph:
             check_graph(model, run.replicas)
-        prepare_model(model, config)
+        timed = prepare_model(model, config)
+        if timed:
+            self._log(timed)
         self.optimizer = sgd(model, config, replicas=run.replicas.world)
         average = GradientAverage(model.parameters(), run.replicas)
         self.step = make_step(model, self.optimizer, config, average)

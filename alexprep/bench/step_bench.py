@@ -49,6 +49,7 @@ class Case:
     precision: Literal["float32", "bfloat16"] = "float32"
     compile: Literal["off", "on", "graphs"] = "off"
     cuda_graph: bool = False
+    fuse_conv1: Literal["auto", "on", "off"] = "auto"
     device: str = "cpu"
 
 
@@ -182,7 +183,11 @@ def plain_step(model: nn.Module, batch: tuple[Tensor, Tensor], *, bf16: bool) ->
 def trainer_step(model: nn.Module, case: Case) -> Callable[[Batch], None]:
     """The step of `alexprep train`, which moves dropout on with each batch."""
     config = TrainConfig(
-        lr=1e-4, precision=case.precision, compile=case.compile, cuda_graph=case.cuda_graph
+        lr=1e-4,
+        precision=case.precision,
+        compile=case.compile,
+        cuda_graph=case.cuda_graph,
+        fuse_conv1=case.fuse_conv1,
     )
     prepare_model(model, config)
     train_on = make_step(model, sgd(model, config), config)

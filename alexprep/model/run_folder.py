@@ -29,6 +29,7 @@ EMPTY = (LOCK, LEASE, f"{LEASE}.removal", f"{CONFIG}.partial")
 # May differ between the calls that make up one run: they do not change what is computed.
 FREE = (
     *("train.log_steps", "train.checkpoint_minutes", "train.keep", "train.cuda_graph"),
+    "train.fuse_conv1",
     *("loader.backend", "loader.decode", "loader.device", "loader.threads", "loader.readers"),
     *("loader.hw_decoder_load", "loader.peers"),
     *("loader.prefetch", "loader.pin_memory", "loader.check", "loader.rank", "loader.world"),

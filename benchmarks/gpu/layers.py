@@ -9,11 +9,14 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from alexnet.model.grouped import Stages, blocks_of_images, blocks_of_weight
+from alexnet.model.first_layer import blocks_of_images, blocks_of_weight
+from alexnet.model.grouped import Grouped, Stages
 from alexnet.model.norms import lrn_formula, spatial_formula
 from alexnet.model.spec import Conv, ModelConfig, Size, sizes
+from alexnet.training.config import TrainConfig
+from alexnet.training.step import prepare_model
 from alexprep.bench.load_bench import wait_for
 from alexprep.bench.measurement import Row, compared, interleaved
 from benchmarks.gpu.steps import Measurement
@@ -28,6 +31,8 @@ def layer_measurements(
 ) -> Iterator[Measurement]:
     """Every convolution of a network, and what follows it where it is more than a neuron."""
     side = network.crop
+    title = f"batch {batch}: conv1 and all that follows it"
+    yield title, partial(first_layer, title, network, (batch, device, rounds))
     for row, size in zip(network.layers, sizes(network), strict=True):
         if isinstance(row, Conv):
             title = f"batch {batch}: {row.name}"
@@ -79,6 +84,36 @@ def convolutions(
             _train, partial(_blocks, row.stride), [blocks], weight, device
         )
     return compared(interleaved(cases, rounds), baseline=baseline)
+
+
+def first_layer(title: str, network: ModelConfig, how: tuple[int, str, int]) -> list[Row]:
+    """conv1 with all that follows it: by cuDNN and others, and in one kernel where there is one."""
+    batch, device, rounds = how
+    with torch.device(device):
+        model = Grouped(network, seed=0)
+    prepare_model(model, TrainConfig(fuse_conv1="off"))
+    first = model.get_submodule(model.layers[0])
+    shape = (batch, 3, network.crop, network.crop)
+    images = torch.randn(shape, device=device).mul_(50).to(TYPE)
+    images = images.contiguous(memory_format=torch.channels_last)
+    baseline = f"{title}: cuDNN and others"
+    cases = {baseline: partial(_pass_first, model, first, images, False)}
+    model.stages.fuse_first = True
+    if model.stages.serves_first(first, images):
+        cases[f"{title}: one kernel"] = partial(_pass_first, model, first, images, True)
+    return compared(interleaved(cases, rounds), baseline=baseline)
+
+
+def _pass_first(model: Grouped, first: nn.Module, images: Tensor, fused: bool) -> float:
+    model.stages.fuse_first = fused
+    device = images.device.type
+    for _ in range(STEPS):
+        with torch.autocast(device, torch.bfloat16, enabled=images.dtype == torch.bfloat16):
+            x = model.stages.prepare(first, images, model.config)
+            y = model.stages(first, x, 0)
+        torch.autograd.grad(y, list(first.parameters()), y.detach())
+    wait_for(device)
+    return STEPS * len(images)
 
 
 def _leaf(x: Tensor, like: Tensor) -> Tensor:

@@ -87,6 +87,8 @@ def step_cases(network: ModelConfig, batch: int, device: torch.device) -> dict[s
     goal = TARGETS[batch]
     return {
         "bf16, CUDA graph": GpuCase(case=graph, target=goal),
+        "bf16, CUDA graph, conv1 in one kernel": GpuCase(case=replace(graph, fuse_conv1="on")),
+        "bf16, CUDA graph, conv1 by cuDNN": GpuCase(case=replace(graph, fuse_conv1="off")),
         "bf16": GpuCase(case=half),
         "TF32, CUDA graph": GpuCase(case=replace(ours, cuda_graph=True)),
         "TF32": GpuCase(case=ours),
