@@ -50,7 +50,7 @@ test-all: .venv/.dev
 gpu-proofs: .venv/.dev
 	$(BIN)/python -m pytest --quiet --numprocesses $(JOBS) --dist worksteal $(addprefix tests/test_, \
 	    $(addsuffix .py,fake_gpus waiting step_budget dali_graph training_graph dropout_triton planes_triton \
-	    sgd_triton stages_triton cuda_ops norms_channels_last))
+	    sgd_triton stages_triton cuda_ops first_layer norms_channels_last))
 
 check: .venv/.dev
 	$(BIN)/ruff format --check .

@@ -1,5 +1,6 @@
 # pyright: basic, reportMissingImports=false, reportIndexIssue=false, reportArgumentType=false
 # pyright: reportGeneralTypeIssues=false, reportReturnType=false
+# pyright: reportOperatorIssue=false
 # ruff: noqa: ANN001, ANN201, ANN202, PLR0913
 # Triton's kernels are Python to the eye alone, and a user without CUDA need not have Triton.
 """Overlapping max-pooling on CUDA for channels_last tensors, with the neuron, in one kernel a pass.

@@ -2,7 +2,8 @@
 
 One kernel moves a quarter of the bytes, but multiplies more slowly than cuDNN. Which is faster
 depends on the GPU and on the versions of cuDNN and Triton: both are timed before the first step, as
-cuDNN times its own.
+cuDNN times its own. What both compute is compared, too: a kernel that does not run there, or gives
+something else, is not used.
 """
 
 import time
@@ -11,6 +12,7 @@ from statistics import median
 from typing import NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alexnet.errors import RunError
@@ -22,7 +24,9 @@ from alexnet.training.config import TrainConfig
 
 IMAGES = 256  # of a trial: enough to fill a GPU, few beside those of a run
 ROUNDS = 7
-WARMUP_ROUNDS = 2  # kernels are compiled, and cuDNN chooses
+# Of the difference of both ways, relative to the norms of the tensors. Each rounds to 8 bits, and
+# another pixel of a window may be its maximum then, which changes terms of the gradients a little.
+TOLERANCE = 2**-4
 
 
 class FirstLayer(NamedTuple):
@@ -35,19 +39,17 @@ class FirstLayer(NamedTuple):
 
 def choose_first_kernel(
     model: nn.Module, config: TrainConfig, images: int = IMAGES, rounds: int = ROUNDS
-) -> dict[bool, float] | None:
-    """Set whether conv1 is one kernel with its norm and pooling.
+) -> str | None:
+    """Set whether conv1 is one kernel with its norm and pooling; a line for the log.
 
-    Returns:
-        The seconds of `images` images with that kernel (True) and with those of cuDNN and others
-        (False); None where nothing was timed, for the config says it or there is one way only.
+    None where nothing was tried, for the config decides or there is one way only.
 
     Raises:
         RunError: the config asks for the kernel, which does not know this network or device.
     """
     layers = list(_first_layers(model))
     _fuse(layers, config.fuse_conv1 != "off")
-    if not layers or not all(_is_fused(layer, config) for layer in layers):
+    if not layers or not all(_is_served(layer, config) for layer in layers):
         _fuse(layers, False)
         if config.fuse_conv1 == "on":
             raise RunError(
@@ -59,15 +61,22 @@ def choose_first_kernel(
     if config.fuse_conv1 == "on":
         return None
     batches = [_images(layer, config, images) for layer in layers]
-    seconds: dict[bool, list[float]] = {True: [], False: []}
-    for number in range(WARMUP_ROUNDS + rounds):
-        for fused, times in seconds.items():
-            _fuse(layers, fused)
-            elapsed = _seconds(layers, batches, config)
-            times += [elapsed] if number >= WARMUP_ROUNDS else []
-    medians = {fused: median(times) for fused, times in seconds.items()}
-    _fuse(layers, medians[True] < medians[False])
-    return medians
+    try:
+        reason = _difference(layers, batches, config)
+    except Exception as error:  # noqa: BLE001 - of a driver, Triton or its compiler, of any kind
+        lines = str(error).strip().splitlines() or [""]
+        reason = f"{type(error).__name__}: {lines[-1]}"
+    if reason:
+        _fuse(layers, False)
+        return (
+            f"conv1 is left to cuDNN: in one kernel with its norm and pooling it fails ({reason})"
+        )
+    fused, separate = _seconds(layers, batches, config, rounds)
+    _fuse(layers, fused < separate)
+    return (
+        f"conv1 with its norm and pooling: {1e3 * fused:.2f} ms for {images} images in one kernel, "
+        f"{1e3 * separate:.2f} ms by cuDNN; the faster is used (train.fuse_conv1)"
+    )
 
 
 def _first_layers(model: nn.Module) -> Iterator[FirstLayer]:
@@ -84,40 +93,71 @@ def _fuse(layers: Sequence[FirstLayer], fused: bool) -> None:
         layer.stages.fuse_first = fused
 
 
-def _images(layer: FirstLayer, config: TrainConfig, count: int) -> Tensor:
-    """Images without values, as a loader would give them."""
-    crop, weight = layer.network.crop, layer.convolution.weight
-    return torch.zeros(
-        (count, 3, crop, crop),
-        dtype=torch.bfloat16 if config.precision == "bfloat16" else weight.dtype,
-        device=weight.device,
-    ).contiguous(
-        memory_format=torch.channels_last if config.channels_last else torch.contiguous_format
-    )
-
-
-def _is_fused(layer: FirstLayer, config: TrainConfig) -> bool:
+def _is_served(layer: FirstLayer, config: TrainConfig) -> bool:
     return layer.stages.serves_first(layer.convolution, _images(layer, config, 1))
 
 
-def _seconds(layers: Sequence[FirstLayer], batches: Sequence[Tensor], config: TrainConfig) -> float:
-    """Of a forward and a backward pass."""
-    devices = {images.device for images in batches}
-    _wait(devices)
-    began = time.perf_counter()
+def _images(layer: FirstLayer, config: TrainConfig, count: int) -> Tensor:
+    """Smooth noise, as a loader would give images; torch's generator is left alone."""
+    crop, weight = layer.network.crop, layer.convolution.weight
+    generator = torch.Generator(weight.device).manual_seed(0)
+    coarse = torch.randn((count, 3, 9, 9), device=weight.device, generator=generator) * 60
+    images = F.interpolate(coarse, (crop, crop), mode="bilinear")
+    dtype = torch.bfloat16 if config.precision == "bfloat16" else weight.dtype
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    return images.to(dtype).contiguous(memory_format=layout)
+
+
+def _difference(
+    layers: Sequence[FirstLayer], batches: Sequence[Tensor], config: TrainConfig
+) -> str | None:
+    """How far apart both ways are, if they are further than their roundings."""
+    answers: list[list[Tensor]] = []
+    for fused in (True, False):
+        _fuse(layers, fused)
+        answers.append(_pass(layers, batches, config))
+    for own, other in zip(*answers, strict=True):
+        distance = torch.dist(own.float(), other.float())
+        if not distance <= TOLERANCE * other.float().norm():
+            return f"its result differs by {float(distance / other.float().norm()):.3g}"
+    return None
+
+
+def _pass(
+    layers: Sequence[FirstLayer], batches: Sequence[Tensor], config: TrainConfig
+) -> list[Tensor]:
+    """Maxima and gradients of all layers."""
+    answers: list[Tensor] = []
     for layer, images in zip(layers, batches, strict=True):
         lower = config.precision == "bfloat16"
         with torch.autocast(images.device.type, torch.bfloat16, enabled=lower):
             x = layer.stages.prepare(layer.convolution, images, layer.network)
             y = layer.stages(layer.convolution, x, 0)
-        weight, bias = layer.convolution.weight, cast(nn.Parameter, layer.convolution.bias)
+        learned = [p for p in (layer.convolution.weight, layer.convolution.bias) if p is not None]
         # Not `backward`: gradients of parameters, and who waits for them, are left alone.
-        torch.autograd.grad(y, [p for p in (weight, bias) if p.requires_grad], torch.ones_like(y))
-    _wait(devices)
-    return time.perf_counter() - began
+        learned = [cast(nn.Parameter, p) for p in learned if p.requires_grad]
+        gradients = torch.autograd.grad(y, learned, y.detach()) if learned else ()
+        answers += [y.detach(), *gradients]
+    return answers
 
 
-def _wait(devices: set[torch.device]) -> None:
-    for device in devices:
+def _seconds(
+    layers: Sequence[FirstLayer], batches: Sequence[Tensor], config: TrainConfig, rounds: int
+) -> tuple[float, float]:
+    """Of a forward and a backward pass: in one kernel, and otherwise. Median of rounds in turns."""
+    seconds: dict[bool, list[float]] = {True: [], False: []}
+    for _ in range(rounds):
+        for fused, times in seconds.items():
+            _fuse(layers, fused)
+            _wait(batches)
+            began = time.perf_counter()
+            _pass(layers, batches, config)
+            _wait(batches)
+            times.append(time.perf_counter() - began)
+    return median(seconds[True]), median(seconds[False])
+
+
+def _wait(batches: Sequence[Tensor]) -> None:
+    for device in {images.device for images in batches}:
         if device.type == "cuda":
             torch.cuda.synchronize(device)

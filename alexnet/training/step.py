@@ -15,7 +15,7 @@ from alexnet.distributed.averaging import GradientAverage
 from alexnet.distributed.feed import Batch
 from alexnet.training.config import TrainConfig
 from alexnet.training.evaluate import TOP, rank_of_label
-from alexnet.training.first_kernel import IMAGES, choose_first_kernel
+from alexnet.training.first_kernel import choose_first_kernel
 
 # Names of glibc's mallopt (malloc.h).
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
@@ -73,14 +73,7 @@ def prepare_model(model: nn.Module, config: TrainConfig) -> str | None:
         set_channels_last(model)
     if any(parameter.is_cuda for parameter in model.parameters()):
         use_fast_kernels()
-    seconds = choose_first_kernel(model, config)
-    if seconds is None:
-        return None
-    fused, separate = (1e3 * seconds[form] for form in (True, False))
-    return (
-        f"conv1 with its norm and pooling: {fused:.2f} ms for {IMAGES} images in one kernel, "
-        f"{separate:.2f} ms by cuDNN; the faster is used (train.fuse_conv1)"
-    )
+    return choose_first_kernel(model, config)
 
 
 def use_fast_kernels() -> None:
