@@ -37,9 +37,9 @@ def exact():
     torch.backends.cudnn.allow_tf32 = before
 
 
-def batch(count=32):
+def batch(count=32, crop=48):
     chance = torch.Generator().manual_seed(3)
-    images = torch.randn(count, 3, 48, 48, generator=chance) * 60
+    images = torch.randn(count, 3, crop, crop, generator=chance) * 60
     images = images.cuda().to(memory_format=torch.channels_last)
     return images, (torch.arange(count) % 10).cuda()
 
@@ -110,10 +110,10 @@ def test_compiled_with_cuda_graphs_it_learns_what_the_eager_step_learns():
     assert_near(trained(bf16=False, graphs=True), trained(bf16=False, graphs=False), 5e-3)
 
 
-def train_steps(cuda_graph, sizes, *, precision="float32", freeze_after=None):
+def train_steps(cuda_graph, sizes, *, precision="float32", freeze_after=None, crop=48, fuse="off"):
     """Weights and losses after steps of these sizes; conv1 is frozen after some of them."""
-    config = TrainConfig(lr=1e-3, precision=precision, cuda_graph=cuda_graph)
-    model = network()
+    config = TrainConfig(lr=1e-3, precision=precision, cuda_graph=cuda_graph, fuse_conv1=fuse)
+    model = network(smoke(code2012(), crop=crop, classes=10))
     prepare_model(model, config)
     # What differs between kernels that are chosen by trial would hide what the capture changes.
     torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
@@ -131,7 +131,7 @@ def train_steps(cuda_graph, sizes, *, precision="float32", freeze_after=None):
             velocity_has_lr=True,
         )
         model.set_dropout_position(number * 1000)
-        losses.append(float(step(batch(size))))
+        losses.append(float(step(batch(size, crop))))
     torch.backends.cudnn.deterministic = False
     return model.state_dict(), losses, step
 
@@ -144,6 +144,21 @@ def test_a_captured_step_learns_what_the_eager_step_learns_bit_for_bit(precision
     assert step.captures == 1
     assert captured_losses == losses
     assert all(torch.equal(captured[name], value) for name, value in state.items())
+
+
+def test_a_captured_step_with_conv1_in_one_kernel_learns_the_same_bit_for_bit():
+    if torch.cuda.get_device_capability()[0] != 9:
+        pytest.skip("The kernel is for Hopper GPUs.")
+    sizes = (32,) * 6 + (19, 32)
+    how = {"precision": "bfloat16", "crop": 116, "fuse": "on"}  # conv1 of 11 x 11, as crops of 224
+    state, losses, _ = train_steps(False, sizes, **how)
+    captured, captured_losses, step = train_steps(True, sizes, **how)
+    assert step.captures == 1
+    assert captured_losses == losses
+    assert all(torch.equal(captured[name], value) for name, value in state.items())
+    # Nearly what cuDNN's convolution learns: both round to 8 bits.
+    other, _, _ = train_steps(False, sizes, **(how | {"fuse": "off"}))
+    assert_near(state, other, 5e-2)
 
 
 def test_a_frozen_layer_stands_still_in_a_step_that_is_captured_anew():
