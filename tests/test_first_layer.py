@@ -11,7 +11,7 @@ from alexnet import build
 from alexnet.errors import RunError
 from alexnet.model import cuda_ops, networks
 from alexnet.model.grouped import Stages, weight_layer
-from alexnet.model.spec import sizes
+from alexnet.model.spec import sizes, with_rows
 from alexnet.training.config import TrainConfig
 from alexnet.training.step import prepare_model
 from tests.kernel_scripts import DEVICES, run_on
@@ -92,6 +92,12 @@ for count, side, pad_end, channels, groups, relu in (
     assert torch.equal(same[0], y) and torch.equal(same[1], words)
     own = kernels.backward(g, (images, master, bias, *same[1:]), sizes, norm)
     assert own[0].dtype == torch.float32
+    # Weights and biases with gaps between them, as a slice of others.
+    gaps = torch.stack([master, master + 1], -1)[..., 0], torch.stack([bias, bias + 1], -1)[..., 0]
+    spread = kernels.forward(images, *gaps, sizes, norm, relu)
+    assert torch.equal(spread[0], y) and torch.equal(spread[2], same[2])
+    loose = kernels.backward(g, (images, *gaps, *spread[1:]), sizes, norm)
+    assert torch.equal(loose[0], own[0]) and torch.equal(loose[1], own[1])
     x = F.conv2d(padded, wide, None, stride=4) + grown.double()[:, None, None]
     flat_norm = Lrn(5, 0.0, 0.75, 1.0)
     y = kernels.forward(images, weight, grown, sizes, flat_norm, False)[0]
@@ -171,10 +177,16 @@ for form in ("grouped", "columns"):
 """
 
 
+def run_on_hopper(device, script):
+    if device == "cuda" and torch.cuda.get_device_capability()[0] != 9:
+        pytest.skip("The kernel is for Hopper GPUs.")
+    run_on(device, SCRIPT + script)
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("script", [NORM, TIES, NETWORK], ids=["norm", "ties", "network"])
 def test_values_and_gradients_are_those_of_torch(script, device):
-    run_on(device, SCRIPT + script)
+    run_on_hopper(device, script)
 
 
 # As code2012 launches them, whole and as one column.
@@ -268,6 +280,19 @@ def test_the_kernel_refuses_what_it_does_not_know(change, monkeypatch):
     assert not stages.serves_first(first, images)
 
 
+@pytest.mark.parametrize(
+    "then",
+    [
+        *((), ("lrn",), ("pool", "act"), ("lrn", "spatial", "pool", "act")),
+        *(("act", "lrn", "pool"), ("lrn", "pool", "act", "lrn"), ("pool", "lrn")),
+    ],
+)
+def test_the_kernel_refuses_stages_in_another_order(then, monkeypatch):
+    monkeypatch.setattr("alexnet.model.first_layer.KERNEL_DEVICES", {"cpu"})
+    stages, first, images = stage(with_rows(networks.code2012(), conv1={"then": then}))
+    assert not stages.serves_first(first, images)
+
+
 def test_without_the_kernel_nothing_is_timed_and_asking_for_it_is_an_error():
     model = build(networks.smoke(networks.code2012()), seed=0)
     assert prepare_model(model, TrainConfig(precision="bfloat16")) is None
@@ -286,7 +311,7 @@ from alexnet.model import cuda_ops
 from alexnet.model.networks import code2012
 from alexnet.model.spec import with_rows
 from alexnet.model.grouped import Stages, weight_layer
-from alexnet.model.spec import sizes
+from alexnet.model.spec import sizes, with_rows
 from alexnet.training.config import TrainConfig
 from alexnet.training.first_kernel import choose_first_kernel
 from alexnet.training.step import set_channels_last
@@ -331,4 +356,4 @@ for form in ("grouped", "columns"):
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_trial_takes_the_faster_form_that_is_right_and_changes_nothing_else(device):
-    run_on(device, SCRIPT + TRIAL)
+    run_on_hopper(device, TRIAL)

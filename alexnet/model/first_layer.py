@@ -126,7 +126,7 @@ def serves_conv_norm_pool(
     side = images.shape[-1]
     return (
         images.device.type in KERNEL_DEVICES
-        and (not images.is_cuda or torch.cuda.get_device_capability(images.device)[0] == _HOPPER)
+        and _is_hopper(images.device)
         and images.dtype == torch.bfloat16
         and images.is_contiguous(memory_format=torch.channels_last)
         and not images.requires_grad
@@ -140,6 +140,14 @@ def serves_conv_norm_pool(
         and (norm.size, norm.beta) == (WINDOW, BETA)
         and pool == POOL
     )
+
+
+def _is_hopper(device: torch.device) -> bool:
+    """Whether a GPU is one; what is none has no other kernels to offer."""
+    if device.type != "cuda":
+        return True
+    # AMD's have numbers of their own.
+    return torch.version.hip is None and torch.cuda.get_device_capability(device)[0] == _HOPPER
 
 
 def output_side(side: int, pad_end: int) -> int:

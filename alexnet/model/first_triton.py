@@ -72,7 +72,7 @@ def forward(
     packed = torch.empty(TERMS.value, len(weight), dtype=torch.bfloat16, device=images.device)
     with torch.cuda.device_of(images):
         _pack[(TERMS.value,)](
-            weight, bias, packed, *weight.stride(), OUT=len(weight),
+            weight, bias.contiguous(), packed, *weight.stride(), OUT=len(weight),
             BLOCK=triton.next_power_of_2(len(weight)),
         )  # fmt: skip
         _forward[(len(images), groups, triton.cdiv(rows, CHUNK))](
@@ -95,13 +95,15 @@ def backward(
     tiles = len(images) * triton.cdiv(side, 2)
     programs = max(1, min(_processors(images) // groups, tiles))
     sums = torch.empty(programs, len(weight), TERMS.value, device=images.device)
-    weight_gradient, bias_gradient = torch.empty_like(weight), torch.empty_like(bias)
+    weight_gradient = torch.empty_like(weight)
+    bias_gradient = torch.empty_like(bias, memory_format=torch.contiguous_format)
     with torch.cuda.device_of(images):
         _backward[(programs, groups)](
             images, packed, g, taps, sums, tiles, **_options(images, taps, sizes, packed, norm)
         )
         _unpack[(len(weight), triton.cdiv(TERMS.value, 128))](
-            sums, weight_gradient, bias_gradient, programs, *weight.stride(), OUT=len(weight)
+            sums, weight_gradient, bias_gradient, programs, *weight_gradient.stride(),
+            OUT=len(weight),
         )  # fmt: skip
     return weight_gradient, bias_gradient
 
@@ -327,7 +329,8 @@ def _forward(
         )  # fmt: skip
 
 
-@triton.jit
+# The last batch of an epoch has other tiles: no reason to compile it again.
+@triton.jit(do_not_specialize=["tiles"])
 def _backward(
     images_pointer, weights_pointer, g_pointer, taps_pointer, sums_pointer, tiles,
     SIDE: tl.constexpr, OUT_SIDE: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,

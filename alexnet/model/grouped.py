@@ -97,8 +97,9 @@ class Stages(nn.Module):
         return (
             self.fuse_first
             and isinstance(first, Convolution)
-            and pairs[:1] == (("lrn",),)
-            and any("pool" in pair for pair in pairs)
+            and len(pairs) == 2
+            and pairs[0] == ("lrn",)
+            and "pool" in pairs[1]
             and serves_conv_norm_pool(images, first, self.pad_end, self.groups, self.lrn, self.pool)
         )
 

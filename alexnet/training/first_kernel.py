@@ -22,7 +22,8 @@ from alexnet.model.grouped import Grouped, Stages
 from alexnet.model.spec import ModelConfig
 from alexnet.training.config import TrainConfig
 
-IMAGES = 256  # of a trial: enough to fill a GPU, few beside those of a run
+IMAGES = 1024  # of a trial: the GPU takes longer for them than the host to launch what they need
+PASSES = 3  # between two waits for the GPU
 ROUNDS = 7
 # Of the difference of both ways, relative to the norms of the tensors. Each rounds to 8 bits, and
 # another pixel of a window may be its maximum then, which changes terms of the gradients a little.
@@ -64,6 +65,7 @@ def choose_first_kernel(
     try:
         reason = _difference(layers, batches, config)
     except Exception as error:  # noqa: BLE001 - of a driver, Triton or its compiler, of any kind
+        _check_devices(batches, error)
         lines = str(error).strip().splitlines() or [""]
         reason = f"{type(error).__name__}: {lines[-1]}"
     if reason:
@@ -130,7 +132,8 @@ def _pass(
     answers: list[Tensor] = []
     for layer, images in zip(layers, batches, strict=True):
         lower = config.precision == "bfloat16"
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=lower):
+        kind = images.device.type
+        with torch.enable_grad(), torch.autocast(kind, torch.bfloat16, enabled=lower):
             x = layer.stages.prepare(layer.convolution, images, layer.network)
             y = layer.stages(layer.convolution, x, 0)
         learned = [p for p in (layer.convolution.weight, layer.convolution.bias) if p is not None]
@@ -151,10 +154,22 @@ def _seconds(
             _fuse(layers, fused)
             _wait(batches)
             began = time.perf_counter()
-            _pass(layers, batches, config)
+            for _ in range(PASSES):
+                _pass(layers, batches, config)
             _wait(batches)
-            times.append(time.perf_counter() - began)
+            times.append((time.perf_counter() - began) / PASSES)
     return median(seconds[True]), median(seconds[False])
+
+
+def _check_devices(batches: Sequence[Tensor], error: Exception) -> None:
+    """RunError if the error has made a GPU unusable for this process."""
+    try:
+        _wait(batches)
+    except RuntimeError:
+        raise RunError(
+            f"The kernel of conv1 has failed on this GPU, which cannot go on: {error}. Start again "
+            "with --set train.fuse_conv1=off."
+        ) from error
 
 
 def _wait(batches: Sequence[Tensor]) -> None:

@@ -26,7 +26,8 @@ CONFIG = "config.json"
 LOCK, LEASE = ".lock", ".lease"
 # What a call leaves that was killed before there was a config.
 EMPTY = (LOCK, LEASE, f"{LEASE}.removal", f"{CONFIG}.partial")
-# May differ between the calls that make up one run: they do not change what is computed.
+# May differ between the calls that make up one run: they do not change what is computed, but for
+# roundings on a GPU.
 FREE = (
     *("train.log_steps", "train.checkpoint_minutes", "train.keep", "train.cuda_graph"),
     "train.fuse_conv1",
