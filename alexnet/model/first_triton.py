@@ -71,7 +71,7 @@ def forward(
     taps = empty_taps(y, 3, groups)
     packed = torch.empty(TERMS.value, len(weight), dtype=torch.bfloat16, device=images.device)
     with torch.cuda.device_of(images):
-        _pack[(TERMS.value,)](
+        _pack[(TERMS.value // 16,)](
             weight, bias.contiguous(), packed, *weight.stride(), OUT=len(weight),
             BLOCK=triton.next_power_of_2(len(weight)),
         )  # fmt: skip
@@ -145,8 +145,8 @@ def _pack(
     weight_pointer, bias_pointer, packed_pointer, step_out, step_color, step_row, step_column,
     OUT: tl.constexpr, BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
-    """A term of every channel."""
-    term, channel = tl.program_id(0), tl.arange(0, BLOCK)
+    """Sixteen terms of every channel."""
+    term, channel = tl.program_id(0) * 16 + tl.arange(0, 16)[:, None], tl.arange(0, BLOCK)[None, :]
     row, offset = _place(term, step_color, step_row, step_column)
     present = channel < OUT
     x = tl.load(
