@@ -174,10 +174,10 @@ def _unpack(
         present = (first + program < programs) & (term[None, :] < TERMS)
         total += tl.sum(tl.load(sums_pointer + offset, mask=present, other=0.0), axis=0)
     row, offset = _place(term, step_color, step_row, step_column)
-    weight_type, bias_type = weight_pointer.dtype.element_ty, bias_pointer.dtype.element_ty
     weight_pointer += channel * step_out + offset
-    tl.store(weight_pointer, total.to(weight_type), mask=row < KERNEL)
-    tl.store(bias_pointer + channel + term * 0, total.to(bias_type), mask=row == KERNEL)
+    tl.store(weight_pointer, total.to(weight_pointer.dtype.element_ty), mask=row < KERNEL)
+    bias_pointer += channel + term * 0
+    tl.store(bias_pointer, total.to(bias_pointer.dtype.element_ty), mask=row == KERNEL)
 
 
 @triton.jit
