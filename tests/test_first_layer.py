@@ -113,7 +113,7 @@ places = torch.randint(0, 363, (8, 3))
 weight.view(8, -1).scatter_(1, places, torch.ones(8, 3))
 weight = weight.bfloat16().to(memory_format=LAYOUT)
 bias = torch.arange(-4.0, 4.0)
-images[1, 1, 20, 20] = float("nan")
+images[1, 1, 20, 20] = -float("nan")  # as processors make it of infinities
 x = F.conv2d(F.pad(images.double(), (0, 3, 0, 3)), weight.double(), bias.double(), stride=4)
 side = x.shape[2]
 expected, places = F.max_pool2d(x, 3, 2, ceil_mode=True, return_indices=True)
@@ -125,6 +125,13 @@ torch.testing.assert_close(y.double(), expected, rtol=0, atol=0, equal_nan=True)
 known = ~expected.isnan()
 assert torch.equal(pixels_of(numbers(words, 8, 1), side)[known], places[known])
 assert expected.isnan().any() and (expected.diff() == 0).any()
+# A bias keeps 16 bits until it is added: 256.5 are not 256, nor what bfloat16 makes of them.
+apart = torch.zeros_like(weight)
+apart[0, :, :8, :8] = -2
+apart[0, :, 7, 7] = -2 - 64
+ones = torch.ones(1, 3, 44, 44).bfloat16().to(memory_format=LAYOUT)
+answer = kernels.forward(ones, apart, torch.full((8,), 576.5), (9, 1), norm, False)[0]
+assert (answer[:, 0] == 0.5).all() and (answer[:, 1:] == 576).all()
 g = torch.randint(-2, 3, y.shape).bfloat16().to(memory_format=LAYOUT)
 images = torch.randint(-1, 2, images.shape).bfloat16().to(memory_format=LAYOUT)
 x = F.conv2d(F.pad(images.double(), (0, 3, 0, 3)), weight.double(), bias.double(), stride=4)
@@ -137,6 +144,23 @@ gradients = torch.autograd.grad(z, (wide, wide_bias), g.double())
 own = kernels.backward(g, (images, weight.float(), bias, words, packed), (side, 1), norm)
 for actual, expected in zip(own, gradients):
     torch.testing.assert_close(actual.double(), expected, rtol=0, atol=0)
+"""
+
+SUMS = """
+# More programs than are summed at once, and places of terms by those of a convolution.
+torch.manual_seed(4)
+sums = torch.randint(-9, 10, (70, 6, 368)).float()
+weight = torch.zeros(6, 3, 11, 11).to(memory_format=LAYOUT)
+bias = torch.zeros(6)
+kernels._unpack[(6, 3)](sums, weight, bias, 70, *weight.stride(), OUT=6)
+total = sums.sum(0)
+rows = torch.cat([total[:, :352].view(6, 11, 32), total[:, 352:363, None]], 2)
+assert torch.equal(weight, rows.view(6, 11, 11, 3).permute(0, 3, 1, 2))
+assert torch.equal(bias, total[:, 363])
+packed = torch.empty(368, 6, dtype=torch.bfloat16)
+kernels._pack[(23,)](weight, bias, packed, *weight.stride(), OUT=6, BLOCK=8)
+assert torch.equal(packed[:363].float(), total[:, :363].T.bfloat16().float())
+assert torch.equal(packed[363:365].float().sum(0), bias) and not packed[365:].any()
 """
 
 NETWORK = """
@@ -184,7 +208,9 @@ def run_on_hopper(device, script):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("script", [NORM, TIES, NETWORK], ids=["norm", "ties", "network"])
+@pytest.mark.parametrize(
+    "script", [NORM, TIES, SUMS, NETWORK], ids=["norm", "ties", "sums", "network"]
+)
 def test_values_and_gradients_are_those_of_torch(script, device):
     run_on_hopper(device, script)
 
