@@ -235,7 +235,7 @@ def test_a_kernel_compiles_for_hopper_without_spills_and_with_its_products(case,
 
     name, constants, budget = CASES[case]
     kernel = ahead_of_time.compiled(
-        getattr(first_triton, name), {**constants, "GROUPS": groups}, {"tiles": 28 * 1024}, 90,
+        getattr(first_triton, name), {**constants, "GROUPS": groups}, {"tiles": 28 * 37}, 90,
         types={"taps_pointer": "*i32", "sums_pointer": "*fp32"}, **first_triton.OPTIONS,
     )  # fmt: skip
     assert not ahead_of_time.spills(kernel, tmp_path)

@@ -10,11 +10,12 @@ Forward, images are read and maxima with the numbers of their pixels are written
 convolution is computed again, and what is written is the gradient of its weights. Its output, 581
 KB an image in bfloat16, the largest of the network, and the gradient of it are never in memory.
 
-A product of tensor cores is of 128 pixels with the taps that each of them sees. A row of the kernel
-is 33 values, which lie one after the other in an image in channels_last: the first 32 of 11 rows
-make 352 taps, loaded 4 at a time, and the last values of all rows 11 more, in a chunk of 16. Two
-more in it see a one and have the bias as their weight, as two numbers of bfloat16 that make up 16
-bits of it: so the product adds the bias forward, and sums up its gradient backward.
+A product of tensor cores is of 128 pixels of the output and the terms of the sum that each of them
+is. A row of the convolution's window is 33 values, which lie one after the other in an image in
+channels_last: the first 32 of 11 rows make 352 terms, loaded 4 at a time, and the last values of
+all rows 11 more, in a chunk of 16. Two more in it are ones and have the bias as their weight, as
+two numbers of bfloat16 that make up 16 bits of it: so the product adds the bias forward, and sums
+up its gradient backward.
 
 Inside, sums are float32. Sums over neighbouring channels are products with a band of ones, for
 values in two parts of bfloat16. The pooling compares integers: 16 bits of a value, and below them
@@ -36,8 +37,8 @@ from alexnet.model.spec import Lrn, pooled
 COLORS: tl.constexpr = tl.constexpr(first_layer.COLORS)
 KERNEL: tl.constexpr = tl.constexpr(first_layer.KERNEL)
 STRIDE: tl.constexpr = tl.constexpr(first_layer.STRIDE)
-ROW: tl.constexpr = tl.constexpr(32)  # values of a kernel's row in its first taps
-LAST: tl.constexpr = tl.constexpr(352)  # the first tap of those that see the last value of a row
+ROW: tl.constexpr = tl.constexpr(32)  # values of a window's row in its first terms
+LAST: tl.constexpr = tl.constexpr(352)  # the first term of those with the last value of a row
 TERMS: tl.constexpr = tl.constexpr(first_layer.TERMS)
 PIXELS: tl.constexpr = tl.constexpr(128)  # of a product: two rows
 COLUMNS: tl.constexpr = tl.constexpr(64)  # of them a row
@@ -196,7 +197,7 @@ def _weights_at(
 
 @triton.jit
 def _weights(pointer, channel, CHANNELS: tl.constexpr, OUT: tl.constexpr):
-    """Weights (taps, BLOCK) in the chunks for which the compiler keeps all in registers."""
+    """Weights (terms, BLOCK) in the chunks for which the compiler keeps all in registers."""
     return (
         _weights_at(pointer, channel, 0, 128, CHANNELS, OUT),
         _weights_at(pointer, channel, 128, 128, CHANNELS, OUT),
@@ -230,7 +231,7 @@ def _patches_at(
 
 @triton.jit
 def _patches(pointer, row, column, inside, SIDE: tl.constexpr):
-    """What the taps see at pixels (PIXELS, 1) of the output; nothing where they are not inside."""
+    """Values of the terms at pixels (PIXELS, 1) of the output; zeros where they are not inside."""
     return (
         _patches_at(pointer, row, column, inside, 0, 128, SIDE),
         _patches_at(pointer, row, column, inside, 128, 128, SIDE),
@@ -336,7 +337,7 @@ def _backward(
     SIDE: tl.constexpr, OUT_SIDE: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
     WORDS: tl.constexpr, GROUPS: tl.constexpr, SHARE: tl.constexpr, K: tl.constexpr,
 ) -> None:  # fmt: skip
-    """The gradients at the taps of a group, summed over some tiles of two rows of an image."""
+    """The gradients at the terms of a group, summed over some tiles of two rows of an image."""
     OUT: tl.constexpr = CHANNELS * GROUPS
     first_channel = tl.program_id(1) * CHANNELS
     channel = tl.arange(0, BLOCK)[None, :]
