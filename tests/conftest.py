@@ -20,9 +20,10 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"
 settings.register_profile("any speed", deadline=None)
 settings.load_profile("any speed")
 
-# A shell starts what it puts into the background deaf to Ctrl-C, and its children stay so: the
-# processes that tests interrupt must hear it.
+# A shell starts what it puts into the background deaf to Ctrl-C, nohup deaf to the end of the
+# terminal, and children stay so: the processes that tests interrupt must hear both.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.hookimpl(optionalhook=True)
