@@ -31,6 +31,7 @@ from torch import Tensor
 
 from alexnet.model import first_layer
 from alexnet.model.cuda_ops import empty_maps, empty_taps
+from alexnet.model.norms_channels_last import make_band
 from alexnet.model.pooling_triton import pool_gradient, store_maxima
 from alexnet.model.spec import Lrn, pooled
 
@@ -253,13 +254,6 @@ def _convolved(patches, weights):
 
 
 @triton.jit
-def _band():
-    """Ones where row and column are at most two apart."""
-    distance = tl.arange(0, BLOCK)[:, None] - tl.arange(0, BLOCK)[None, :]
-    return tl.where((distance <= 2) & (distance >= -2), 1.0, 0.0).to(FACTOR)
-
-
-@triton.jit
 def _window_sums(x, band):
     """Sums over five neighbouring channels, of 16 bits of each x."""
     high = x.to(tl.bfloat16)
@@ -297,7 +291,7 @@ def _forward(
     channel = tl.arange(0, BLOCK)[None, :]
     weights = _weights(weights_pointer + first_channel, channel, CHANNELS, OUT)
     images_pointer += image * (SIDE * SIDE * COLORS)
-    band = _band()
+    band = make_band(BLOCK, 2).to(FACTOR)
     # A thread has those values of a product that are 8 of its rows apart: they lie below each other
     # in the image, and are compared at once.
     pixel = tl.arange(0, PIXELS)[:, None]
@@ -342,7 +336,7 @@ def _backward(
     first_channel = tl.program_id(1) * CHANNELS
     channel = tl.arange(0, BLOCK)[None, :]
     weights = _weights(weights_pointer + first_channel, channel, CHANNELS, OUT)
-    band = _band()
+    band = make_band(BLOCK, 2).to(FACTOR)
     dw0 = tl.zeros((BLOCK, 128), tl.float32)
     dw1 = tl.zeros((BLOCK, 128), tl.float32)
     dw2 = tl.zeros((BLOCK, 64), tl.float32)

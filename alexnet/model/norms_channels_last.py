@@ -1,6 +1,6 @@
 # pyright: basic, reportMissingImports=false, reportIndexIssue=false, reportArgumentType=false
 # pyright: reportGeneralTypeIssues=false, reportReturnType=false
-# ruff: noqa: ANN001, ANN202, PLR0913
+# ruff: noqa: ANN001, ANN201, ANN202, PLR0913
 # Triton's kernels are Python to the eye alone, and a user without CUDA need not have Triton.
 """Both norms on CUDA for channels_last tensors, the layout that training uses.
 
@@ -111,7 +111,7 @@ def _spatial_launch(
 
 
 @triton.jit
-def _band(BLOCK: tl.constexpr, HALF: tl.constexpr):
+def make_band(BLOCK: tl.constexpr, HALF: tl.constexpr):
     """Ones where row and column are at most HALF apart."""
     distance = tl.arange(0, BLOCK)[:, None] - tl.arange(0, BLOCK)[None, :]
     return tl.where((distance <= HALF) & (distance >= -HALF), 1.0, 0.0)
@@ -139,7 +139,7 @@ def _response_forward(
     x = tl.load(x_pointer + offset, mask=valid, other=0.0).to(tl.float32)
     if RELU:
         x = tl.where(x <= 0.0, 0.0, x)  # NaN stays
-    total = tl.dot(x * x, _band(BLOCK, HALF), input_precision=PRECISION)
+    total = tl.dot(x * x, make_band(BLOCK, HALF), input_precision=PRECISION)
     root = tl.rsqrt(K + SHARE * total)
     y = x * (root * tl.sqrt(root))
     tl.store(y_pointer + offset, y.to(y_pointer.dtype.element_ty), mask=valid)
@@ -160,7 +160,7 @@ def _response_backward(
         g = tl.load(g_pointer + offset, mask=valid, other=0.0).to(tl.float32)
     if RELU:
         x = tl.where(x <= 0.0, 0.0, x)
-    band = _band(BLOCK, HALF)
+    band = make_band(BLOCK, HALF)
     root = tl.rsqrt(K + SHARE * tl.dot(x * x, band, input_precision=PRECISION))
     if not EARLY:
         g = tl.load(g_pointer + offset, mask=valid, other=0.0).to(tl.float32)

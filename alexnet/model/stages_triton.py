@@ -28,6 +28,7 @@ import triton.language as tl
 from torch import Tensor
 
 from alexnet.model.cuda_ops import empty_bits, empty_maps, empty_taps, root_type
+from alexnet.model.norms_channels_last import make_band
 from alexnet.model.pooling_triton import maximum, pool_gradient, store_maxima
 from alexnet.model.spec import Lrn, pooled
 
@@ -201,13 +202,6 @@ def _bias_relu_backward(
 
 
 @triton.jit
-def _band(BLOCK: tl.constexpr):
-    """Ones where row and column are at most two apart."""
-    distance = tl.arange(0, BLOCK)[:, None] - tl.arange(0, BLOCK)[None, :]
-    return tl.where((distance <= 2) & (distance >= -2), 1.0, 0.0)
-
-
-@triton.jit
 def _root(total, SHARE: tl.constexpr, K: tl.constexpr):
     """The power -1/2 of the denominator for a sum of squares."""
     return tl.rsqrt(K + SHARE * total)
@@ -279,7 +273,7 @@ def _norm_pool(
     y_pointer += image * rows * columns * (CHANNELS * GROUPS) + first_channel
     taps_pointer += (image * rows * columns * GROUPS + tl.program_id(1)) * WORDS
     y_column = tl.arange(0, POOLED)[:, None]
-    band = _band(BLOCK)
+    band = make_band(BLOCK, 2)
     best = tl.full((POOLED, BLOCK), float("-inf"), tl.float32)
     best_tap = tl.zeros((POOLED, BLOCK), tl.int32)
     for row in tl.range(2 * first, 2 * tl.minimum(first + CHUNK, rows) + 1, disable_licm=True):
@@ -312,7 +306,7 @@ def _norm_pool_backward(
     channel = tl.arange(0, BLOCK)[None, :]
     group_channel = tl.program_id(1) * CHANNELS + channel
     bias = tl.load(bias_pointer + group_channel, mask=channel < CHANNELS, other=0.0)
-    band = _band(BLOCK)
+    band = make_band(BLOCK, 2)
     g_pointer += tl.program_id(1) * CHANNELS
     taps_pointer += tl.program_id(1) * WORDS
     total = tl.zeros((BLOCK,), tl.float32)
@@ -354,7 +348,7 @@ def _norms_pool(
     y_pointer += image * rows * columns * (CHANNELS * GROUPS) + first_channel
     taps_pointer += (image * rows * columns * GROUPS + tl.program_id(1)) * WORDS
     y_column = tl.arange(0, POOLED)[:, None]
-    band, columns_band = _band(BLOCK), _band(COLUMNS)
+    band, columns_band = make_band(BLOCK, 2), make_band(COLUMNS, 2)
     # The response norm's output of four rows, zeros above the image.
     y_up = tl.zeros((COLUMNS, BLOCK), tl.float32)
     y_above, y, y_below = y_up, y_up, y_up
@@ -405,7 +399,7 @@ def _norms_pool_backward(
     dx_pointer += start
     g_pointer += image * rows * columns * STEP + first_channel
     taps_pointer += (image * rows * columns * GROUPS + tl.program_id(1)) * WORDS
-    band, columns_band = _band(BLOCK), _band(COLUMNS)
+    band, columns_band = make_band(BLOCK, 2), make_band(COLUMNS, 2)
     inside = (column < width) & (channel < CHANNELS)
     # Horizontal sums of the spatial norm's terms of four rows, and what passes it straight, of two.
     fifth = tl.zeros((COLUMNS, BLOCK), tl.float32)
