@@ -388,10 +388,10 @@ for form in ("grouped", "columns"):
                 return answer
             with patch.object(kernels, kernel.__name__, broken):
                 note = choose("auto")
-            assert re.search("left to cuDNN: .*its result differs by 0[.](09|1)", note), note
+            assert re.search("left to cuDNN, .*its result differs by 0[.](09|1)", note), note
             assert not column.stages.fuse_first
         with patch.object(kernels, "_forward", None):
-            assert "fails (TypeError: " in choose("auto") and not column.stages.fuse_first
+            assert "compared: TypeError: " in choose("auto") and not column.stages.fuse_first
     # A trial leaves nothing behind.
     assert torch.equal(chance, torch.get_rng_state())
     for name, value in model.state_dict().items():

@@ -50,6 +50,8 @@ def choose_first_kernel(
     """
     layers = list(_first_layers(model))
     _fuse(layers, config.fuse_conv1 != "off")
+    if config.fuse_conv1 == "off":
+        return None
     if not layers or not all(_is_served(layer, config) for layer in layers):
         _fuse(layers, False)
         if config.fuse_conv1 == "on":
@@ -70,9 +72,7 @@ def choose_first_kernel(
         reason = f"{type(error).__name__}: {lines[-1]}"
     if reason:
         _fuse(layers, False)
-        return (
-            f"conv1 is left to cuDNN: in one kernel with its norm and pooling it fails ({reason})"
-        )
+        return f"conv1 is left to cuDNN, with which one kernel was compared: {reason}"
     fused, separate = _seconds(layers, batches, config, rounds)
     _fuse(layers, fused < separate)
     return (
@@ -96,16 +96,22 @@ def _fuse(layers: Sequence[FirstLayer], fused: bool) -> None:
 
 
 def _is_served(layer: FirstLayer, config: TrainConfig) -> bool:
-    return layer.stages.serves_first(layer.convolution, _images(layer, config, 1))
+    crop, device = layer.network.crop, layer.convolution.weight.device
+    images = _as_loaded(torch.empty((1, 3, crop, crop), device=device), layer, config)
+    return layer.stages.serves_first(layer.convolution, images)
 
 
 def _images(layer: FirstLayer, config: TrainConfig, count: int) -> Tensor:
-    """Smooth noise, as a loader would give images; torch's generator is left alone."""
-    crop, weight = layer.network.crop, layer.convolution.weight
-    generator = torch.Generator(weight.device).manual_seed(0)
-    coarse = torch.randn((count, 3, 9, 9), device=weight.device, generator=generator) * 60
-    images = F.interpolate(coarse, (crop, crop), mode="bilinear")
-    dtype = torch.bfloat16 if config.precision == "bfloat16" else weight.dtype
+    """Smooth noise; torch's generator is left alone."""
+    crop, device = layer.network.crop, layer.convolution.weight.device
+    generator = torch.Generator(device).manual_seed(0)
+    coarse = torch.randn((count, 3, 9, 9), device=device, generator=generator) * 60
+    return _as_loaded(F.interpolate(coarse, (crop, crop), mode="bilinear"), layer, config)
+
+
+def _as_loaded(images: Tensor, layer: FirstLayer, config: TrainConfig) -> Tensor:
+    """Images in the type and layout in which a loader gives them."""
+    dtype = torch.bfloat16 if config.precision == "bfloat16" else layer.convolution.weight.dtype
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     return images.to(dtype).contiguous(memory_format=layout)
 

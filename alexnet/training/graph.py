@@ -2,7 +2,7 @@
 # torch types CUDA graphs only in part.
 """The step as the trainer calls it: plain, or as one CUDA graph that is replayed.
 
-A step of the full network is about 80 kernels, which the host launches one by one in longer than
+A step of the full network is about 70 kernels, which the host launches one by one in longer than
 they take at a batch of 128. A graph is launched at once, but it repeats what was captured: the same
 kernels, at the same addresses. So batches are copied into inputs that stay, learning rates and the
 position of dropout are tensors that are written before a replay, and a step that is another one is
